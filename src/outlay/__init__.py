@@ -1,0 +1,62 @@
+"""outlay makes models decode more for less: one engine, one ledger and one budget for many published methods."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outlay.budget import Budget as Budget
+    from outlay.budget import Ledger as Ledger
+    from outlay.decode.beam import Beam as Beam
+    from outlay.decode.best_of import BestOf as BestOf
+    from outlay.decode.greedy import Greedy as Greedy
+    from outlay.decode.sample import Sample as Sample
+    from outlay.engine.handle import Handle as Handle
+    from outlay.engine.handle import Result as Result
+    from outlay.engine.method import About as About
+    from outlay.engine.method import Method as Method
+    from outlay.engine.method import Work as Work
+    from outlay.engine.run import Run as Run
+    from outlay.errors import FailureError as FailureError
+    from outlay.errors import OutlayError as OutlayError
+    from outlay.errors import UsageError as UsageError
+    from outlay.lm import LM as LM
+    from outlay.lm import load as load
+
+__version__ = "0.1.0"
+
+# Imported when first asked for: the command line answers --help without waiting for torch.
+_HOMES = {
+    "Budget": "outlay.budget",
+    "Ledger": "outlay.budget",
+    "Beam": "outlay.decode.beam",
+    "BestOf": "outlay.decode.best_of",
+    "Greedy": "outlay.decode.greedy",
+    "Sample": "outlay.decode.sample",
+    "Handle": "outlay.engine.handle",
+    "Result": "outlay.engine.handle",
+    "About": "outlay.engine.method",
+    "Method": "outlay.engine.method",
+    "Work": "outlay.engine.method",
+    "Run": "outlay.engine.run",
+    "FailureError": "outlay.errors",
+    "OutlayError": "outlay.errors",
+    "UsageError": "outlay.errors",
+    "LM": "outlay.lm",
+    "load": "outlay.lm",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'outlay' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

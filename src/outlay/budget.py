@@ -1,0 +1,141 @@
+"""What a run spends, and how much it may spend.
+
+A `Ledger` is filled in one place only, the engine, where the work is done, so that no method can miscount. A `Budget` caps
+any of its entries. Ledgers add up and print as a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from outlay.errors import UsageError, nearest
+
+
+@dataclass
+class Ledger:
+    """What was spent. Counts are integers; `seconds` is wall time; bytes and flops follow the models' real shapes and dtypes.
+
+    `target_passes` and `draft_passes` count the forward passes that the run took part in, `target_tokens` and `draft_tokens`
+    the positions that they computed for it. A multiply-add is 2 `flops`. `weight_bytes` is the run's share, by positions
+    computed, of the weights that its passes read; `kv_bytes` its share of the keys and values that attention read: what
+    several runs read together is counted once. `extras` holds what only one method counts, under its own names.
+    """
+
+    target_passes: int = 0
+    draft_passes: int = 0
+    target_tokens: int = 0
+    draft_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tokens_out: int = 0
+    rounds: int = 0
+    scores: int = 0
+    checks: int = 0
+    flops: int = 0
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    seconds: float = 0.0
+    extras: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Ledger) -> Ledger:
+        """Returns the sum, entry by entry; extras are added by name."""
+        total = {name: getattr(self, name) + getattr(other, name) for name in ENTRIES}
+        names = self.extras.keys() | other.extras.keys()
+        extras = {name: self.extras.get(name, 0) + other.extras.get(name, 0) for name in sorted(names)}
+        return Ledger(**total, extras=extras)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns every entry by name, `extras` as a dict of their own."""
+        return {name: getattr(self, name) for name in ENTRIES} | {"extras": dict(self.extras)}
+
+    def table(self) -> str:
+        """Returns the entries that are not zero, a line each, with rates where they tell something."""
+        rows = [(name.replace("_", " "), _amount(name, getattr(self, name))) for name in ENTRIES if getattr(self, name)]
+        rows += [(name.replace("_", " "), f"{amount:,.6g}") for name, amount in self.extras.items()]
+        rows += self._rates()
+        width = max((len(name) for name, _ in rows), default=0)
+        height = max((len(amount) for _, amount in rows), default=0)
+        return "\n".join(f"{name:<{width}}  {amount:>{height}}" for name, amount in rows)
+
+    def _rates(self) -> list[tuple[str, str]]:
+        rates = []
+        if self.tokens_out and self.target_passes:
+            rates.append(("tokens per target pass", f"{self.tokens_out / self.target_passes:.2f}"))
+        if self.tokens_out and self.seconds:
+            rates.append(("tokens per second", f"{self.tokens_out / self.seconds:.1f}"))
+        return rates
+
+
+ENTRIES: tuple[str, ...] = tuple(entry.name for entry in fields(Ledger) if entry.name != "extras")
+
+
+def _amount(name: str, amount: float) -> str:
+    if name == "seconds":
+        return f"{amount:.3f}"
+    if name == "flops":
+        return _scaled(amount, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
+    if name.endswith("_bytes"):
+        return _scaled(amount, ("B", "kB", "MB", "GB", "TB", "PB"))
+    return f"{amount:,}"
+
+
+def _scaled(amount: float, units: tuple[str, ...]) -> str:
+    step = 0
+    while amount >= 1000 and step < len(units) - 1:
+        amount, step = amount / 1000, step + 1
+    return f"{amount:.4g} {units[step]}"
+
+
+class Budget:
+    """Caps on entries of the ledger: `Budget(target_passes=64, seconds=2.0)`.
+
+    A run never spends more than its budget and ends with `finish_reason="budget"` and the best text so far when its next
+    piece of work would; `seconds` is looked at before each piece of work. Raises `UsageError` for an entry that does not
+    exist and for a cap that is not above zero.
+    """
+
+    def __init__(self, **caps: float) -> None:
+        for name, cap in caps.items():
+            if name not in ENTRIES:
+                known = ", ".join(ENTRIES)
+                raise UsageError(f"a budget has no entry {name!r}{nearest(name, ENTRIES)}; it caps any of {known}")
+            if isinstance(cap, bool) or not isinstance(cap, int | float) or not cap > 0:
+                raise UsageError(f"the budget's {name} must be a number above 0, not {cap!r}")
+        self.caps: Mapping[str, float] = dict(caps)
+
+    def __repr__(self) -> str:
+        return f"Budget({', '.join(f'{name}={cap}' for name, cap in self.caps.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Budget) and self.caps == other.caps
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.caps.items())))
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Makes a budget from `"target_passes=64,seconds=2"`. Raises `UsageError` for anything else."""
+        caps: dict[str, float] = {}
+        for part in text.split(","):
+            name, equals, amount = part.partition("=")
+            try:
+                cap = float(amount)
+            except ValueError:
+                cap = float("nan")
+            if not equals or cap != cap:
+                raise UsageError(f"a budget is written as name=number[,name=number...], not {text!r}")
+            caps[name.strip()] = int(cap) if cap.is_integer() else cap
+        return cls(**caps)
+
+    def left(self, ledger: Ledger, name: str) -> float:
+        """Returns what may still be spent of one entry; infinity where it has no cap."""
+        return self.caps[name] - getattr(ledger, name) if name in self.caps else float("inf")
+
+    def allows(self, ledger: Ledger, cost: Ledger) -> bool:
+        """Tells whether `cost` can be added to `ledger` with every cap kept."""
+        return all(getattr(ledger, name) + getattr(cost, name) <= cap for name, cap in self.caps.items())

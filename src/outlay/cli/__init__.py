@@ -1,0 +1,111 @@
+"""The `outlay` command: one module here for each of its commands, imported only when it is asked for.
+
+A command's module has a `DESCRIPTION`, `EXAMPLES`, `add_arguments(parser)` and `run(args)`, which returns the exit status.
+Exit statuses: 0, 1 for what failed, 2 for what the user typed, 128 + the signal for what a signal ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from outlay.cli import terminal
+from outlay.cli.arguments import Parser
+from outlay.cli.interrupt import Terminated, terminable
+from outlay.errors import OutlayError, UsageError, nearest
+
+COMMANDS = {
+    "run": "answer a prompt and show what it cost",
+    "methods": "the catalogue of methods; one method in detail",
+    "models": "what can be loaded, what is on disk, what runs here",
+    "pull": "fetch a model",
+    "bench": "run a benchmark",
+}
+CLOSED_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command in `argv` (by default what the user typed) and returns its exit status. Raises nothing."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with terminable():
+            status = _dispatch(words)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        _discard_stdout()
+        return CLOSED_PIPE
+    except Terminated:
+        return _report("stopped", 128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        return _report("stopped", 128 + signal.SIGINT)
+    except UsageError as error:
+        return _report(str(error), 2)
+    except OutlayError as error:
+        return _report(str(error), 1)
+    except Exception as error:  # a user never sees a traceback, whatever a method, a model file or a disk comes up with
+        return _report(f"{type(error).__name__}: {error} (OUTLAY_DEBUG=1 shows where)", 1)
+
+
+def _dispatch(words: list[str]) -> int:
+    name = words[0] if words else "--help"
+    if name.startswith("-"):
+        return _top_level(words)
+    if name not in COMMANDS:
+        if " " in name:
+            raise UsageError(f"there is no command {name!r}; a prompt goes after `run`: outlay run {name!r}")
+        raise UsageError(f"there is no command {name!r}{nearest(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
+    command = import_module(f"outlay.cli.{name}")
+    return _run_command(f"outlay {name}", command, words[1:])
+
+
+def _run_command(name: str, command: ModuleType, words: list[str]) -> int:
+    parser = Parser(prog=name, description=command.DESCRIPTION, epilog=command.EXAMPLES)
+    command.add_arguments(parser)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit:  # argparse has shown the help
+        return 0
+    return int(command.run(args))
+
+
+def _top_level(words: list[str]) -> int:
+    commands = "\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items())
+    parser = Parser(
+        prog="outlay",
+        usage="outlay COMMAND [...]",
+        description="Decodes more for less: many published methods, one engine, one ledger.",
+        epilog=f"commands:\n{commands}\n\n`outlay COMMAND --help` explains each. For a start:\n"
+        '  outlay run "Why is the sky blue?"\n',
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and leave")
+    args = parser.parse_args(words or ["--help"])
+    if args.version:
+        import outlay
+
+        print(f"outlay {outlay.__version__}")
+    return 0
+
+
+def _report(message: str, status: int) -> int:
+    """Writes one line about what went wrong, below the traceback if that is asked for; returns `status`."""
+    if os.environ.get("OUTLAY_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
+    print(terminal.bold("outlay:", sys.stderr), " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _discard_stdout() -> None:
+    """Sends what is still buffered nowhere, so that the interpreter does not complain about it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

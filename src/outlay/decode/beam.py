@@ -1,0 +1,106 @@
+"""Beam search: keep the `width` most probable beginnings, and the best finished texts by length-normalised probability.
+
+The beams are leaves of one token tree, so what they share is computed and stored once and a beam that is dropped gives its
+slots back. Scores, length penalty and early stopping follow `transformers` (`GenerationMixin._beam_search`, version 5).
+Deterministic; an approximate search for the most probable text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from outlay.engine.method import About, Method, Work
+from outlay.engine.run import Run
+from outlay.errors import UsageError
+from outlay.tree.token_tree import Node
+
+
+@dataclass(frozen=True)
+class _Beam:
+    """A text's last node and its score: a sum of log-probabilities while it runs, divided by length ** penalty at its end."""
+
+    node: Node
+    score: float
+
+
+@dataclass(frozen=True)
+class Beam(Method):
+    """Keeps `width` beams; `length_penalty` above 0 favours longer texts. `early_stopping` ends the search as soon as `width`
+    texts are finished (True), when no running beam looks likely to do better (False), or when none can ("never")."""
+
+    width: int = 4
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    about: ClassVar[About] = About(
+        name="beam",
+        summary="the most probable text among `width` beginnings at a time",
+        paper="",
+        family="search",
+        spends="`width` positions a pass",
+        saves="keys and values, which the beams share",
+        exact=False,
+    )
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UsageError(f"beam needs a width of 1 or more, not {self.width}")
+
+    def check(self, run: Run) -> None:
+        if not run.sampler.greedy:
+            raise UsageError("beam search does not draw tokens; leave temperature at 0")
+        if run.options.stop:
+            raise UsageError("beam search ends at end tokens only; leave out the stop strings")
+
+    def decode(self, run: Run) -> Work:
+        limit, eos = run.max_tokens, sorted(run.eos_token_ids)
+        running, finished = [_Beam(run.tip, 0.0)], []
+        for length in range(1, limit + 1):
+            logits = yield run.target.forward([beam.node for beam in running])
+            grown = self._best(run, running, logits, max(2, 1 + len(eos)) * self.width)
+            ends = [token in run.eos_token_ids or length == limit for _, token, _ in grown]
+            going_on = [choice for choice, end in zip(grown, ends, strict=True) if not end][: self.width]
+            ending = [choice for choice, end in zip(grown[: self.width], ends[: self.width], strict=True) if end]
+            if self.early_stopping is True and len(finished) == self.width:
+                ending = []
+            running = self._extend(run, going_on)
+            ended = self._extend(run, [(node, token, score / length**self.length_penalty) for node, token, score in ending])
+            finished = sorted([*finished, *ended], key=lambda beam: -beam.score)[: self.width]
+            run.tree.prune([beam.node for beam in [*running, *finished]])
+            if finished or running:
+                run.offer((finished or running)[0].node)
+            if not running or not self._can_improve(running, finished, length, limit):
+                break
+        run.accept(finished[0].node if finished else running[0].node)
+
+    @staticmethod
+    def _best(run: Run, running: list[_Beam], logits: Tensor, count: int) -> list[tuple[Node, int, float]]:
+        """Returns the `count` best (parent, token, score) over all beams, best first."""
+        logprobs = torch.stack(
+            [
+                run.sampler.penalized(row, beam.node) + beam.score
+                for row, beam in zip(logits.log_softmax(-1), running, strict=True)
+            ]
+        )
+        best = logprobs.flatten().topk(min(count, logprobs.numel()))
+        vocab = logprobs.shape[1]
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(running[index // vocab].node, index % vocab, score) for index, score in pairs]
+
+    @staticmethod
+    def _extend(run: Run, choices: list[tuple[Node, int, float]]) -> list[_Beam]:
+        nodes = run.tree.extend([node for node, _, _ in choices], [token for _, token, _ in choices])
+        return [_Beam(node, score) for node, (_, _, score) in zip(nodes, choices, strict=True)]
+
+    def _can_improve(self, running: list[_Beam], finished: list[_Beam], length: int, limit: int) -> bool:
+        """Tells whether the search goes on, by the rule that `early_stopping` names."""
+        if len(finished) < self.width:
+            return True
+        if self.early_stopping is True:
+            return False
+        longest = limit if self.early_stopping == "never" and self.length_penalty > 0 else length
+        return running[0].score / longest**self.length_penalty > finished[-1].score

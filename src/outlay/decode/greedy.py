@@ -1,0 +1,39 @@
+"""Greedy decoding: the most probable token, each time.
+
+One pass of the target model a token. It is exact by definition, and what every exact method writes at temperature 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from outlay.engine.method import About, Method, Work
+from outlay.engine.run import Run
+from outlay.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Greedy(Method):
+    """Takes the most probable token, the lowest id among equals."""
+
+    about: ClassVar[About] = About(
+        name="greedy",
+        summary="the most probable token each time",
+        paper="",
+        family="baseline",
+        spends="one target pass a token",
+        saves="nothing: it is what the others are measured against",
+    )
+
+    def check(self, run: Run) -> None:
+        if not run.sampler.greedy:
+            raise UsageError(
+                f"greedy decodes at temperature 0, not {run.options.sampling.temperature}; method 'sample' draws tokens"
+            )
+
+    def decode(self, run: Run) -> Work:
+        node = run.tip
+        while True:
+            logits = yield run.target.forward([node])
+            node = run.commit(run.sampler.pick(logits[0]))

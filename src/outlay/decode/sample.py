@@ -1,0 +1,34 @@
+"""Ancestral sampling: each token is drawn from the model's distribution, after temperature and truncation.
+
+One pass of the target model a token. Exact: the text is distributed as the model with these sampling options; truncation by
+top-k (Fan et al. 2018), top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024) has the meaning that `transformers`
+gives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from outlay.engine.method import About, Method, Work
+from outlay.engine.run import Run
+
+
+@dataclass(frozen=True)
+class Sample(Method):
+    """Draws each token. At temperature 0 it writes what greedy writes."""
+
+    about: ClassVar[About] = About(
+        name="sample",
+        summary="each token drawn, after temperature and truncation",
+        paper="",
+        family="baseline",
+        spends="one target pass a token",
+        saves="nothing: it is what the others are measured against",
+    )
+
+    def decode(self, run: Run) -> Work:
+        node = run.tip
+        while True:
+            logits = yield run.target.forward([node])
+            node = run.commit(run.sampler.pick(logits[0]))

@@ -1,0 +1,30 @@
+"""Random streams that derive from a run's seed and a place in its tree, not from the order in which work is done."""
+
+from __future__ import annotations
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def mix(seed: int, *key: int) -> int:
+    """Returns 64 well-mixed bits of `seed` and `key` (the finalizer of SplitMix64, Steele et al. 2014)."""
+    state = seed & _MASK
+    for part in key:
+        state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state
+
+
+class RandomStreams:
+    """One `torch.Generator`, set anew for each key: the same seed and key always give the same numbers."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generator = torch.Generator()
+
+    def at(self, *key: int) -> torch.Generator:
+        """Returns the generator for `key`, good until the next call."""
+        return self._generator.manual_seed(mix(self._seed, *key))

@@ -1,0 +1,261 @@
+"""One request in the engine: its tree, its sampler, its ledger, and the text that it has committed so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from outlay.budget import Budget, Ledger
+from outlay.engine.method import Forward, Method
+from outlay.engine.random import RandomStreams
+from outlay.engine.sampling import Sampling, distribution, draw, penalize
+from outlay.engine.text import TextStream
+from outlay.engine.trace import Trace
+from outlay.tree.token_tree import Node, Tree
+
+if TYPE_CHECKING:
+    from outlay.engine.worker import ModelWorker
+
+RESERVE = 512  # tokens of text for which a run asks the cache for room at once; more comes when it is needed
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a request asks for beside its prompt and its method."""
+
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability of a token under the model's raw logits, and the most probable tokens in its place."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Seat:
+    """A run's place at one model: its tree there, and the way to ask that model for work."""
+
+    def __init__(self, run: Run, worker: ModelWorker, tree: Tree) -> None:
+        self.run, self.worker, self.tree = run, worker, tree
+        self.trees = [tree]
+
+    def forward(self, nodes: Sequence[Node]) -> Forward:
+        """Asks for the logits of `nodes`, float32 [len(nodes), vocab], in one pass if they fit."""
+        return Forward(self.run, self, tuple(nodes))
+
+    def fork(self, tree: Tree, node: Node | None = None) -> Tree:
+        """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its end."""
+        twin = tree.fork(node)
+        self.trees.append(twin)
+        return twin
+
+    def release(self) -> None:
+        """Gives back everything this run holds in the model's cache."""
+        for tree in self.trees:
+            tree.release()
+
+
+class Sampler:
+    """Chooses tokens from logits by the run's sampling options and its random streams."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._options = run, run.options.sampling
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self._options.temperature == 0
+
+    def penalized(self, logits: Tensor, node: Node | None = None) -> Tensor:
+        """Returns logits [vocab] after `node` with bias and penalties, before temperature and truncation."""
+        text: list[int] = []
+        if self._options.repetition_penalty != 1 or self._options.presence_penalty:
+            text = self._run.text_tokens(node or self._run.tip)
+        return penalize(logits, self._options, self._run.prompt, text)
+
+    def probs(self, logits: Tensor, node: Node | None = None) -> Tensor:
+        """Returns the distribution, float32 [vocab], of the token after `node` (the run's tip by default)."""
+        return distribution(self.penalized(logits, node), self._options)
+
+    def pick(self, logits: Tensor, node: Node | None = None, stream: int = 0) -> int:
+        """Returns the token after `node`, given its logits [vocab]. Draws depend on the seed, the position and `stream`."""
+        if self.greedy:
+            return int(self.penalized(logits, node).argmax())
+        generator = self._run.random.at((node or self._run.tip).position, stream)
+        return draw(self.probs(logits, node), generator)
+
+
+class Run:
+    """What a method sees of its request.
+
+    `tree` is the token tree at the target model, `tip` its last decided node, `prompt` the prompt's token ids, `tokens` the
+    committed ones. A method calls `commit` or `accept` with what it decides and goes on; the engine ends it.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        prompt: Sequence[int],
+        options: RunOptions,
+        text: TextStream,
+        eos_token_ids: frozenset[int],
+        context: int,
+        deliver: Callable[[str], None],
+    ) -> None:
+        self.method, self.prompt, self.options = method, tuple(prompt), options
+        self.ledger = Ledger()
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.random = RandomStreams(options.seed)
+        self.sampler = Sampler(self)
+        self.finish_reason: str | None = None
+        self.trace: Trace | None = None
+        self.target: Seat
+        self.draft: Seat | None = None
+        self._text, self._eos, self._context, self._deliver = text, eos_token_ids, context, deliver
+        self._offer: Node | None = None
+        self._prompt_end: Node
+        self._rows: dict[Node, Tensor] = {}
+        self._ended = False
+        self._started = time.perf_counter()
+
+    @property
+    def tree(self) -> Tree:
+        """The token tree at the target model."""
+        return self.target.tree
+
+    @property
+    def tip(self) -> Node:
+        """The last decided node."""
+        tip = self.tree.tip
+        assert tip is not None, "a run's tree holds its prompt"
+        return tip
+
+    @property
+    def text(self) -> str:
+        """The text committed so far, without what a stop string may still cut."""
+        return self._text.text
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end the text; empty where the request ignores them."""
+        return self._eos
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens this run can commit at most: its own limit, its budget's and the context's, whichever is least."""
+        room = self._context - len(self.prompt)
+        return int(min(self.options.max_tokens, room, self.options.budget.caps.get("tokens_out", room)))
+
+    def left(self, entry: str) -> float:
+        """Returns what the budget leaves of a ledger entry; infinity where it has no cap."""
+        return self.options.budget.left(self.ledger, entry)
+
+    def text_tokens(self, node: Node) -> list[int]:
+        """Returns the tokens from the end of the prompt to `node`."""
+        return [below.token for below in node.path(self._prompt_end)]
+
+    def commit(self, token: int) -> Node:
+        """Decides the next token and returns its node, the new tip. Frees what was loose."""
+        self.tree.prune(())
+        if self.finish_reason is None:
+            above = self.tip
+            self._emit(token, above)
+            self.tree.append([token])
+        return self.tip
+
+    def accept(self, node: Node) -> Node:
+        """Decides the path from the tip to a loose `node`, up to the first stop condition; returns the new tip.
+
+        `node` may belong to another tree of this run, forked below the tip.
+        """
+        last = self.tip
+        for below in node.path(last):
+            if self.finish_reason is not None:
+                break
+            self._emit(below.token, last)
+            last = below
+        if last.tree is self.tree:
+            self.tree.keep(last)
+        return last
+
+    def offer(self, node: Node) -> None:
+        """Says which node is the best end so far: what the run commits if it has to end before the method does."""
+        self._offer = node
+
+    def count(self, **amounts: float) -> None:
+        """Adds to the ledger what only the method knows: `drafted`, `accepted`, `rounds`, or an extra under any name."""
+        for name, amount in amounts.items():
+            if name in ("drafted", "accepted", "rounds"):
+                setattr(self.ledger, name, getattr(self.ledger, name) + int(amount))
+            else:
+                self.ledger.extras[name] = self.ledger.extras.get(name, 0) + amount
+
+    def finish(self, reason: str) -> None:
+        """Ends the run, once: what was offered is committed and held text delivered. A reason that stands already stays."""
+        if self._ended:
+            return
+        self._ended = True
+        if self.finish_reason is None:
+            if self._offer is not None:
+                self.accept(self._offer)
+            self.finish_reason = reason
+        self._send(self._text.flush())
+        self._rows.clear()
+        if self.trace is not None:
+            self.trace.finished(self.finish_reason, self.tokens)
+        self.clock()
+
+    def clock(self) -> None:
+        """Brings the ledger's seconds up to date."""
+        self.ledger.seconds = time.perf_counter() - self._started
+
+    def begin(self, target: Seat, draft: Seat | None, prompt_end: Node) -> None:
+        """Takes the seats that the engine made; called once, before the method starts."""
+        self.target, self.draft, self._prompt_end = target, draft, prompt_end
+
+    def remember(self, node: Node, logits: Tensor) -> None:
+        """Keeps a node's raw logits until its successor is committed; only where log-probabilities are wanted."""
+        if self.options.logprobs is not None:
+            self._rows[node] = logits
+
+    def _emit(self, token: int, above: Node) -> None:
+        self.tokens.append(token)
+        self.ledger.tokens_out += 1
+        if self.options.logprobs is not None:
+            self.logprobs.append(_logprob(self._rows[above], token, self.options.logprobs))
+        if token in self._eos:
+            self.finish_reason = "stop"
+            return
+        self._send(self._text.push(token))
+        if self._text.stopped:
+            self.finish_reason = "stop"
+        elif self.left("tokens_out") <= 0:
+            self.finish_reason = "budget"
+        elif len(self.tokens) >= self.max_tokens:
+            self.finish_reason = "length"
+
+    def _send(self, piece: str) -> None:
+        if piece:
+            self._deliver(piece)
+
+
+def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
+    logprobs = logits.float().log_softmax(-1)
+    best = torch.topk(logprobs, top) if top else None
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
+    return TokenLogprob(token, float(logprobs[token]), tuple(pairs))

@@ -1,0 +1,107 @@
+"""From logits to the distribution that a run samples from, with the meaning that `transformers` gives to each option.
+
+The order is fixed: raw logits, logit bias, repetition and presence penalties, temperature, then truncation by top-k, top-p
+and min-p. At temperature 0 the most probable token is taken, the lowest id among equals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from outlay.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. Raises `UsageError` for a value out of range.
+
+    `temperature` 0 is greedy. `top_k` keeps the k most probable tokens, `top_p` the fewest that hold that much probability,
+    `min_p` those at least that probable relative to the best. `repetition_penalty` divides (or, below zero, multiplies) the
+    logits of tokens in the prompt and the text; `presence_penalty` is subtracted from those of tokens in the text.
+    `logit_bias` adds to the logits of token ids.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.temperature >= 0, "temperature", "0 or more", self.temperature)
+        _check(self.temperature < float("inf"), "temperature", "finite", self.temperature)
+        _check(self.top_k is None or self.top_k >= 1, "top_k", "1 or more", self.top_k)
+        _check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p)
+        _check(0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0", self.repetition_penalty)
+        _check(abs(self.presence_penalty) < float("inf"), "presence_penalty", "finite", self.presence_penalty)
+
+
+def _check(holds: bool, name: str, wanted: str, value: object) -> None:
+    if not holds:
+        raise UsageError(f"{name} must be {wanted}, not {value}")
+
+
+def penalize(logits: Tensor, options: Sampling, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
+    """Returns logits [vocab] with the bias and the penalties applied; the input is left as it is."""
+    if options.logit_bias:
+        logits = logits.clone()
+        ids = torch.tensor(list(options.logit_bias), device=logits.device)
+        logits[ids] += torch.tensor(list(options.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+    if options.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*prompt, *text}), device=logits.device)
+        values = logits[seen]
+        penalty = options.repetition_penalty
+        logits = logits.index_put((seen,), torch.where(values < 0, values * penalty, values / penalty))
+    if options.presence_penalty and text:
+        seen = torch.tensor(sorted(set(text)), device=logits.device)
+        logits = logits.index_put((seen,), logits[seen] - options.presence_penalty)
+    return logits
+
+
+def distribution(logits: Tensor, options: Sampling) -> Tensor:
+    """Returns the probabilities float32 [..., vocab] that temperature and truncation make of penalized logits [..., vocab]."""
+    if options.temperature == 0:
+        one_hot = torch.zeros_like(logits, dtype=torch.float32)
+        return one_hot.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    scores = logits.float() / options.temperature
+    if options.top_k is not None and options.top_k < scores.shape[-1]:
+        least = scores.topk(options.top_k).values[..., -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if options.top_p is not None and options.top_p < 1:
+        scores = _nucleus(scores, options.top_p)
+    if options.min_p:
+        probs = scores.softmax(-1)
+        scores = scores.masked_fill(probs < options.min_p * probs.amax(-1, keepdim=True), -torch.inf)
+    return scores.softmax(-1)
+
+
+def _nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """Masks all but the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020)."""
+    log_total = scores.logsumexp(-1, keepdim=True)
+    vocab = scores.shape[-1]
+    width = min(vocab, 512)  # nearly always enough, and far cheaper than sorting the vocabulary
+    while True:
+        values, ids = scores.topk(width)
+        mass = (values - log_total).exp().cumsum(-1)
+        if width == vocab or bool((mass[..., -1] >= top_p).all()):
+            break
+        width = min(vocab, 8 * width)
+    keep = mass - (values - log_total).exp() < top_p
+    masked = torch.full_like(scores, -torch.inf)
+    return masked.scatter_(-1, ids, values.masked_fill(~keep, -torch.inf))
+
+
+def draw(probs: Tensor, generator: torch.Generator) -> int:
+    """Returns a token drawn from probs [vocab] by inverting their cumulative sum at one uniform number."""
+    support = probs.nonzero().squeeze(-1)
+    edges = probs[support].double().cumsum(0).cpu()
+    at = torch.rand((), generator=generator, dtype=torch.float64) * edges[-1]
+    index = torch.searchsorted(edges, at, right=True).clamp_(max=len(support) - 1)
+    return int(support[index])

@@ -1,0 +1,217 @@
+"""A model at work: gathers what all runs ask of it, does one pass a tick, and books the cost where it belongs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from outlay.budget import Ledger
+from outlay.engine.method import Forward, Request
+from outlay.engine.run import Run
+from outlay.errors import FailureError
+from outlay.models.load import Model
+from outlay.tree.attention import TreeAttention
+from outlay.tree.cache import Cache
+from outlay.tree.plan import Plan, plan_pass
+from outlay.tree.prefix import PrefixCache
+from outlay.tree.token_tree import Node, Tree
+
+CHUNK = 256  # rows of prefill in one pass: long enough to be efficient, short enough not to stall the others
+DECODE = 64  # requests of up to this many rows are never cut
+
+
+class ModelWorker:
+    """Holds one model's cache and serves `Forward` requests, all of a tick's in one pass.
+
+    `ledger` sums what the worker did; it equals the sum of the ledgers of the runs that it worked for. `passes` counts
+    physical passes, in which several runs take part.
+    """
+
+    def __init__(self, model: Model, *, role: str, cache_tokens: int | None = None, prefix_cache: bool = True) -> None:
+        decoder = model.decoder
+        self.model, self.decoder, self.role = model, decoder, role
+        limit = cache_tokens or max(decoder.config.max_positions, 16384)
+        self.cache = Cache(decoder.config, decoder.kv_dtype, decoder.device, limit=limit)
+        self.prefixes = PrefixCache() if prefix_cache else None
+        if self.prefixes is not None:
+            self.cache.reclaim = self.prefixes.evict
+        self.ledger = Ledger()
+        self.passes = 0
+        self.pass_seconds = 0.0
+        self._layers = Counter(decoder.config.windows)
+
+    def plant(self, prompt: Sequence[int], reserve: int) -> tuple[Tree, Node]:
+        """Returns a tree that holds the prompt, and its last node; what is already in the cache is shared.
+
+        The last token is always the tree's own, because its logits are wanted. Raises `FailureError` when it doesn't fit.
+        """
+        known = self.prefixes.match(prompt[:-1]) if self.prefixes is not None else None
+        shared = known.position + 1 if known else 0
+        tree = Tree(self.cache, after=known, reserve=len(prompt) - shared + reserve)
+        try:
+            tree.append(prompt[shared:])
+        except FailureError:
+            tree.release()
+            raise
+        assert tree.tip is not None
+        self.remember(tree.tip)
+        return tree, tree.tip
+
+    def remember(self, node: Node) -> None:
+        """Keeps the path to `node` for requests to come."""
+        if self.prefixes is not None:
+            self.prefixes.insert(node.path())
+
+    def advance(self, requests: Sequence[Request]) -> None:
+        """Does one pass for these `Forward` requests and finishes those whose rows are all computed."""
+        forwards = [request for request in requests if isinstance(request, Forward)]
+        for forward in forwards:
+            if not forward.pending and not forward.rows:
+                forward.pending = _pending(forward.nodes)
+        while chosen := self._choose([forward for forward in forwards if forward.run.finish_reason is None]):
+            groups = _by_tree(chosen)
+            plan = plan_pass(groups, torch.from_numpy(self.cache.positions), self.decoder.config.windows)
+            order = [node for _, nodes in groups for node in nodes]
+            costs = self._costs(chosen, plan, order)
+            over = [run for run, cost in costs.items() if not run.options.budget.allows(run.ledger, cost)]
+            if not over:
+                self._run_pass(chosen, plan, order, costs)
+                return
+            for run in over:
+                run.finish("budget")
+
+    def _choose(self, forwards: Sequence[Forward]) -> list[tuple[Forward, list[Node]]]:
+        """Picks this tick's rows: first the short requests, whole, then chunks of the long ones, first come first served."""
+        taken: set[Node] = set()
+        chosen = []
+        room = CHUNK
+        for forward in sorted(forwards, key=lambda forward: len(forward.pending) > DECODE):
+            limit = len(forward.pending) if len(forward.pending) <= DECODE else max(room, 0)
+            rows = [node for node in forward.pending if node not in taken][:limit]
+            if len(rows) < len(forward.pending):  # what another run computes in this pass may lie above our own rows
+                rows = _reachable(rows, taken)
+            room -= len(rows)
+            taken.update(rows)
+            chosen.append((forward, rows))
+        return [(forward, rows) for forward, rows in chosen if rows]
+
+    def _run_pass(
+        self, chosen: list[tuple[Forward, list[Node]]], plan: Plan, order: list[Node], costs: dict[Run, Ledger]
+    ) -> None:
+        started = time.perf_counter()
+        wanted = {node for forward, _ in chosen for node in forward.nodes}
+        heads = [row for row, node in enumerate(order) if node in wanted]
+        try:
+            logits = self._forward(plan, heads)
+        except (RuntimeError, MemoryError) as error:
+            for forward, _ in chosen:
+                forward.error = FailureError(f"a pass of {self.model.name} over {len(order)} tokens failed: {error}")
+                forward.done = True
+            return
+        self.passes += 1
+        elapsed = time.perf_counter() - started
+        self.pass_seconds += elapsed
+        for run, cost in costs.items():
+            run.ledger = run.ledger + cost
+            self.ledger = self.ledger + cost
+        for node in order:
+            node.computed = True
+        rows = {order[row]: logits[index] for index, row in enumerate(heads)}
+        for forward, nodes in chosen:
+            self._settle(forward, nodes, rows)
+        for run in costs:
+            if run.trace is not None:
+                mine = [node for forward, nodes in chosen if forward.run is run for node in nodes]
+                run.trace.passed(self.role, mine, len(order), len(costs), elapsed, self.cache.bytes())
+
+    def _forward(self, plan: Plan, heads: list[int]) -> torch.Tensor:
+        device = self.decoder.device
+        attend = TreeAttention(self.cache, plan, self.decoder.config)
+        rows = None if len(heads) == len(plan.keys_seen) else torch.tensor(heads, device=device)
+        return self.decoder.forward(plan.tokens.to(device), plan.positions.to(device), attend, rows)
+
+    def _settle(self, forward: Forward, nodes: list[Node], rows: dict[Node, torch.Tensor]) -> None:
+        for node in nodes:
+            if node in rows and node in forward.nodes:
+                forward.rows[node] = rows[node]
+                forward.run.remember(node, rows[node])
+        forward.pending = [node for node in forward.pending if not node.computed or node in forward.nodes and node not in forward.rows]
+        if not forward.pending:
+            picked = [forward.rows[node] for node in forward.nodes]
+            forward.result = picked[0][None] if len(picked) == 1 else torch.stack(picked)
+            forward.done = True
+
+    def _costs(self, chosen: list[tuple[Forward, list[Node]]], plan: Plan, order: list[Node]) -> dict[Run, Ledger]:
+        """Returns what this pass costs each run. What runs read together is split by rows, to the byte."""
+        config = self.decoder.config
+        owner = {node: forward.run for forward, nodes in chosen for node in nodes}
+        wanted = {node for forward, _ in chosen for node in forward.nodes}
+        runs = [owner[node] for node in order]
+        tokens = Counter(runs)
+        heads = Counter(owner[node] for node in order if node in wanted)
+        keys: Counter[Run] = Counter()
+        for run, seen in zip(runs, plan.keys_seen, strict=True):
+            keys[run] += sum(count * min(seen, window or seen) for window, count in self._layers.items())
+        weight = _split(self.decoder.pass_weight_bytes(len(order)), tokens)
+        per_slot = self.cache.bytes_per_slot // config.num_layers
+        kv: Counter[Run] = Counter()
+        for window, count in self._layers.items():
+            for piece in plan.pieces[window]:
+                kv.update(_split(count * piece.length * per_slot, Counter(runs[row] for row in piece.rows)))
+        return {
+            run: Ledger(
+                **{f"{self.role}_passes": 1, f"{self.role}_tokens": tokens[run]},
+                flops=self.decoder.linear_flops(tokens[run], heads[run]) + 4 * config.num_heads * config.head_dim * keys[run],
+                weight_bytes=weight[run],
+                kv_bytes=kv[run],
+            )
+            for run in tokens
+        }
+
+
+def _pending(nodes: Sequence[Node]) -> list[Node]:
+    """Returns the nodes to compute, each after those above it: `nodes` and what above them is not computed yet."""
+    pending: dict[Node, None] = {}
+    for node in nodes:
+        above, walk = [], node.parent
+        while walk is not None and not walk.computed and walk not in pending:
+            above.append(walk)
+            walk = walk.parent
+        pending.update(dict.fromkeys(reversed(above)))
+        pending[node] = None
+    return list(pending)
+
+
+def _reachable(rows: list[Node], taken: set[Node]) -> list[Node]:
+    """Returns the rows whose path above is computed or part of this pass."""
+    here = set(taken)
+    reachable = []
+    for node in rows:
+        if node.parent is None or node.parent.computed or node.parent in here:
+            here.add(node)
+            reachable.append(node)
+    return reachable
+
+
+def _by_tree(chosen: Sequence[tuple[Forward, list[Node]]]) -> list[tuple[Tree, list[Node]]]:
+    """Groups the rows by the tree whose view of the cache they are computed under."""
+    groups: dict[Tree, list[Node]] = {}
+    for forward, nodes in chosen:
+        asked = forward.nodes[-1].tree
+        for node in nodes:
+            tree = node.tree if node.tree.tip is not None else asked
+            groups.setdefault(tree, []).append(node)
+    return list(groups.items())
+
+
+def _split(total: int, shares: Counter[Run]) -> dict[Run, int]:
+    """Splits an integer in proportion to `shares` so that the parts add up to it exactly."""
+    parts, given, seen, whole = {}, 0, 0, sum(shares.values())
+    for run, share in shares.items():
+        seen += share
+        parts[run] = total * seen // whole - given
+        given += parts[run]
+    return parts

@@ -1,0 +1,24 @@
+"""The errors that a user sees: one line each, saying what is wrong and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class OutlayError(Exception):
+    """Anything `outlay` refuses or fails at. Its text is one line, fit to be shown to a user."""
+
+
+class UsageError(OutlayError, ValueError):
+    """What the user typed or gave is wrong; the command line exits with status 2."""
+
+
+class FailureError(OutlayError, RuntimeError):
+    """What was asked for is right but could not be done; the command line exits with status 1."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'a' or 'b'?)" for the names in `known` that are closest to `word`, or ""."""
+    close = get_close_matches(word, list(known), n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(name) for name in close)}?)" if close else ""

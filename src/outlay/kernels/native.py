@@ -1,0 +1,165 @@
+"""Loads the native library and mirrors its structures (see native/abi.h)."""
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from torch import Tensor
+
+_ABI = 1
+
+
+class LinearStruct(Structure):
+    _fields_ = [("data", c_void_p), ("format", c_int32), ("m", c_int32), ("k", c_int32), ("reserved", c_int32)]
+
+
+class PieceStruct(Structure):
+    _fields_ = [
+        ("start", c_int64),
+        ("length", c_int64),
+        ("slots", c_void_p),
+        ("n_rows", c_int64),
+        ("rows", c_void_p),
+        ("mask", c_void_p),
+        ("limits", c_void_p),
+    ]
+
+
+class PlanStruct(Structure):
+    _fields_ = [("pieces", POINTER(PieceStruct)), ("n_pieces", c_int64)]
+
+
+class LayerStruct(Structure):
+    _fields_ = [
+        ("input_norm", c_void_p),
+        ("qkv", LinearStruct),
+        ("qkv_bias", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("o", LinearStruct),
+        ("post_norm", c_void_p),
+        ("gate_up", LinearStruct),
+        ("down", LinearStruct),
+        ("k_cache", c_void_p),
+        ("v_cache", c_void_p),
+        ("head_stride", c_int64),
+        ("slot_stride", c_int64),
+        ("plan", c_int64),
+    ]
+
+
+class ModelStruct(Structure):
+    _fields_ = [
+        ("n_layers", c_int32),
+        ("hidden", c_int32),
+        ("n_heads", c_int32),
+        ("n_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("rope_dim", c_int32),
+        ("intermediate", c_int32),
+        ("eps", c_float),
+        ("attention_scale", c_float),
+        ("reserved", c_int32),
+        ("layers", POINTER(LayerStruct)),
+        ("final_norm", c_void_p),
+        ("head", LinearStruct),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+    ]
+
+
+class PassStruct(Structure):
+    _fields_ = [
+        ("n", c_int64),
+        ("hidden", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("plans", POINTER(PlanStruct)),
+        ("n_plans", c_int64),
+        ("layer_begin", c_int64),
+        ("layer_end", c_int64),
+        ("n_head_rows", c_int64),
+        ("head_rows", c_void_p),
+        ("logits", c_void_p),
+        ("best", c_void_p),
+    ]
+
+
+_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+    "outlay_abi": ([], c_int32),
+    "outlay_choose": ([c_char_p], c_char_p),
+    "outlay_set_threads": ([c_int32], None),
+    "outlay_threads": ([], c_int32),
+    "outlay_linear": ([POINTER(LinearStruct), c_void_p, c_int64, c_void_p, c_int32, c_void_p], c_int32),
+    "outlay_rms_norm": ([c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p], c_int32),
+    "outlay_silu_mul": ([c_void_p, c_void_p, c_int32, c_void_p], c_int32),
+    "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
+    "outlay_attend": (
+        [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32, c_int32, c_int32, c_float]
+        + [POINTER(PlanStruct), c_void_p, c_void_p],
+        c_int32,
+    ),
+    "outlay_pass": ([POINTER(ModelStruct), POINTER(PassStruct)], c_int32),
+}
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library and the instruction set that it runs on; (None, "none") where there is none."""
+    folder = Path(__file__).parent
+    path = next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").exists()), None)
+    if path is None:
+        return None, "none"
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (arguments, result) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, result
+    except (OSError, AttributeError):  # built for another system, or by another version
+        return None, "none"
+    if library.outlay_abi() != _ABI:
+        return None, "none"
+    name = library.outlay_choose(os.environ.get("OUTLAY_ISA", "").encode()).decode()
+    return (None, "none") if name == "none" else (library, name)
+
+
+def isa() -> str:
+    """The instruction set in use: "avx512vnni", "avx2", "scalar" (only when asked for), or "none".
+
+    The environment variable OUTLAY_ISA sets an upper limit to it.
+    """
+    return _load()[1]
+
+
+def available() -> bool:
+    """Whether the native kernels can be used here."""
+    return _load()[0] is not None
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library. Ask `available()` first."""
+    found = _load()[0]
+    if found is None:
+        raise RuntimeError("the native kernels are not available: the package was built without a C++ compiler")
+    return found
+
+
+def set_threads(n: int) -> None:
+    """How many threads a pass uses, the calling one included."""
+    library().outlay_set_threads(n)
+
+
+def threads() -> int:
+    return int(library().outlay_threads())
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def check(status: int) -> None:
+    if status:
+        raise MemoryError("the native kernels ran out of memory")

@@ -1,0 +1,80 @@
+// The plain C interface of the library: the structures that Python fills through ctypes.
+#pragma once
+#include <cstdint>
+
+#define OUTLAY_API extern "C" __attribute__((visibility("default")))
+
+// How the weights of a linear layer are held. All layouts interleave 16 output channels, so that the inner loops
+// need no horizontal additions. Per tile of 16 channels, in order of k:
+//   q4   per group of 32: 16 half scales d, 16 half minima m, then [4][16][4] bytes; byte (j, c, b) holds k = 4j+b in
+//        its low and k = 16+4j+b in its high nibble; w = d*q + m (320 bytes)
+//   q8   per group of 32: 16 half scales d, then [8][16][4] int8; byte (j, c, b) holds k = 4j+b (544 bytes)
+//   bf16 [k][16] bfloat16
+//   f32  [k][16] float
+enum OutlayFormat : int32_t { kQ4 = 0, kQ8 = 1, kBf16 = 2, kF32 = 3 };
+
+struct OutlayLinear {
+    const uint8_t* data;
+    int32_t format;
+    int32_t m;  // output channels
+    int32_t k;  // input channels
+    int32_t reserved;
+};
+
+// A run of keys which some rows of the pass read.
+struct OutlayPiece {
+    int64_t start;          // first slot
+    int64_t length;         // number of keys
+    const int64_t* slots;   // [length] or null: then the keys lie in slots start, start+1, ...
+    int64_t n_rows;
+    const int64_t* rows;    // [n_rows] or null: then all rows of the pass, in order
+    const uint8_t* mask;    // [n_rows, length], 1 = visible, or null
+    const int64_t* limits;  // [n_rows] or null: row i sees the first limits[i] keys
+};
+
+struct OutlayPlan {
+    const OutlayPiece* pieces;
+    int64_t n_pieces;
+};
+
+struct OutlayLayer {
+    const float* input_norm;  // [hidden]
+    OutlayLinear qkv;         // rows: all of q, then k, then v
+    const float* qkv_bias;    // or null
+    const float* q_norm;      // [head_dim] or null: RMSNorm of every query head before the rotation
+    const float* k_norm;
+    OutlayLinear o;
+    const float* post_norm;  // [hidden]
+    OutlayLinear gate_up;    // rows: all of gate, then up
+    OutlayLinear down;
+    float* k_cache;  // [num_kv_heads, capacity, head_dim] with the strides below
+    float* v_cache;
+    int64_t head_stride;  // in floats
+    int64_t slot_stride;
+    int64_t plan;  // which of the pass's plans this layer attends by
+};
+
+struct OutlayModel {
+    int32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, rope_dim, intermediate;
+    float eps, attention_scale;
+    int32_t reserved;
+    const OutlayLayer* layers;
+    const float* final_norm;
+    OutlayLinear head;
+    const float* cos;  // [positions, rope_dim / 2]
+    const float* sin;
+};
+
+struct OutlayPass {
+    int64_t n;                  // rows
+    float* hidden;              // [n, hidden], overwritten with the last layer's residual stream
+    const int64_t* positions;   // [n]
+    const int64_t* slots;       // [n] where the new keys and values go
+    const OutlayPlan* plans;
+    int64_t n_plans;
+    int64_t layer_begin, layer_end;
+    int64_t n_head_rows;
+    const int64_t* head_rows;  // [n_head_rows] or null: all rows
+    float* logits;             // [n_head_rows, vocab] or null: no head
+    int64_t* best;             // [n_head_rows] or null: the index of the largest logit
+};

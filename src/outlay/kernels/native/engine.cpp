@@ -1,0 +1,128 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace outlay {
+
+Scratch::~Scratch() { std::free(data_); }
+
+void* Scratch::reserve(size_t bytes) {
+    if (bytes > size_) {
+        std::free(data_);
+        size_ = (bytes + bytes / 4 + 127) / 64 * 64;
+        data_ = std::aligned_alloc(64, size_);
+        if (!data_) {
+            size_ = 0;
+            throw std::bad_alloc();
+        }
+    }
+    return data_;
+}
+
+Activations QuantizedRows::make(int64_t rows, int k) {
+    const int64_t groups = rows * (k / kGroup);
+    return {nullptr, q.get<int8_t>(rows * k), scale.get<float>(groups), sum.get<float>(groups), isum.get<int32_t>(groups)};
+}
+
+void quantize_rows(const float* x, int64_t rows, int k, const Activations& to) {
+    const Kernels& kernels = *active_kernels();
+    const int64_t groups = k / kGroup;
+    each_row(rows, [&](int64_t row) {
+        kernels.quantize(x + row * k, k, const_cast<int8_t*>(to.q) + row * k, const_cast<float*>(to.scale) + row * groups,
+                         const_cast<float*>(to.sum) + row * groups, const_cast<int32_t*>(to.isum) + row * groups);
+    });
+}
+
+void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const Output& out) {
+    const Kernels& kernels = *active_kernels();
+    const int tiles = tiles_of(layer);
+    // A chunk is a few microseconds of work: long against taking it, short against waiting for the last one.
+    const int64_t work = int64_t(tile_bytes(layer)) * (1 + rows / 4);
+    const int chunk = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles));
+    Pool::get().run((tiles + chunk - 1) / chunk, [&](int64_t i) {
+        const int first = int(i) * chunk;
+        kernels.linear(layer, in, 0, rows, first, std::min(first + chunk, tiles), out);
+    });
+}
+
+void RowSpans::build(const OutlayPlan& plan, int64_t n) {
+    start.assign(n + 1, 0);
+    keys.assign(n, 0);
+    for (int64_t p = 0; p < plan.n_pieces; ++p) {
+        const OutlayPiece& piece = plan.pieces[p];
+        for (int64_t i = 0; i < piece.n_rows; ++i) {
+            const int64_t row = piece.rows ? piece.rows[i] : i;
+            ++start[row + 1];
+            keys[row] += piece.length;
+        }
+    }
+    for (int64_t row = 0; row < n; ++row) start[row + 1] += start[row];
+    piece.resize(start[n]);
+    index.resize(start[n]);
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t p = 0; p < plan.n_pieces; ++p) {
+        for (int64_t i = 0; i < plan.pieces[p].n_rows; ++i) {
+            const int64_t row = plan.pieces[p].rows ? plan.pieces[p].rows[i] : i;
+            piece[next[row]] = int32_t(p);
+            index[next[row]++] = int32_t(i);
+        }
+    }
+}
+
+void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& spans, int64_t n, Scratch& scratch) {
+    const Kernels& kernels = *active_kernels();
+    Pool& pool = Pool::get();
+    const int group = call.n_heads / call.n_kv_heads;
+    int64_t longest = 0, total = 0;
+    for (int64_t keys : spans.keys) longest = std::max(longest, keys), total += keys;
+    const int64_t stride = (longest + 7) / 8 * 8 + 16;
+    const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
+    // Heads that share keys are served together, unless that leaves threads without work.
+    const int heads = blocks * call.n_kv_heads >= 4 * pool.threads() || pool.threads() == 1 ? group : 1;
+    const int64_t items = blocks * (call.n_heads / heads);
+
+    // One score array for each item that may run at the same time. Items are dealt to lanes, a lane runs on one thread.
+    const int64_t lane_size = int64_t(std::min<int64_t>(n, kRowBlock)) * heads * stride;
+    const int64_t lanes = std::min<int64_t>(items, pool.threads() == 1 ? 1 : 4 * pool.threads());
+    float* scores = scratch.get<float>(lanes * lane_size);
+    const auto run_lane = [&](int64_t lane) {
+        for (int64_t item = lane; item < items; item += lanes) {
+            const int64_t block = item / (call.n_heads / heads);
+            const int head = int(item % (call.n_heads / heads)) * heads;
+            const int64_t kv = head / group * call.head_stride;
+            AttendItem job = {};
+            job.q = call.q + head * call.head_dim;
+            job.q_stride = call.q_stride;
+            job.k = call.k + kv;
+            job.v = call.v + kv;
+            job.slot_stride = call.slot_stride;
+            job.pieces = plan.pieces;
+            job.span_start = spans.start.data();
+            job.span_piece = spans.piece.data();
+            job.span_index = spans.index.data();
+            job.row_begin = block * kRowBlock;
+            job.row_end = std::min<int64_t>(n, job.row_begin + kRowBlock);
+            job.head_dim = call.head_dim;
+            job.n_heads = heads;
+            job.scale = call.scale;
+            job.scores = scores + lane * lane_size;
+            job.score_stride = stride;
+            job.out = call.out + head * call.head_dim;
+            job.out_stride = call.out_stride;
+            job.lse = call.lse ? call.lse + head : nullptr;
+            job.lse_stride = call.n_heads;
+            kernels.attend(job);
+        }
+    };
+    // Sharing work this small costs more than doing it.
+    constexpr int64_t kSmall = 1 << 17;
+    if (total * call.n_heads * call.head_dim < kSmall) {
+        for (int64_t lane = 0; lane < lanes; ++lane) run_lane(lane);
+    } else {
+        pool.run(lanes, run_lane);
+    }
+}
+
+}  // namespace outlay

@@ -1,0 +1,197 @@
+// AVX2, FMA and F16C. Only the pragma below lets the compiler use them, and only in this file's own functions: the
+// standard headers come first, so that no shared inline function is compiled with instructions others may lack.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#include "vec_avx2.h"
+
+#include "attend.h"
+
+namespace {
+
+struct RowView;
+
+template <int R>
+void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]);
+template <int R>
+void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]);
+template <int R>
+void dot_bf16(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]);
+template <int R>
+void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]);
+
+}  // namespace
+
+#include "linear.h"
+
+namespace {
+
+inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m256 load_halves(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+inline __m256i splat_quad(const int8_t* p) {
+    int32_t bits;
+    std::memcpy(&bits, p, 4);
+    return _mm256_set1_epi32(bits);
+}
+
+// H halves (8 channels each) of a tile, from `half` on. Few rows take both halves at once, to hide latency; four rows
+// take one, to stay within sixteen registers.
+template <int R, int H>
+inline void half_q4(const uint8_t* tile, int groups, const RowView* rows, int half, float (*acc)[outlay::kTile]) {
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256 total[R][H];
+    for (int r = 0; r < R; ++r)
+        for (int h = 0; h < H; ++h) total[r][h] = _mm256_setzero_ps();
+    for (int g = 0; g < groups; ++g) {
+        const uint8_t* block = tile + size_t(g) * outlay::kQ4Block + 32 * half;
+        // Eight products of at most 2*15*127 fit into 16 bits.
+        __m256i dot[R][H];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            __m256i low[H], high[H];
+            for (int h = 0; h < H; ++h) {
+                const __m256i packed = load_bytes(block + 64 + j * 64 + h * 32);
+                low[h] = _mm256_and_si256(packed, nibble);
+                high[h] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
+            }
+            for (int r = 0; r < R; ++r) {
+                const __m256i x = splat_quad(rows[r].q + g * 32 + 4 * j), y = splat_quad(rows[r].q + g * 32 + 16 + 4 * j);
+                for (int h = 0; h < H; ++h) {
+                    const __m256i part = _mm256_maddubs_epi16(low[h], x);
+                    dot[r][h] = j ? _mm256_add_epi16(dot[r][h], part) : part;
+                    dot[r][h] = _mm256_add_epi16(dot[r][h], _mm256_maddubs_epi16(high[h], y));
+                }
+            }
+        }
+        for (int h = 0; h < H; ++h) {
+            const __m256 scale = load_halves(block - 16 * half + 16 * h), minimum = load_halves(block - 16 * half + 32 + 16 * h);
+            for (int r = 0; r < R; ++r) {
+                const __m256 value = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot[r][h], ones));
+                const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(rows[r].scale + g));
+                total[r][h] = _mm256_fmadd_ps(value, step, total[r][h]);
+                total[r][h] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(rows[r].sum + g), total[r][h]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int h = 0; h < H; ++h) _mm256_store_ps(acc[r] + 8 * (half + h), total[r][h]);
+}
+
+template <int R>
+void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
+    if constexpr (R <= 2) {
+        half_q4<R, 2>(tile, groups, rows, 0, acc);
+    } else {
+        half_q4<R, 1>(tile, groups, rows, 0, acc);
+        half_q4<R, 1>(tile, groups, rows, 1, acc);
+    }
+}
+
+template <int R, int H>
+inline void half_q8(const uint8_t* tile, int groups, const RowView* rows, int half, float (*acc)[outlay::kTile]) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 total[R][H];
+    for (int r = 0; r < R; ++r)
+        for (int h = 0; h < H; ++h) total[r][h] = _mm256_setzero_ps();
+    for (int g = 0; g < groups; ++g) {
+        const uint8_t* block = tile + size_t(g) * outlay::kQ8Block;
+        __m256i dot[R][H];
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) {
+            __m256i weight[H], size[H];
+            for (int h = 0; h < H; ++h) {
+                weight[h] = load_bytes(block + 32 + j * 64 + (half + h) * 32);
+                size[h] = _mm256_abs_epi8(weight[h]);
+            }
+            for (int r = 0; r < R; ++r) {
+                const __m256i x = splat_quad(rows[r].q + g * 32 + 4 * j);
+                for (int h = 0; h < H; ++h) {
+                    // The sign of the weight moves to the input, whose size is at most 127: 2*128*127 fits into 16 bits.
+                    const __m256i pairs = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(x, weight[h]));
+                    const __m256i part = _mm256_madd_epi16(pairs, ones);
+                    dot[r][h] = j ? _mm256_add_epi32(dot[r][h], part) : part;
+                }
+            }
+        }
+        for (int h = 0; h < H; ++h) {
+            const __m256 scale = load_halves(block + 16 * (half + h));
+            for (int r = 0; r < R; ++r) {
+                const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(rows[r].scale + g));
+                total[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][h]), step, total[r][h]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int h = 0; h < H; ++h) _mm256_store_ps(acc[r] + 8 * (half + h), total[r][h]);
+}
+
+template <int R>
+void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
+    if constexpr (R <= 2) {
+        half_q8<R, 2>(tile, groups, rows, 0, acc);
+    } else {
+        half_q8<R, 1>(tile, groups, rows, 0, acc);
+        half_q8<R, 1>(tile, groups, rows, 1, acc);
+    }
+}
+
+struct Bf16Weights {
+    static constexpr int kBytes = 32;
+    static __m256 load(const uint8_t* p, int half) {
+        const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * half));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+    }
+};
+struct FloatWeights {
+    static constexpr int kBytes = 64;
+    static __m256 load(const uint8_t* p, int half) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8 * half); }
+};
+
+template <class Weights, int R>
+inline void dot_float(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
+    __m256 total[R][2];
+    for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
+    for (int i = 0; i < k; ++i, tile += Weights::kBytes) {
+        const __m256 first = Weights::load(tile, 0), second = Weights::load(tile, 1);
+        for (int r = 0; r < R; ++r) {
+            const __m256 x = _mm256_broadcast_ss(rows[r].x + i);
+            total[r][0] = _mm256_fmadd_ps(x, first, total[r][0]);
+            total[r][1] = _mm256_fmadd_ps(x, second, total[r][1]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[r] + 8 * h, total[r][h]);
+}
+
+template <int R>
+void dot_bf16(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
+    dot_float<Bf16Weights, R>(tile, k, rows, acc);
+}
+template <int R>
+void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
+    dot_float<FloatWeights, R>(tile, k, rows, acc);
+}
+
+}  // namespace
+
+const outlay::Kernels outlay::kAvx2Kernels = {"avx2",   quantize,  linear,    rms_norm, rope,
+                                              silu_mul, add_array, exp_array, attend,   argmax};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

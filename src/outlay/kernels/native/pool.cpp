@@ -1,0 +1,126 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace outlay {
+namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+// Long enough to bridge the serial steps within a pass, short enough not to matter to anyone else.
+constexpr auto kWorkerSpin = microseconds(30);
+constexpr auto kCallerSpin = microseconds(10);
+constexpr auto kLongWait = microseconds(400);
+constexpr auto kFirstAlone = milliseconds(5);
+constexpr auto kLongestAlone = milliseconds(80);
+
+inline void pause_briefly() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+template <class Condition>
+bool spin_until(std::chrono::steady_clock::duration limit, Condition condition) {
+    const auto start = std::chrono::steady_clock::now();
+    for (;;) {
+        for (int i = 0; i < 32; ++i) {
+            if (condition()) return true;
+            pause_briefly();
+        }
+        if (std::chrono::steady_clock::now() - start > limit) return condition();
+    }
+}
+
+}  // namespace
+
+Pool& Pool::get() {
+    // Never destroyed: its threads may outlive static destruction.
+    static Pool* pool = new Pool;
+    return *pool;
+}
+
+void Pool::set_threads(int n) {
+    std::lock_guard<std::mutex> lock(pass_mutex_);
+    n = std::clamp(n, 1, 256);
+    for (; started_ < n; ++started_) std::thread(&Pool::work, this, started_).detach();
+    active_.store(n);
+}
+
+bool Pool::take_chunk() {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    do {
+        if (uint32_t(ticket) == 0) return false;
+    } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire));
+    call_(context_, n_ - int64_t(uint32_t(ticket)));
+    if (unfinished_.fetch_sub(1) == 1 && caller_sleeps_.load()) {
+        std::lock_guard<std::mutex> lock(sleep_mutex_);
+        work_done_.notify_one();
+    }
+    return true;
+}
+
+void Pool::share(int64_t n, Call call, const void* context) {
+    if (alone_for_.count() && Clock::now() < alone_until_) {
+        for (int64_t i = 0; i < n; ++i) call(context, i);
+        return;
+    }
+    call_ = call;
+    context_ = context;
+    n_ = n;
+    unfinished_.store(n);
+    const uint64_t number = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+    ticket_.store(number << 32 | uint64_t(n));
+    if (sleepers_.load()) {
+        {
+            std::lock_guard<std::mutex> lock(sleep_mutex_);
+            ++alarms_;
+        }
+        work_ready_.notify_all();
+    }
+    while (take_chunk()) {
+    }
+    const auto done = [this] { return unfinished_.load() == 0; };
+    if (done() || spin_until(kCallerSpin, done)) return;
+    const auto start = Clock::now();
+    {
+        std::unique_lock<std::mutex> lock(sleep_mutex_);
+        caller_sleeps_.store(true);
+        work_done_.wait(lock, done);
+        caller_sleeps_.store(false);
+    }
+    const auto now = Clock::now();
+    if (now - start > kLongWait) {
+        alone_for_ = std::clamp<Clock::duration>(alone_for_ * 2, kFirstAlone, kLongestAlone);
+        alone_until_ = now + alone_for_;
+    } else if (now - alone_until_ > 4 * kLongestAlone) {
+        alone_for_ = Clock::duration::zero();
+    }
+}
+
+void Pool::work(int id) {
+    const auto ready = [this, id] {
+        return uint32_t(ticket_.load(std::memory_order_acquire)) != 0 && id < active_.load(std::memory_order_relaxed);
+    };
+    for (;;) {
+        if (spin_until(kWorkerSpin, ready)) {
+            take_chunk();
+            continue;
+        }
+        std::unique_lock<std::mutex> lock(sleep_mutex_);
+        const uint64_t heard = alarms_;
+        sleepers_.fetch_add(1);
+        if (!ready()) work_ready_.wait(lock, [&] { return alarms_ != heard; });
+        sleepers_.fetch_sub(1);
+    }
+}
+
+}  // namespace outlay

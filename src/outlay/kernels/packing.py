@@ -1,0 +1,150 @@
+"""Weights of linear layers in the layouts of the native kernels (see native/abi.h), and the layer that runs on them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from outlay.kernels.native import LinearStruct, address, check, library
+
+_FORMATS = {"q4": 0, "q8": 1, "bf16": 2, "f32": 3}
+_TILE = 16  # output channels that are interleaved
+_GROUP = 32  # weights that share a scale
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear layer [in_features] -> [out_features] held in one of the formats "q4", "q8", "bf16", "f32".
+
+    A row's result has the same bits however many rows are computed with it, in any order, on any number of threads.
+    """
+
+    data: Tensor  # uint8, in the kernels' layout
+    format: str
+    out_features: int
+    in_features: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that one pass reads."""
+        return self.data.numel()
+
+    @cached_property
+    def struct(self) -> LinearStruct:
+        return LinearStruct(self.data.data_ptr(), _FORMATS[self.format], self.out_features, self.in_features, 0)
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:
+        """x [n, in_features] float32 -> [n, out_features] float32, plus bias; or added in place to `add_to`."""
+        if x.dtype != torch.float32 or x.ndim != 2 or x.shape[1] != self.in_features:
+            raise ValueError(f"expected float32 [n, {self.in_features}], not {x.dtype} {list(x.shape)}")
+        shape = (x.shape[0], self.out_features)
+        x = x.contiguous()
+        out = torch.empty(shape) if add_to is None else add_to
+        if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
+            raise ValueError(f"expected add_to to be contiguous float32 {list(shape)}")
+        if bias is not None and (bias.shape != shape[1:] or bias.dtype != torch.float32):
+            raise ValueError(f"expected a float32 bias [{self.out_features}]")
+        bias = None if bias is None else bias.contiguous()
+        check(
+            library().outlay_linear(
+                self.struct, x.data_ptr(), x.shape[0], address(bias), add_to is not None, out.data_ptr()
+            )
+        )
+        return out
+
+    def dequantize(self) -> Tensor:
+        """The weights as float32 [out_features, in_features]."""
+        tiles = -(-self.out_features // _TILE)
+        groups = self.in_features // _GROUP
+        if self.format == "q4":
+            blocks = self.data.view(tiles, groups, 320)
+            scales, minima = (_unpack_scales(blocks[..., i : i + 32]) for i in (0, 32))
+            packed = blocks[..., 64:].view(tiles, groups, 4, _TILE, 4).permute(0, 3, 1, 2, 4)
+            q = torch.stack([packed & 15, packed >> 4], dim=3).reshape(tiles * _TILE, groups, _GROUP)
+            weight = scales[..., None] * q + minima[..., None]
+        elif self.format == "q8":
+            blocks = self.data.view(tiles, groups, 544)
+            q = blocks[..., 32:].contiguous().view(torch.int8).view(tiles, groups, 8, _TILE, 4).permute(0, 3, 1, 2, 4)
+            weight = _unpack_scales(blocks[..., :32])[..., None] * q.reshape(tiles * _TILE, groups, _GROUP)
+        else:
+            dtype = torch.bfloat16 if self.format == "bf16" else torch.float32
+            weight = self.data.view(dtype).view(tiles, self.in_features, _TILE).transpose(1, 2).float()
+        return weight.reshape(tiles * _TILE, self.in_features)[: self.out_features].contiguous()
+
+
+def _pad(rows: Tensor) -> Tensor:
+    """Zero rows up to a whole number of tiles, as [tiles, 16, ...]."""
+    missing = -len(rows) % _TILE
+    if missing:
+        rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+    return rows.reshape(-1, _TILE, *rows.shape[1:])
+
+
+def _pack_scales(scales: Tensor) -> Tensor:
+    """[m, groups] -> bytes [tiles, groups, 32]."""
+    return _pad(scales.to(torch.float16)).transpose(1, 2).contiguous().view(torch.uint8)
+
+
+def _unpack_scales(blocks: Tensor) -> Tensor:
+    """Bytes [tiles, groups, 32] -> float32 [tiles * 16, groups]."""
+    return blocks.contiguous().view(torch.float16).transpose(1, 2).reshape(-1, blocks.shape[1]).float()
+
+
+def _check_groups(q: Tensor, *scales: Tensor) -> None:
+    if q.ndim != 2 or q.shape[1] % _GROUP:
+        raise ValueError(f"expected [m, k] with k a multiple of {_GROUP}, not {list(q.shape)}")
+    for scale in scales:
+        if scale.shape != (q.shape[0], q.shape[1] // _GROUP):
+            raise ValueError(f"expected scales {[q.shape[0], q.shape[1] // _GROUP]}, not {list(scale.shape)}")
+
+
+def pack_q4(q: Tensor, scales: Tensor, minima: Tensor) -> PackedLinear:
+    """q uint8 [m, k] in 0..15, scales and minima float16 [m, k/32]: the weight is scale * q + minimum."""
+    _check_groups(q, scales, minima)
+    m, k = q.shape
+    halves = _pad(q.to(torch.uint8)).view(-1, _TILE, k // _GROUP, 2, 4, 4)
+    packed = (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).permute(0, 2, 3, 1, 4).flatten(2)
+    return PackedLinear(torch.cat([_pack_scales(scales), _pack_scales(minima), packed], dim=2).flatten(), "q4", m, k)
+
+
+def pack_q8(q: Tensor, scales: Tensor) -> PackedLinear:
+    """q int8 [m, k], scales float16 [m, k/32]: the weight is scale * q."""
+    _check_groups(q, scales)
+    m, k = q.shape
+    packed = _pad(q.to(torch.int8)).view(-1, _TILE, k // _GROUP, 8, 4).permute(0, 2, 3, 1, 4).flatten(2)
+    data = torch.cat([_pack_scales(scales), packed.contiguous().view(torch.uint8)], dim=2)
+    return PackedLinear(data.flatten(), "q8", m, k)
+
+
+def pack_bf16(weight: Tensor) -> PackedLinear:
+    """weight [m, k], rounded to bfloat16."""
+    m, k = weight.shape
+    data = _pad(weight.to(torch.bfloat16)).transpose(1, 2).contiguous().view(torch.uint8)
+    return PackedLinear(data.flatten(), "bf16", m, k)
+
+
+def pack_f32(weight: Tensor) -> PackedLinear:
+    """weight [m, k] in float32."""
+    m, k = weight.shape
+    return PackedLinear(_pad(weight.float()).transpose(1, 2).contiguous().view(torch.uint8).flatten(), "f32", m, k)
+
+
+def quantize_q4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """weight [m, k] -> (q uint8 [m, k], scales, minima float16 [m, k/32]), by the range of each group, as Q4_1 does."""
+    _check_groups(weight)
+    groups = weight.float().view(len(weight), -1, _GROUP)
+    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    scales, minima = ((high - low) / 15).half(), low.half()
+    inverse = torch.where(scales > 0, 1 / scales.float(), 0.0)
+    q = ((groups - minima.float()[..., None]) * inverse[..., None]).round().clamp(0, 15)
+    return q.to(torch.uint8).view(weight.shape), scales, minima
+
+
+def quantize_q8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [m, k] -> (q int8 [m, k], scales float16 [m, k/32]), by the largest size in each group, as Q8_0 does."""
+    _check_groups(weight)
+    groups = weight.float().view(len(weight), -1, _GROUP)
+    scales = (groups.abs().amax(dim=2) / 127).half()
+    inverse = torch.where(scales > 0, 1 / scales.float(), 0.0)
+    return (groups * inverse[..., None]).round().clamp(-127, 127).to(torch.int8).view(weight.shape), scales

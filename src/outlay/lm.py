@@ -1,0 +1,206 @@
+"""What most users hold: a loaded language model that answers prompts under any method."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outlay import catalog
+from outlay.budget import Budget
+from outlay.decode.greedy import Greedy
+from outlay.decode.sample import Sample
+from outlay.engine.engine import Engine
+from outlay.engine.handle import Handle, Result
+from outlay.engine.method import Method
+from outlay.engine.run import RunOptions
+from outlay.engine.sampling import Sampling
+from outlay.errors import UsageError
+from outlay.models.load import Model, load_model
+
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+MAX_TOKENS = 256
+
+
+class Stream:
+    """The pieces of a text as they come: iterate over it, with `for` or `async for`. `result` is there at the end."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handle)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._handle.__aiter__()
+
+    def cancel(self) -> None:
+        """Ends the run; its result holds the text so far."""
+        self._handle.cancel()
+
+    @property
+    def result(self) -> Result:
+        """Waits for the end of the run and returns its result."""
+        return self._handle.result()
+
+
+class LM:
+    """A language model with an engine. Every method of this class may be called from any thread.
+
+    A prompt is a string, a list of chat messages (`{"role": ..., "content": ...}`) or a list of token ids. A string is one
+    message of a user when the model has a chat template, unless `chat=False`; then, and without a template, it is the
+    beginning of the text.
+    """
+
+    def __init__(self, model: Model, engine: Engine) -> None:
+        self.model, self.engine = model, engine
+        self._drafts: dict[str, Model] = {}
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    def encode(self, prompt: Prompt, *, chat: bool = True) -> list[int]:
+        """Returns the token ids of a prompt. Raises `UsageError` for an empty one."""
+        tokenizer = self.model.tokenizer
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise UsageError("the prompt is empty; give it some text")
+            if chat and tokenizer.has_chat_template:
+                return tokenizer.render_chat([{"role": "user", "content": prompt}])
+            return tokenizer.encode(prompt, special=True)
+        if not prompt:
+            raise UsageError("the prompt is empty; give it some text, messages or token ids")
+        if all(isinstance(part, Mapping) for part in prompt):
+            return tokenizer.render_chat([dict(part) for part in prompt])  # type: ignore[call-overload]
+        if all(isinstance(part, int) for part in prompt):
+            return list(prompt)  # type: ignore[arg-type]
+        raise UsageError("a prompt is a string, a list of chat messages or a list of token ids")
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        method: str | Method | None = None,
+        draft: str | Model | LM | None = None,
+        budget: Budget | None = None,
+        seed: int = 0,
+        max_tokens: int = MAX_TOKENS,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+        chat: bool = True,
+        trace: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Handle:
+        """Starts a run and returns its handle at once; see `generate` for the arguments."""
+        sampling = Sampling(
+            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, dict(logit_bias or {})
+        )
+        self._check(max_tokens, logprobs, sampling)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise UsageError("a stop string must not be empty")
+        options = RunOptions(max_tokens, sampling, stops, budget or Budget(), seed, logprobs, ignore_eos)
+        if method is None:
+            method = Greedy() if temperature == 0 else Sample()
+        chosen = catalog.parse(method) if isinstance(method, str) else method
+        tokens = self.encode(prompt, chat=chat)
+        return self.engine.submit(self.model, chosen, tokens, options, draft=self._draft(draft), trace=trace)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Result:
+        """Answers a prompt and returns the result.
+
+        **Arguments:** `method` is a name, with options if need be (`"beam:width=8"`), or a method object; by default `greedy`
+        at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts. `budget` caps what is
+        spent. `seed` fixes every random draw. `max_tokens` (256) counts new tokens. `temperature` (0), `top_k`, `top_p`,
+        `min_p`, `repetition_penalty`, `presence_penalty`, `logit_bias` have the meaning of `transformers`. `stop`: strings that
+        end the text, which is cut before them. `ignore_eos` goes on past end tokens. `logprobs`: how many of the most
+        probable tokens to report for each token. `trace` is called with each event of the run.
+
+        Raises `UsageError` for an argument that can't be used and `FailureError` where the run fails.
+        """
+        handle = self.submit(prompt, **options)
+        try:
+            return handle.result()
+        except KeyboardInterrupt:
+            handle.cancel()
+            raise
+
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
+        """Answers several prompts together; each gets what it would get alone. The arguments are those of `generate`."""
+        return [handle.result() for handle in [self.submit(prompt, **options) for prompt in prompts]]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Answers a prompt piece by piece; the arguments are those of `generate`."""
+        return Stream(self.submit(prompt, **options))
+
+    async def agenerate(self, prompt: Prompt, **options: Any) -> Result:
+        """As `generate`, without blocking the event loop; a cancelled task cancels its run."""
+        handle = self.submit(prompt, **options)
+        try:
+            return await handle.wait()
+        except asyncio.CancelledError:
+            handle.cancel()
+            raise
+
+    def _check(self, max_tokens: int, logprobs: int | None, sampling: Sampling) -> None:
+        vocab = self.model.decoder.config.vocab_size
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
+        if logprobs is not None and not 0 <= logprobs <= vocab:
+            raise UsageError(f"logprobs must be from 0 to {vocab}, the size of the vocabulary, not {logprobs}")
+        strange = next((token for token in sampling.logit_bias if not 0 <= token < vocab), None)
+        if strange is not None:
+            raise UsageError(f"logit_bias names token {strange}, but the vocabulary goes from 0 to {vocab - 1}")
+
+    def _draft(self, draft: str | Model | LM | None) -> Model | None:
+        if isinstance(draft, LM):
+            return draft.model
+        if isinstance(draft, str):
+            if draft not in self._drafts:
+                self._drafts[draft] = load_model(draft, device=str(self.model.decoder.device))
+            return self._drafts[draft]
+        return draft
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    cache_tokens: int | None = None,
+    prefix_cache: bool = True,
+    max_runs: int = 64,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> LM:
+    """Loads a model: an alias (`outlay models` lists them), a folder in the hub's layout, a `.gguf` file or a hub id.
+
+    **Arguments:** `source` is the default model if it is left out. `dtype` is "auto" (as the file holds its weights, or what
+    is fastest), "float32", "bfloat16", "float16", "int8" or "int4". `threads` sets torch's and our own for the whole process.
+    `cache_tokens` limits how many tokens' keys and values are held at once. `prefix_cache=False` keeps nothing between
+    requests. `max_runs` is how many requests are worked on at a time. `progress` is called with a phase, what is done
+    and the total.
+
+    Raises `UsageError` for a source that isn't known or can't be read, `FailureError` where fetching or memory fails.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be 1 or more, not {threads}")
+        torch.set_num_threads(threads)
+    model = load_model(source or DEFAULT_MODEL, dtype=dtype, device=device, progress=progress)
+    return LM(model, Engine(cache_tokens=cache_tokens, prefix_cache=prefix_cache, max_runs=max_runs))
+
+
+DEFAULT_MODEL = "smollm2-135m"

@@ -1,0 +1,272 @@
+"""A decoder from stored weights: tensor by tensor, so that no more than one layer is ever held twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from outlay.errors import UsageError
+from outlay.models.config import DecoderConfig
+from outlay.models.decoder import Decoder, Layer
+from outlay.models.embedding import Embedding
+from outlay.models.experts import ExpertMlp
+from outlay.models.linear import FLOATS, Linear, SplitLinear, pack
+from outlay.models.mlp import Mlp
+from outlay.models.names import Names
+from outlay.models.norm import LayerNorm, Norm, RMSNorm
+from outlay.models.quantized import QuantizedWeight, fits, quantize, stack_rows
+
+Progress = Callable[[str, int, int], None]
+_KINDS = {"q4": "int4", "q8": "int8"}
+
+
+class Store(Protocol):
+    """Where weights come from: `Checkpoint` and `GgufFile`."""
+
+    def shape(self, name: str) -> tuple[int, ...] | None: ...
+    def is_quantized(self, name: str) -> bool: ...
+    def floats(self, name: str) -> Tensor: ...
+
+
+class QuantizedStore(Store, Protocol):
+    """A store whose matrices may be quantized."""
+
+    def integers(self, name: str) -> QuantizedWeight: ...
+
+
+class Builder:
+    """Reads the parts of one decoder. `format` is one of `linear.FORMATS`, or "own": each matrix as it is stored."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        store: Store,
+        names: Names,
+        *,
+        format: str,
+        float_format: str,
+        device: torch.device,
+        interleaved: bool,
+        transposed: bool,
+        plus_one: bool,
+    ) -> None:
+        self.config, self.store, self.names, self.device = config, store, names, device
+        self.format, self.float_format = format, float_format
+        self.interleaved, self.transposed, self.plus_one = interleaved, transposed, plus_one
+        self.dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
+
+    def build(self, progress: Progress | None = None) -> Decoder:
+        config = self.config
+        layers = []
+        for index in range(config.num_layers):
+            layers.append(self.layer(index))
+            if progress is not None:
+                progress("loading", index + 1, config.num_layers)
+        embed, head = self.embedding_and_head()
+        projected = config.embedding_size > 0
+        return Decoder(
+            config,
+            layers,
+            embed,
+            head,
+            final_norm=self.norm("final_norm") if config.final_norm else None,
+            positions=self.positions(),
+            project_in=self.linear(["project_in"], config.hidden_size, config.embedding_size) if projected else None,
+            project_out=self.linear(["project_out"], config.embedding_size, config.hidden_size) if projected else None,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def layer(self, i: int) -> Layer:
+        config = self.config
+        heads = config.num_heads * config.head_dim
+        width = heads + 2 * config.num_kv_heads * config.head_dim
+        parts = ["qkv"] if "qkv" in self.names else ["q", "k", "v"]
+        moe = config.experts is not None and i in config.experts.layers
+        return Layer(
+            attn_norm=self.norm("attn_norm", i),
+            qkv=self.linear(parts, width, config.hidden_size, i, bias=config.qkv_bias, order=self.qkv_order()),
+            out=self.linear(["out"], config.hidden_size, heads, i, bias=config.out_bias),
+            mlp_norm=self.norm("mlp_norm", i),
+            mlp=self.experts(i) if moe else self.mlp(i),
+            q_norm=self.head_norm("q_norm", i) if config.qk_norm else None,
+            k_norm=self.head_norm("k_norm", i) if config.qk_norm else None,
+            post_attn_norm=self.norm("post_attn_norm", i) if config.post_norms else None,
+            post_mlp_norm=self.norm("post_mlp_norm", i) if config.post_norms else None,
+        )
+
+    def mlp(self, i: int) -> Mlp:
+        config = self.config
+        inner, hidden, bias = config.intermediate_size, config.hidden_size, config.mlp_bias
+        if not config.gated:
+            gate_up = self.linear(["up"], inner, hidden, i, bias=bias)
+        else:
+            parts = ["gate_up"] if "gate_up" in self.names else ["gate", "up"]
+            gate_up = self.linear(parts, 2 * inner, hidden, i, bias=bias)
+        down = self.linear(["down"], hidden, inner, i, bias=bias)
+        return Mlp(gate_up, down, config.activation, config.gated)
+
+    def experts(self, i: int) -> ExpertMlp:
+        config, experts = self.config, self.config.experts
+        assert experts is not None
+        router = pack(self.floats("router", (experts.count, config.hidden_size), i), "float32", device=self.device)
+        mlps = []
+        for expert in range(experts.count):
+            inner, hidden = experts.intermediate_size, config.hidden_size
+            gate_up = self.linear(["expert_gate", "expert_up"], 2 * inner, hidden, i, expert=expert)
+            down = self.linear(["expert_down"], hidden, inner, i, expert=expert)
+            mlps.append(Mlp(gate_up, down, config.activation, True))
+        return ExpertMlp(router, mlps, experts.per_token, experts.normalise)
+
+    def linear(
+        self,
+        parts: list[str],
+        rows: int,
+        columns: int,
+        i: int = 0,
+        *,
+        bias: bool = False,
+        order: Tensor | None = None,
+        expert: int | None = None,
+    ) -> Linear:
+        """Packs `parts`, one below the other, into one layer [rows, columns]; `order` rearranges its rows."""
+        weights = [self.matrix(part, i, expert) for part in parts]
+        found = (sum(weight.shape[0] for weight in weights), *{weight.shape[1] for weight in weights})
+        if found != (rows, columns):
+            name = self.name(parts[0], i, expert)
+            raise UsageError(f"{' and '.join(parts)} of {name} have shape {list(found)}; expected {[rows, columns]}")
+        biases = torch.cat([self.floats(part, None, i, "bias").float() for part in parts]) if bias else None
+        if order is not None:
+            sizes = [weight.shape[0] for weight in weights]
+            starts = torch.tensor([0, *sizes]).cumsum(0)
+            weights = [_take(w, chunk - starts[j]) for j, (w, chunk) in enumerate(zip(weights, order.split(sizes), strict=True))]
+            biases = biases[order] if biases is not None else None
+        return self.pack_parts(weights, biases)
+
+    def pack_parts(self, weights: list[Tensor | QuantizedWeight], bias: Tensor | None) -> Linear:
+        formats = [self.format_of(weight) for weight in weights]
+        if len(set(formats)) == 1:
+            return pack(_stack(weights), formats[0], bias, device=self.device)
+        sizes = [weight.shape[0] for weight in weights]
+        biases = bias.split(sizes) if bias is not None else [None] * len(weights)
+        packed = [pack(w, f, b, device=self.device) for w, f, b in zip(weights, formats, biases, strict=True)]
+        return SplitLinear(packed)
+
+    def format_of(self, weight: Tensor | QuantizedWeight) -> str:
+        if self.format != "own":
+            return self.format
+        return _KINDS[weight.kind] if isinstance(weight, QuantizedWeight) else self.float_format
+
+    def matrix(self, part: str, i: int, expert: int | None = None) -> Tensor | QuantizedWeight:
+        """Returns a weight as it is stored if the format wants that, else as floats."""
+        stacked = expert is not None and "experts_" + part.removeprefix("expert_") in self.names
+        name = self.name("experts_" + part.removeprefix("expert_") if stacked else part, i, expert) + ".weight"
+        shape = self.store.shape(name)
+        if shape is None:
+            raise UsageError(f"the model's files lack the tensor {name}")
+        if len(shape) != (3 if stacked else 2):
+            raise UsageError(f"tensor {name} has shape {list(shape)}, which is not a matrix's")
+        if self.store.is_quantized(name) and self.format in ("own", "int4", "int8"):
+            weight = self.store.integers(name)  # type: ignore[attr-defined]
+            if self.format in ("own", _KINDS[weight.kind]):
+                return weight.take(_span(expert, shape[1])) if stacked else weight
+        weight = self.store.floats(name)
+        if stacked:
+            return weight[expert]
+        return weight.T if self.transposed and part in ("qkv", "out", "up", "down") else weight
+
+    def floats(self, part: str, shape: tuple[int, ...] | None, i: int = 0, kind: str = "weight") -> Tensor:
+        name = f"{self.name(part, i)}.{kind}"
+        found = self.store.shape(name)
+        if found is None:
+            raise UsageError(f"the model's files lack the tensor {name}")
+        if shape is not None and found != shape:
+            raise UsageError(f"tensor {name} has shape {list(found)}; expected {list(shape)}")
+        return self.store.floats(name)
+
+    def name(self, part: str, i: int, expert: int | None = None) -> str:
+        if part not in self.names:
+            raise UsageError(f"this kind of file has no place for the part {part!r} of {self.config.architecture}")
+        return self.names[part].format(i=i, e=expert)
+
+    def norm(self, part: str, i: int = 0, order: Tensor | None = None, size: int | None = None) -> Norm:
+        shape = (size or self.config.hidden_size,)
+        weight = self.floats(part, shape, i).float()
+        if self.config.layer_norm:
+            bias = self.floats(part, shape, i, "bias").float()
+            return LayerNorm(weight.to(self.device), bias.to(self.device), self.config.norm_eps)
+        if self.plus_one:
+            weight = weight + 1
+        weight = weight if order is None else weight[order]
+        return RMSNorm(weight.to(self.device), self.config.norm_eps)
+
+    def head_norm(self, part: str, i: int) -> RMSNorm:
+        norm = self.norm(part, i, order=self.head_order(), size=self.config.head_dim)
+        assert isinstance(norm, RMSNorm)
+        return norm
+
+    def head_order(self) -> Tensor | None:
+        """The order that brings the pairs of a head's rotated dimensions side by side."""
+        rope = self.config.rope
+        if rope is None or self.interleaved:
+            return None
+        pairs = torch.arange(rope.dim).view(2, -1).T.flatten()
+        return torch.cat((pairs, torch.arange(rope.dim, self.config.head_dim)))
+
+    def qkv_order(self) -> Tensor | None:
+        order = self.head_order()
+        if order is None:
+            return None
+        config = self.config
+        starts = torch.arange(config.num_heads + config.num_kv_heads) * config.head_dim
+        rotated = (starts[:, None] + order).flatten()
+        values = torch.arange(config.num_kv_heads * config.head_dim) + rotated.numel()
+        return torch.cat((rotated, values))
+
+    def positions(self) -> Tensor | None:
+        if "positions" not in self.names or self.config.rope is not None:
+            return None
+        config = self.config
+        shape = (config.max_positions + config.position_offset, config.hidden_size)
+        return self.floats("positions", shape).to(self.device, self.dtype)
+
+    def embedding_and_head(self) -> tuple[Embedding, Linear]:
+        """The token vectors and the head, which may be one matrix. In an integer format both are held as int8."""
+        config = self.config
+        table = self.vocabulary("embed")
+        head = table if config.tied_head else self.vocabulary("head")
+        embed = Embedding(table.to(self.device), self.dtype, config.embedding_scale)
+        form = self.format_of(head) if self.format == "own" else "int8" if self.format == "int4" else self.format
+        return embed, pack(head, form, device=self.device, exact_output=True)
+
+    def vocabulary(self, part: str) -> Tensor | QuantizedWeight:
+        config = self.config
+        weight = self.matrix(part, 0)
+        shape = (config.vocab_size, config.embedding_size or config.hidden_size)
+        if tuple(weight.shape) != shape:
+            raise UsageError(f"tensor {self.name(part, 0)} has shape {list(weight.shape)}; expected {list(shape)}")
+        if isinstance(weight, QuantizedWeight):
+            return weight
+        if self.format in ("int4", "int8"):
+            return quantize(weight, "q8") if fits(weight) else weight
+        return weight.to(FLOATS[self.float_format if self.format == "own" else self.format])
+
+
+def _stack(weights: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
+    if len(weights) == 1:
+        return weights[0]
+    quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
+    if len(quantized) == len(weights) and len({weight.kind for weight in quantized}) == 1:
+        return stack_rows(quantized)
+    return torch.cat([w.dequantize() if isinstance(w, QuantizedWeight) else w for w in weights])
+
+
+def _take(weight: Tensor | QuantizedWeight, index: Tensor) -> Tensor | QuantizedWeight:
+    return weight.take(index) if isinstance(weight, QuantizedWeight) else weight[index]
+
+
+def _span(expert: int | None, rows: int) -> Tensor:
+    return torch.arange(rows) + (expert or 0) * rows

@@ -1,0 +1,106 @@
+"""A folder in the hub's layout: its JSON files, and its safetensors read by memory map."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from outlay.errors import UsageError
+
+INDEX = "model.safetensors.index.json"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; {} if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is not valid JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is not valid: it should hold an object")
+    return value
+
+
+class Checkpoint:
+    """The tensors of a folder's safetensors files, opened when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[Path, Any] = {}
+        self._where = {name: path for path in self._paths() for name in self._open(path).keys()}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Returns the shape of a tensor, or None if no file has it."""
+        where = self._find(name)
+        return tuple(self._files[where[0]].get_slice(where[1]).get_shape()) if where else None
+
+    def is_quantized(self, name: str) -> bool:
+        return False
+
+    def floats(self, name: str) -> Tensor:
+        """Returns a tensor in the dtype that it is stored in, as a view of the file where the file allows."""
+        where = self._find(name)
+        assert where is not None
+        try:
+            tensor = self._files[where[0]].get_tensor(where[1])
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UsageError(f"{where[0]} cannot be read: {' '.join(str(error).split())}") from None
+        if tensor.dtype not in _FLOATS:
+            raise UsageError(f"{name} is stored as {tensor.dtype}, a packing that outlay does not read")
+        return tensor
+
+    def identity(self) -> bytes:
+        """Returns bytes that tell these weights from others: their headers and sizes, and samples of their values."""
+        return b"".join(sampled(path) for path in sorted(self._files))
+
+    def _find(self, name: str) -> tuple[Path, str] | None:
+        # Base models are saved without the prefix ("model.", "transformer.") that they have inside a causal model.
+        for candidate in (name, name.partition(".")[2]):
+            if candidate in self._where:
+                return self._where[candidate], candidate
+        return None
+
+    def _paths(self) -> list[Path]:
+        if (self.folder / INDEX).exists():
+            listed = read_json(self.folder / INDEX).get("weight_map", {}).values()
+            paths = [self.folder / name for name in dict.fromkeys(listed)]
+            missing = [path.name for path in paths if not path.exists()]
+            if missing:
+                raise UsageError(f"{self.folder} is incomplete: its index names {missing[0]}, which is not there")
+            return paths
+        paths = sorted(self.folder.glob("*.safetensors"))
+        if not paths:
+            other = next(iter([*self.folder.glob("*.bin"), *self.folder.glob("*.gguf")]), None)
+            hint = f"; {other.name} is of another kind" if other else ""
+            raise UsageError(f"{self.folder} holds no *.safetensors weights{hint}")
+        single = self.folder / "model.safetensors"
+        return [single] if single in paths else paths
+
+    def _open(self, path: Path) -> Any:
+        try:
+            self._files[path] = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise UsageError(f"{path} is truncated or not a safetensors file: {why}") from None
+        return self._files[path]
+
+
+def sampled(path: Path, blocks: int = 64, size: int = 4096) -> bytes:
+    """Returns a digest of a file's size and of `blocks` pieces spread over it: cheap for files of any size."""
+    length = path.stat().st_size
+    digest = sha256(str(length).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(1 << 16))
+        for block in range(blocks):
+            file.seek(max(0, length - size) * block // max(1, blocks - 1))
+            digest.update(file.read(size))
+    return digest.digest()

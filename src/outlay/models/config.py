@@ -1,0 +1,331 @@
+"""What a decoder is made of, in our own names, read from a `config.json` of any family that we run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from outlay.errors import UsageError
+from outlay.models.rope import Rope, rope_from_hf
+
+Raw = dict[str, Any]
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture in each of the layers `layers`: `per_token` of `count` experts, chosen by a router."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalise: bool
+    layers: frozenset[int]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """One decoder. `windows[layer]` counts the keys that a query may see, itself among them (None: all before it)."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_positions: int
+    windows: tuple[int | None, ...]
+    attention_scale: float
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    rope: Rope | None = None
+    position_offset: int = 0
+    layer_norm: bool = False
+    norm_eps: float = 1e-6
+    norm_plus_one: bool = False
+    pre_norm: bool = True
+    final_norm: bool = True
+    post_norms: bool = False
+    qk_norm: bool = False
+    activation: str = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    tied_head: bool = False
+    embedding_scale: float = 1.0
+    embedding_size: int = 0
+    experts: Experts | None = None
+    names: str = field(default="llama")
+
+
+def decoder_config(raw: Raw, long_context: bool = False) -> DecoderConfig:
+    """Returns the decoder that a `config.json` describes.
+
+    `long_context` matters to longrope models only (Phi-3 128k): they have one set of frequencies for sequences within
+    their original context, which is used and enforced by default, and one for longer sequences.
+    """
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
+        what = raw.get("model_type") or ", ".join(raw.get("architectures") or ()) or "none named"
+        raise UsageError(f"architecture {what!r} is not one that outlay runs: it runs {', '.join(FAMILIES)}")
+    try:
+        config = family(raw, long_context)
+    except KeyError as error:
+        raise UsageError(f"the model's config.json lacks {error.args[0]!r}, which {raw['model_type']} needs") from None
+    except TypeError as error:
+        raise UsageError(f"the model's config.json has a value of the wrong type: {error}") from None
+    _check(config)
+    return config
+
+
+def _check(config: DecoderConfig) -> None:
+    if config.num_heads % config.num_kv_heads:
+        raise UsageError(f"{config.num_heads} query heads cannot share {config.num_kv_heads} key heads evenly")
+    if config.rope is not None and config.rope.dim % 2:
+        raise UsageError(f"rotary positions need an even number of dimensions, not {config.rope.dim}")
+    sizes = (config.vocab_size, config.hidden_size, config.num_layers, config.head_dim, config.max_positions)
+    if min(sizes) < 1:
+        raise UsageError("the model's config.json has a size that is not positive")
+
+
+def _rotary(raw: Raw, long_context: bool, **changes: Any) -> DecoderConfig:
+    """The Llama family's shape; `changes` are fields that differ, and `theta`, `head_dim`, `eps`: a family's defaults."""
+    heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
+    head_dim = raw.get("head_dim") or changes.pop("head_dim", None) or raw["hidden_size"] // heads
+    changes.pop("head_dim", None)
+    rope = rope_from_hf(raw, head_dim, changes.pop("theta", 10000.0), long_context)
+    max_positions = raw.get("max_position_embeddings", 2048)
+    if rope.kind == "longrope" and not long_context:
+        max_positions = min(max_positions, rope.original_max_positions)
+    fields = {
+        "architecture": raw["model_type"],
+        "vocab_size": raw["vocab_size"],
+        "hidden_size": raw["hidden_size"],
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": raw.get("num_key_value_heads") or heads,
+        "head_dim": head_dim,
+        "intermediate_size": raw["intermediate_size"],
+        "max_positions": max_positions,
+        "windows": (None,) * layers,
+        "attention_scale": head_dim**-0.5,
+        "eos_token_ids": token_ids(raw.get("eos_token_id")),
+        "bos_token_id": next(iter(token_ids(raw.get("bos_token_id"))), None),
+        "rope": rope,
+        "norm_eps": raw.get("rms_norm_eps", changes.pop("eps", 1e-6)),
+        "activation": _activation(raw.get("hidden_act", "silu")),
+        "qkv_bias": bool(raw.get("attention_bias")),
+        "out_bias": bool(raw.get("attention_bias")),
+        "tied_head": bool(raw.get("tie_word_embeddings", False)),
+    }
+    changes.pop("eps", None)
+    return DecoderConfig(**(fields | changes))
+
+
+def _llama(raw: Raw, long_context: bool) -> DecoderConfig:
+    return _rotary(raw, long_context, mlp_bias=bool(raw.get("mlp_bias")))
+
+
+def _mistral(raw: Raw, long_context: bool) -> DecoderConfig:
+    return _rotary(raw, long_context, windows=_everywhere(raw, raw.get("sliding_window", 4096)))
+
+
+def _qwen2(raw: Raw, long_context: bool) -> DecoderConfig:
+    return _rotary(raw, long_context, windows=_upper_windows(raw), qkv_bias=True, out_bias=False)
+
+
+def _qwen3(raw: Raw, long_context: bool) -> DecoderConfig:
+    return _rotary(raw, long_context, windows=_upper_windows(raw), qk_norm=True, head_dim=128)
+
+
+def _phi3(raw: Raw, long_context: bool) -> DecoderConfig:
+    windows = _everywhere(raw, raw.get("sliding_window"))
+    return _rotary(raw, long_context, windows=windows, names="phi3", eps=1e-5)
+
+
+def _gemma(raw: Raw, long_context: bool) -> DecoderConfig:
+    return _rotary(
+        raw,
+        long_context,
+        head_dim=256,
+        norm_plus_one=True,
+        embedding_scale=raw["hidden_size"] ** 0.5,
+        activation=_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
+        tied_head=raw.get("tie_word_embeddings", True),
+    )
+
+
+def _gemma2(raw: Raw, long_context: bool) -> DecoderConfig:
+    if raw.get("use_bidirectional_attention"):
+        raise UsageError("this Gemma 2 reads in both directions; outlay runs models that write from left to right")
+    kinds = raw.get("layer_types") or ["sliding_attention", "full_attention"] * raw["num_hidden_layers"]
+    window = raw.get("sliding_window", 4096)
+    return _rotary(
+        raw,
+        long_context,
+        head_dim=256,
+        windows=_by_kind(kinds[: raw["num_hidden_layers"]], window),
+        attention_scale=raw.get("query_pre_attn_scalar", 256) ** -0.5,
+        attention_softcap=raw.get("attn_logit_softcapping", 50.0),
+        logit_softcap=raw.get("final_logit_softcapping", 30.0),
+        norm_plus_one=True,
+        post_norms=True,
+        embedding_scale=raw["hidden_size"] ** 0.5,
+        activation=_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
+        tied_head=raw.get("tie_word_embeddings", True),
+        names="gemma2",
+    )
+
+
+def _mixtral(raw: Raw, long_context: bool) -> DecoderConfig:
+    layers = frozenset(range(raw["num_hidden_layers"]))
+    count, per_token = raw.get("num_local_experts", 8), raw.get("num_experts_per_tok", 2)
+    return _rotary(
+        raw,
+        long_context,
+        theta=1e6,
+        eps=1e-5,
+        windows=_everywhere(raw, raw.get("sliding_window")),
+        experts=Experts(count, per_token, raw["intermediate_size"], True, layers),
+        names="mixtral",
+    )
+
+
+def _qwen3_moe(raw: Raw, long_context: bool) -> DecoderConfig:
+    step, dense = raw.get("decoder_sparse_step", 1), set(raw.get("mlp_only_layers") or ())
+    layers = frozenset(i for i in range(raw["num_hidden_layers"]) if i not in dense and (i + 1) % step == 0)
+    count = raw.get("num_experts") or raw["num_local_experts"]
+    normalise = bool(raw.get("norm_topk_prob", False))
+    window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
+    return _rotary(
+        raw,
+        long_context,
+        windows=_everywhere(raw, window),
+        qk_norm=True,
+        experts=Experts(count, raw.get("num_experts_per_tok", 8), raw["moe_intermediate_size"], normalise, layers),
+        names="qwen3_moe",
+    )
+
+
+def _gpt2(raw: Raw, long_context: bool) -> DecoderConfig:
+    if raw.get("scale_attn_by_inverse_layer_idx"):
+        raise UsageError("this GPT-2 scales attention by the layer's index, which outlay does not run")
+    hidden, heads, layers = raw["n_embd"], raw["n_head"], raw["n_layer"]
+    return DecoderConfig(
+        architecture="gpt2",
+        vocab_size=raw["vocab_size"],
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=raw.get("n_inner") or 4 * hidden,
+        max_positions=raw.get("n_positions") or raw["n_ctx"],
+        windows=(None,) * layers,
+        attention_scale=(hidden // heads) ** -0.5 if raw.get("scale_attn_weights", True) else 1.0,
+        eos_token_ids=token_ids(raw.get("eos_token_id")),
+        bos_token_id=next(iter(token_ids(raw.get("bos_token_id"))), None),
+        layer_norm=True,
+        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+        activation=_activation(raw.get("activation_function", "gelu_new")),
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied_head=raw.get("tie_word_embeddings", True),
+        names="gpt2",
+    )
+
+
+def _opt(raw: Raw, long_context: bool) -> DecoderConfig:
+    if not raw.get("layer_norm_elementwise_affine", True):
+        raise UsageError("this OPT has layer norms without weights, which outlay does not run")
+    hidden, heads, layers = raw["hidden_size"], raw["num_attention_heads"], raw["num_hidden_layers"]
+    embedding, bias = raw.get("word_embed_proj_dim") or hidden, raw.get("enable_bias", True)
+    pre_norm = raw.get("do_layer_norm_before", True)
+    return DecoderConfig(
+        architecture="opt",
+        vocab_size=raw["vocab_size"],
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=raw["ffn_dim"],
+        max_positions=raw["max_position_embeddings"],
+        windows=(None,) * layers,
+        attention_scale=(hidden // heads) ** -0.5,
+        eos_token_ids=token_ids(raw.get("eos_token_id")),
+        bos_token_id=next(iter(token_ids(raw.get("bos_token_id"))), None),
+        position_offset=2,
+        layer_norm=True,
+        norm_eps=1e-5,
+        pre_norm=pre_norm,
+        final_norm=pre_norm and not raw.get("_remove_final_layer_norm", False),
+        activation=_activation(raw.get("activation_function", "relu")),
+        gated=False,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=bias,
+        tied_head=raw.get("tie_word_embeddings", True),
+        embedding_size=0 if embedding == hidden else embedding,
+        names="opt",
+    )
+
+
+FAMILIES: dict[str, Callable[[Raw, bool], DecoderConfig]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "phi3": _phi3,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gpt2": _gpt2,
+    "opt": _opt,
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3_moe,
+}
+
+
+def token_ids(value: Any) -> tuple[int, ...]:
+    """Returns token ids from a config's entry, which may be absent, one id or a list of ids."""
+    return () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise UsageError(f"activation {name!r} is not one that outlay runs ({', '.join(ACTIVATIONS)})")
+    return ACTIVATIONS[name]
+
+
+def _everywhere(raw: Raw, window: int | None) -> tuple[int | None, ...]:
+    return (window,) * raw["num_hidden_layers"]
+
+
+def _by_kind(kinds: list[str], window: int | None) -> tuple[int | None, ...]:
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _upper_windows(raw: Raw) -> tuple[int | None, ...]:
+    """Qwen's windows: where they are used at all, in the layers that `layer_types` or `max_window_layers` names."""
+    if not raw.get("use_sliding_window"):
+        return _everywhere(raw, None)
+    first = raw.get("max_window_layers", 28)
+    kinds = ["full_attention" if i < first else "sliding_attention" for i in range(raw["num_hidden_layers"])]
+    return _by_kind(raw.get("layer_types") or kinds, raw.get("sliding_window", 4096))

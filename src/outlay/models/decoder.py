@@ -1,0 +1,160 @@
+"""One decoder for every family that we run: a flat pass over new tokens of any sequences.
+
+The decoder knows nothing about caches. For each layer it hands rotated queries and keys, and values, to the caller's
+`attend`, which puts keys and values where they belong and returns what each query reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outlay.models.config import DecoderConfig
+from outlay.models.embedding import Embedding
+from outlay.models.experts import ExpertMlp
+from outlay.models.linear import Linear
+from outlay.models.mlp import Mlp
+from outlay.models.norm import Norm, RMSNorm
+
+# (layer, q [n, num_heads, head_dim], k [n, num_kv_heads, head_dim], v like k) -> [n, num_heads, head_dim]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer. Norms before the parts, after them (`pre_norm=False`), or both (`post_*`)."""
+
+    attn_norm: Norm
+    qkv: Linear
+    out: Linear
+    mlp_norm: Norm
+    mlp: Mlp | ExpertMlp
+    q_norm: RMSNorm | None = None
+    k_norm: RMSNorm | None = None
+    post_attn_norm: Norm | None = None
+    post_mlp_norm: Norm | None = None
+
+    @property
+    def norms(self) -> list[Norm]:
+        norms = (self.attn_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attn_norm, self.post_mlp_norm)
+        return [norm for norm in norms if norm is not None]
+
+
+class Decoder:
+    """A network: `forward` computes logits; `pass_weight_bytes` and `linear_flops` say what a pass costs."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: Sequence[Layer],
+        embed: Embedding,
+        head: Linear,
+        *,
+        final_norm: Norm | None,
+        positions: Tensor | None = None,
+        project_in: Linear | None = None,
+        project_out: Linear | None = None,
+        dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.layers, self.embed, self.head = config, tuple(layers), embed, head
+        self.final_norm, self.positions = final_norm, positions
+        self.project_in, self.project_out = project_in, project_out
+        self.dtype, self.kv_dtype, self.device = dtype, kv_dtype or dtype, torch.device(device)
+        self.rotations = config.rope.table(config.max_positions, self.device) if config.rope else None
+        self._fixed_bytes = self._count_fixed_bytes()
+        self._row_multiplies, self._head_multiplies = self._count_multiplies()
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """Returns the logits of n new tokens, of any sequences, flat.
+
+        tokens, positions: int64 [n]; rows: int64 [r], the rows whose logits are wanted (None: all n).
+        Returns float32 [r or n, vocab_size].
+        """
+        x = self.embed(tokens)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        if self.positions is not None:
+            x = x + self.positions[positions + self.config.position_offset]
+        rotation = self.rotations[positions] if self.rotations is not None else None
+        block = self._block if self.config.pre_norm else self._post_norm_block
+        for index, layer in enumerate(self.layers):
+            x = block(index, layer, x, rotation, attend)
+        if rows is not None:
+            x = x[rows]
+        return self._logits(x)
+
+    def _block(self, index: int, layer: Layer, x: Tensor, rotation: Tensor | None, attend: Attend) -> Tensor:
+        change = self._attention(index, layer, layer.attn_norm(x), rotation, attend)
+        x = x + (change if layer.post_attn_norm is None else layer.post_attn_norm(change))
+        change = layer.mlp(layer.mlp_norm(x))
+        return x.add_(change if layer.post_mlp_norm is None else layer.post_mlp_norm(change))
+
+    def _post_norm_block(self, index: int, layer: Layer, x: Tensor, rotation: Tensor | None, attend: Attend) -> Tensor:
+        x = layer.attn_norm(x + self._attention(index, layer, x, rotation, attend))
+        return layer.mlp_norm(x + layer.mlp(x))
+
+    def _attention(self, index: int, layer: Layer, x: Tensor, rotation: Tensor | None, attend: Attend) -> Tensor:
+        config = self.config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, config.head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            qkv[:, :heads] = layer.q_norm(qkv[:, :heads])
+            qkv[:, heads : heads + kv_heads] = layer.k_norm(qkv[:, heads : heads + kv_heads])
+        if rotation is not None:
+            rotate_(qkv[:, : heads + kv_heads], rotation)
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        return layer.out(attend(index, q, k, v).reshape(x.shape[0], -1))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if self.project_out is not None:
+            x = self.project_out(x)
+        logits = self.head(x).float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def weight_bytes_per_pass(self) -> int:
+        """The bytes of weights that a pass over one token reads."""
+        return self.pass_weight_bytes(1)
+
+    def pass_weight_bytes(self, tokens: int) -> int:
+        """Returns the bytes of weights that a pass over `tokens` rows reads; of the experts, at most those chosen."""
+        lookups = self.embed.row_bytes
+        if self.positions is not None:
+            lookups += self.positions.shape[1] * self.positions.element_size()
+        return self._fixed_bytes + tokens * lookups + sum(layer.mlp.pass_bytes(tokens) for layer in self.layers)
+
+    def linear_flops(self, n_rows: int, n_head_rows: int) -> int:
+        """Returns the FLOPs of the linear layers, two for each multiply-add; attention's own are the caller's."""
+        return 2 * (n_rows * self._row_multiplies + n_head_rows * self._head_multiplies)
+
+    def _count_fixed_bytes(self) -> int:
+        linears = [self.head, self.project_in, self.project_out]
+        norms = [self.final_norm] + [norm for layer in self.layers for norm in layer.norms]
+        linears += [linear for layer in self.layers for linear in (layer.qkv, layer.out)]
+        return sum(part.nbytes for part in (*linears, *norms) if part is not None)
+
+    def _count_multiplies(self) -> tuple[int, int]:
+        row = sum(_size(layer.qkv) + _size(layer.out) + layer.mlp.multiplies for layer in self.layers)
+        return row + _size(self.project_in), _size(self.head) + _size(self.project_out)
+
+
+def rotate_(heads: Tensor, rotation: Tensor) -> None:
+    """Rotates each head's pairs of dimensions in place. heads [n, heads, head_dim], rotation complex64 [n, 1, dim / 2]."""
+    rotated = heads[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
+    if heads.dtype == torch.float32:
+        torch.view_as_complex(rotated).mul_(rotation)
+    else:
+        rotated.copy_(torch.view_as_real(torch.view_as_complex(rotated.float()) * rotation))
+
+
+def _size(linear: Linear | None) -> int:
+    return linear.in_features * linear.out_features if linear is not None else 0

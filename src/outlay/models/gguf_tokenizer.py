@@ -1,0 +1,122 @@
+"""The tokenizer that a GGUF file carries, built for `tokenizers`: byte-level BPE, or SentencePiece's BPE with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from outlay.errors import UsageError
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+# What llama.cpp calls a pre-tokenizer -> how text is cut before BPE.
+PRE = {
+    "gpt-2": "gpt2",
+    "default": "gpt2",
+    "phi-2": "gpt2",
+    "olmo": "gpt2",
+    "smollm": "digits",
+    "starcoder": "digits",
+    "refact": "digits",
+    "command-r": "digits",
+    "codeshell": "digits",
+    "llama-bpe": "llama3",
+    "llama3": "llama3",
+    "llama-v3": "llama3",
+    "smaug-bpe": "llama3",
+    "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
+}
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+
+
+def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Returns the tokenizer that a GGUF file's metadata describes."""
+    kind = metadata.get("tokenizer.ggml.model")
+    pieces = metadata.get("tokenizer.ggml.tokens")
+    if not kind or not pieces:
+        raise UsageError("this GGUF file has no tokenizer")
+    if kind == "gpt2":
+        tokenizer = _byte_level(metadata, pieces)
+    elif kind == "llama":
+        tokenizer = _sentencepiece(metadata, pieces)
+    else:
+        raise UsageError(f"tokenizer kind {kind!r} is not one that outlay reads from GGUF files (gpt2, llama)")
+    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(pieces)
+    added = []
+    for piece, sort in zip(pieces, types, strict=True):
+        if sort in (_CONTROL, _UNKNOWN):
+            added.append(AddedToken(piece, special=True, normalized=False))
+        elif sort == _USER_DEFINED:
+            added.append(AddedToken(piece, special=False, normalized=False))
+    tokenizer.add_tokens(added)
+    _add_beginning(tokenizer, metadata, pieces)
+    return tokenizer
+
+
+def _byte_level(metadata: Mapping[str, Any], pieces: Sequence[str]) -> Tokenizer:
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if pre not in PRE:
+        raise UsageError(f"pre-tokenizer {pre!r} is not one that outlay reads from GGUF files ({', '.join(PRE)})")
+    style = PRE[pre]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", ())]
+    vocab = {piece: token for token, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=style == "llama3"))
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=style in ("gpt2", "digits"))
+    if style == "digits":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
+    elif style == "gpt2":
+        tokenizer.pre_tokenizer = whole
+    else:
+        words = pre_tokenizers.Split(Regex(_LLAMA3 if style == "llama3" else _QWEN2), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
+    if style == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(metadata: Mapping[str, Any], pieces: Sequence[str]) -> Tokenizer:
+    scores = metadata.get("tokenizer.ggml.scores")
+    if not scores:
+        raise UsageError("this GGUF file's tokenizer has no scores")
+    vocab = {piece: token for token, piece in enumerate(pieces)}
+    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(pieces)
+    merges = list(_merges(vocab, pieces, scores, types))
+    unknown = pieces[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", "\u2581")]
+    ends: list[decoders.Decoder] = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        steps.insert(0, normalizers.Prepend("\u2581"))
+        ends.append(decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.decoder = decoders.Sequence(ends)
+    return tokenizer
+
+
+def _merges(
+    vocab: Mapping[str, int], pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    """SentencePiece joins the neighbours whose joined piece has the best score: the merges in that order."""
+    joinable = [token for token, sort in enumerate(types) if sort == _NORMAL and len(pieces[token]) > 1]
+    for token in sorted(joinable, key=lambda token: -scores[token]):
+        piece = pieces[token]
+        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        known = [(left, right) for left, right in pairs if left in vocab and right in vocab]
+        yield from sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+
+
+def _add_beginning(tokenizer: Tokenizer, metadata: Mapping[str, Any], pieces: Sequence[str]) -> None:
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama"):
+        return
+    # In its own form a template may only name words without brackets or colons; ids may be any.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="BOS:0 $A:0", pair="BOS:0 $A:0 BOS:1 $B:1", special_tokens=[("BOS", bos)]
+    )

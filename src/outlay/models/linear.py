@@ -1,0 +1,165 @@
+"""Linear layers: one function, `pack`, that holds a weight in a format and returns what multiplies with it.
+
+This is the one place where kernels are chosen. Every `Linear` takes activations [n, in] of any float dtype and returns
+[n, out] in the same dtype; rows never influence each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from outlay.models.quantized import GROUP, QuantizedWeight, fits, quantize
+
+FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Linear:
+    """x [n, in] -> x W^T + b [n, out]."""
+
+    format: str
+    in_features: int
+    out_features: int
+    nbytes: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FloatLinear(Linear):
+    """A weight of floats. From `wide_from` rows on, it is multiplied in float32 (0: never)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, wide_from: int = 0) -> None:
+        self.weight, self.wide_from = weight, wide_from
+        self.bias = bias.to(weight.dtype) if bias is not None else None
+        self.format = str(weight.dtype).removeprefix("torch.")
+        self.out_features, self.in_features = weight.shape
+        self.nbytes = weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if x.dtype == weight.dtype:
+            return F.linear(x, weight, bias)
+        if self.wide_from and x.shape[0] >= self.wide_from:
+            return F.linear(x.float(), weight.float(), bias.float() if bias is not None else None).to(x.dtype)
+        return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+
+class Int4Linear(Linear):
+    """q4 through torch's int4 product for CPUs: bfloat16 activations, scales and minimums rounded to bfloat16."""
+
+    format = "int4"
+    wide_from = 64
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        assert weight.mins is not None
+        self.out_features, self.in_features = weight.shape
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.q.to(torch.int32), 2)
+        scales, mins = weight.scales.float(), weight.mins.float()
+        # torch's product is (q - 8) * scale + zero
+        pairs = torch.stack((scales, mins + 8 * scales), dim=-1)
+        self.scales_and_zeros = pairs.transpose(0, 1).contiguous().to(torch.bfloat16)
+        self.bias = bias
+        self.nbytes = self.packed.nbytes + self.scales_and_zeros.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), self.packed, GROUP, self.scales_and_zeros)
+        y = y.to(x.dtype)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Int8Linear(Linear):
+    """q8 rounded once more, to one scale for each row of the weight, through torch's int8 product for CPUs."""
+
+    format = "int8"
+
+    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.scales, self.bias = weight, scales, bias
+        self.out_features, self.in_features = weight.shape
+        self.nbytes = weight.nbytes + scales.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scales).to(x.dtype)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class SplitLinear(Linear):
+    """Parts that are held in different formats, one below the other."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self.parts = tuple(parts)
+        self.format = "+".join(dict.fromkeys(part.format for part in parts))
+        self.in_features = parts[0].in_features
+        self.out_features = sum(part.out_features for part in parts)
+        self.nbytes = sum(part.nbytes for part in parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+def pack(
+    weight: Tensor | QuantizedWeight,
+    format: str,
+    bias: Tensor | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    exact_output: bool = False,
+) -> Linear:
+    """Holds `weight` [out, in] in `format` on `device`.
+
+    `exact_output` asks for results that are not rounded to bfloat16, as the logits of a head must not be. Where a format
+    cannot hold a weight (rows that do not divide into groups, a device without packed products), the nearest wider
+    format does.
+    """
+    device = torch.device(device)
+    bias = bias.to(device, torch.float32) if bias is not None else None
+    if format in ("int4", "int8"):
+        packed = _pack_integers(weight, format, bias, device, exact_output)
+        if packed is not None:
+            return packed
+        format = "float16" if exact_output or device.type == "cpu" else "bfloat16"
+    if isinstance(weight, QuantizedWeight):
+        weight = weight.dequantize()
+    dtype = FLOATS[format]
+    return FloatLinear(weight.to(device, dtype).contiguous(), bias, _wide_from(dtype, device))
+
+
+def _pack_integers(
+    weight: Tensor | QuantizedWeight, format: str, bias: Tensor | None, device: torch.device, exact_output: bool
+) -> Linear | None:
+    if device.type != "cpu":
+        return None
+    if isinstance(weight, Tensor):
+        if not fits(weight):
+            return None
+        weight = quantize(weight, "q4" if format == "int4" else "q8")
+    if exact_output:
+        return None
+    if weight.kind == "q4":
+        return Int4Linear(weight, bias) if weight.shape[0] % 16 == 0 else None
+    return _int8_by_row(weight, bias)
+
+
+def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float = 0.01) -> Linear | None:
+    """One scale for each row instead of each group, where that changes the weight by less than `tolerance` (RMS)."""
+    exact = weight.dequantize()
+    scales = (exact.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-10).bfloat16()
+    q = (exact / scales.float()).round_().clamp_(-127, 127)
+    error = torch.linalg.vector_norm(q * scales.float() - exact) / torch.linalg.vector_norm(exact).clamp(min=1e-20)
+    return Int8Linear(q.to(torch.int8), scales.squeeze(1), bias) if error < tolerance else None
+
+
+def _wide_from(dtype: torch.dtype, device: torch.device) -> int:
+    """The width at which converting a weight to float32 first is quicker, on processors without that dtype's product."""
+    if device.type != "cpu" or dtype == torch.float32 or fast_bfloat16():
+        return 0
+    return 8
+
+
+def fast_bfloat16() -> bool:
+    """Tells whether this processor multiplies bfloat16 matrices natively."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,189 @@
+"""Loading a model: an alias, a folder in the hub's layout, a GGUF file or a hub id becomes a decoder and a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outlay.errors import UsageError, nearest
+from outlay.models import hub, names
+from outlay.models.build import Builder, Progress
+from outlay.models.chat import ChatTemplate, template_source
+from outlay.models.checkpoint import Checkpoint, read_json, sampled
+from outlay.models.config import DecoderConfig, decoder_config, token_ids
+from outlay.models.decoder import Decoder
+from outlay.models.linear import FORMATS, fast_bfloat16
+from outlay.models.tokenizer import Tokenizer, load_tokenizer_json
+
+DTYPES = ("auto", *FORMATS)
+# Ends of a turn that some chat models write although their configs do not list them.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its tokenizer. `fingerprint` is the same for the same weights, wherever they lie.
+
+    `format` says how the weights are held: one of `DTYPES` but "auto", or several joined by "+".
+    """
+
+    name: str
+    decoder: Decoder
+    tokenizer: Tokenizer
+    fingerprint: str
+    format: str
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    progress: Progress | None = None,
+    long_context: bool = False,
+) -> Model:
+    """Returns the model that `source` names: an alias, a folder, a `.gguf` file, or `org/name[@revision]` on the hub.
+
+    With dtype "auto", quantized files run in their own precision, others in bfloat16 where the processor multiplies it
+    natively and in float32 elsewhere. `progress(what, done, total)` is told of downloads and of layers as they load.
+    `long_context` picks the frequencies for long sequences in models that have two sets (Phi-3 128k).
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known{nearest(dtype, DTYPES)}; it is one of {', '.join(DTYPES)}")
+    where = _device(device)
+    path = hub.resolve(source, progress)
+    if path.is_dir():
+        model = _load_folder(path, dtype, where, progress, long_context)
+    else:
+        model = _load_gguf(path, dtype, where, progress, long_context)
+    return replace(model, name=_name(source, path))
+
+
+def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progress | None, long: bool) -> Model:
+    raw = read_json(folder / "config.json")
+    if not raw:
+        raise UsageError(f"{folder} holds no config.json, so it is not a model in the hub's layout")
+    config = decoder_config(raw, long)
+    tokenizer = _folder_tokenizer(folder, config)
+    store = Checkpoint(folder)
+    format = _best_float(device) if dtype == "auto" else dtype
+    builder = Builder(
+        config,
+        store,
+        names.HF[config.names],
+        format=format,
+        float_format=format,
+        device=device,
+        interleaved=False,
+        transposed=config.architecture == "gpt2",
+        plus_one=config.norm_plus_one,
+    )
+    decoder = builder.build(progress)
+    canonical = json.dumps(raw, sort_keys=True).encode()
+    return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format)
+
+
+def _load_gguf(path: Path, dtype: str, device: torch.device, progress: Progress | None, long: bool) -> Model:
+    # Imported here because the `gguf` package takes a quarter of a second, which other models need not wait for.
+    from outlay.models.gguf_config import hf_config
+    from outlay.models.gguf_file import GgufFile
+    from outlay.models.gguf_tokenizer import gguf_tokenizer
+
+    store = GgufFile(path)
+    config = decoder_config(hf_config(store), long)
+    metadata = store.metadata
+    inner = gguf_tokenizer(metadata)
+    template = template_source(metadata.get("tokenizer.chat_template"))
+    pieces = metadata["tokenizer.ggml.tokens"]
+    special = {
+        f"{role}_token": pieces[metadata[key]]
+        for role, key in (("bos", "tokenizer.ggml.bos_token_id"), ("eos", "tokenizer.ggml.eos_token_id"))
+        if key in metadata
+    }
+    chat = ChatTemplate(template, special) if template else None
+    tokenizer = Tokenizer(
+        inner,
+        eos_token_ids=_ends(config.eos_token_ids, inner, chat),
+        bos_token_id=config.bos_token_id,
+        template=chat,
+    )
+    on_cpu = device.type == "cpu"
+    format = ("own" if store.quantized and on_cpu else _best_float(device)) if dtype == "auto" else dtype
+    builder = Builder(
+        config,
+        store,
+        names.GGUF[config.names],
+        format=format,
+        float_format=_best_float(device),
+        device=device,
+        interleaved=metadata["general.architecture"] == "llama",
+        transposed=False,
+        plus_one=False,
+    )
+    decoder = builder.build(progress)
+    held = decoder.layers[0].out.format if format == "own" else format
+    return Model(path.stem, decoder, tokenizer, _fingerprint(store.identity(), sampled(path)), held)
+
+
+def _folder_tokenizer(folder: Path, config: DecoderConfig) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no tokenizer.json, without which outlay cannot read or write text")
+    inner = load_tokenizer_json(path.read_text(encoding="utf-8"))
+    options, generation = read_json(folder / "tokenizer_config.json"), read_json(folder / "generation_config.json")
+    special = {key: _content(value) for key, value in options.items() if key.endswith("_token") and _content(value)}
+    source = template_source(options.get("chat_template"))
+    separate = folder / "chat_template.jinja"
+    if separate.exists():
+        source = separate.read_text(encoding="utf-8")
+    chat = ChatTemplate(source, special) if source else None
+    named = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    eos = (*token_ids(generation.get("eos_token_id")), *config.eos_token_ids, *token_ids(named))
+    bos = inner.token_to_id(special["bos_token"]) if "bos_token" in special else None
+    return Tokenizer(
+        inner,
+        eos_token_ids=_ends(eos, inner, chat),
+        bos_token_id=bos if bos is not None else config.bos_token_id,
+        template=chat,
+    )
+
+
+def _content(entry: Any) -> str | None:
+    """The text of a special token, which a config gives plainly or with its options."""
+    content = entry.get("content") if isinstance(entry, Mapping) else entry
+    return content if isinstance(content, str) else None
+
+
+def _ends(eos: tuple[int, ...], inner: Any, chat: ChatTemplate | None) -> tuple[int, ...]:
+    turns = [inner.token_to_id(mark) for mark in _TURN_ENDS] if chat is not None else []
+    return tuple(dict.fromkeys([*eos, *(token for token in turns if token is not None)]))
+
+
+def _best_float(device: torch.device) -> str:
+    return "bfloat16" if device.type != "cpu" or fast_bfloat16() else "float32"
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(f"device {name!r} is not available here; 'cpu' always is") from None
+    return device
+
+
+def _name(source: str | Path, path: Path) -> str:
+    return str(source) if not Path(source).exists() else path.stem if path.is_file() else path.resolve().name
+
+
+def _fingerprint(*parts: bytes) -> str:
+    digest = sha256()
+    for part in parts:
+        digest.update(sha256(part).digest())
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""Rotary positions: the frequencies of every scaling that we run, and the table of rotations that a decoder looks up.
+
+A head's pairs of dimensions lie side by side here ([x0, y0, x1, y1, ...]), so that rotating a whole pass of queries and
+keys is one product of complex numbers. Checkpoints that keep the halves apart are reordered when they are loaded; scores
+do not change, because queries and keys are reordered alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outlay.errors import UsageError
+
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How the first `dim` dimensions of each head are rotated. The names of the options are those of `config.json`."""
+
+    theta: float
+    dim: int
+    kind: str = "default"
+    factor: float = 1.0
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    amplitude: float = 1.0
+    divisors: tuple[float, ...] = ()
+
+    def frequencies(self) -> Tensor:
+        """Returns the angle per position of each pair of dimensions, float32 [dim / 2]."""
+        base = 1.0 / self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
+        if self.divisors:
+            base = base / torch.tensor(self.divisors, dtype=torch.float32)
+        if self.kind == "linear":
+            return base / self.factor
+        if self.kind == "llama3":
+            return self._llama3(base)
+        if self.kind == "yarn":
+            return self._yarn(base)
+        return base
+
+    def table(self, max_positions: int, device: torch.device | str) -> Tensor:
+        """Returns the rotation of every position as complex64 [max_positions, 1, dim / 2]."""
+        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), self.frequencies())
+        return torch.polar(torch.full_like(angles, self.amplitude), angles).unsqueeze(1).to(device)
+
+    def _llama3(self, base: Tensor) -> Tensor:
+        turns = self.original_max_positions * base / (2 * math.pi)
+        smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        smooth = smooth.clamp(0.0, 1.0)
+        return (1 - smooth) * base / self.factor + smooth * base
+
+    def _yarn(self, base: Tensor) -> Tensor:
+        low, high = self._dim_that_turns(self.beta_fast), self._dim_that_turns(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
+        span = high - low or 0.001
+        ramp = ((torch.arange(self.dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+        return base / self.factor * ramp + base * (1 - ramp)
+
+    def _dim_that_turns(self, times: float) -> float:
+        """Returns the dimension that turns `times` times within the original context."""
+        return self.dim * math.log(self.original_max_positions / (times * 2 * math.pi)) / (2 * math.log(self.theta))
+
+
+def rope_from_hf(raw: dict[str, Any], head_dim: int, theta: float = 10000.0, long_context: bool = False) -> Rope:
+    """Returns the rotary options of a `config.json`, in the form of either generation of `transformers`."""
+    options = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if any(isinstance(value, dict) for value in options.values()):
+        raise UsageError("this model rotates its layers differently from each other, which outlay does not run")
+    kind = options.get("rope_type", options.get("type")) or "default"
+    if raw.get("model_type") == "phi3" and kind in ("su", "yarn"):
+        kind = "longrope"
+    if kind == "divided":  # ours: the frequency factors that GGUF files hold, llama3's scaling among them
+        return Rope(float(raw.get("rope_theta") or theta), head_dim, divisors=tuple(options["divisors"]))
+    if kind not in KINDS:
+        raise UsageError(f"rope scaling {kind!r} is not one that outlay runs ({', '.join(KINDS)})")
+    theta = float(options.get("rope_theta") or raw.get("rope_theta") or theta)
+    partial = options.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+    dim = int(head_dim * partial)
+    if kind in ("default", "dynamic"):
+        # Dynamic scaling begins beyond max_position_embeddings, which is where our context ends.
+        return Rope(theta, dim)
+    max_positions = raw.get("max_position_embeddings", 0)
+    original = raw.get("original_max_position_embeddings") or options.get("original_max_position_embeddings")
+    original = int(original or max_positions)
+    factor = options.get("factor") or max_positions / original
+    amplitude = options.get("attention_factor")
+    if kind == "longrope":
+        if amplitude is None:
+            amplitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        divisors = options["long_factor" if long_context else "short_factor"]
+        return Rope(theta, dim, kind, factor, original, amplitude=amplitude, divisors=tuple(divisors))
+    if kind == "yarn" and amplitude is None:
+        amplitude = _yarn_amplitude(factor, options.get("mscale"), options.get("mscale_all_dim"))
+    return Rope(
+        theta,
+        dim,
+        kind,
+        factor,
+        original,
+        low_freq_factor=options.get("low_freq_factor") or 1.0,
+        high_freq_factor=options.get("high_freq_factor") or 4.0,
+        beta_fast=options.get("beta_fast") or 32.0,
+        beta_slow=options.get("beta_slow") or 1.0,
+        truncate=options.get("truncate", True),
+        amplitude=amplitude or 1.0,
+    )
+
+
+def _yarn_amplitude(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)

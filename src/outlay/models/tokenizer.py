@@ -1,0 +1,162 @@
+"""Tokens and text: a `tokenizers` tokenizer with its chat template, and text that grows as tokens arrive."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import tokenizers
+
+from outlay.errors import UsageError
+from outlay.models.chat import ChatTemplate, Message
+
+
+class Tokenizer:
+    """Text <-> token ids. `eos_token_ids` end a reply; `bos_token_id` may be None."""
+
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        eos_token_ids: Iterable[int] = (),
+        bos_token_id: int | None = None,
+        template: ChatTemplate | None = None,
+    ) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self.inner = inner
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.bos_token_id = bos_token_id
+        self.template = template
+        added = inner.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(token for token, entry in added.items() if entry.special)
+        self._special_text = _any_of(entry.content for entry in added.values() if entry.special)
+        self._added = {token: entry.content for token, entry in added.items()}
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.template is not None
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Returns the tokens of `text` alone. Special tokens written in it count as such only if `special`."""
+        plain = not special and self._special_text is not None and self._special_text.search(text)
+        return (self._plain if plain else self.inner).encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, text: str, special: bool = False) -> list[int]:
+        """Returns the tokens of `text` as a prompt: with those that the model expects around it (Llama's <s>)."""
+        return self._prefix + self.encode(text, special)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of `tokens`, without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        stream = self.decoder_stream()
+        return "".join([stream.push(token) for token in tokens]) + stream.flush()
+
+    def decoder_stream(self) -> DecoderStream:
+        """Returns a decoder to be fed token by token; its pieces join to what `decode` returns."""
+        return DecoderStream(self)
+
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Returns the tokens of a conversation in the model's own format."""
+        if self.template is None:
+            raise UsageError("this model has no chat template: give it a plain prompt (chat=False)")
+        return self.encode(self.template.render(messages, add_generation_prompt), special=True)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Returns the bytes that `token` stands for; b"" for special tokens and for ids that no token has."""
+        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        plain = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        plain.encode_special_tokens = True
+        return plain
+
+    @cached_property
+    def _prefix(self) -> list[int]:
+        return self.inner.encode("", add_special_tokens=True).ids
+
+    @cached_property
+    def _decoder(self) -> str:
+        return self.inner.decoder.__getstate__().decode() if self.inner.decoder is not None else ""
+
+    @cached_property
+    def strips_first_space(self) -> bool:
+        """Whether the text of a sequence loses the space that its first token begins with."""
+        return "Metaspace" in self._decoder or '"Strip"' in self._decoder
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        if "ByteLevel" in self._decoder:
+            piece_bytes = _byte_level
+        elif "ByteFallback" in self._decoder or "Metaspace" in self._decoder:
+            piece_bytes = _sentencepiece
+        else:
+            raise UsageError("this tokenizer's decoder is not one that outlay reads (ByteLevel, ByteFallback, Metaspace)")
+        table = [b""] * (max(self.inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1)
+        for piece, token in self.inner.get_vocab(with_added_tokens=True).items():
+            table[token] = piece_bytes(piece)
+        for token in self.special_token_ids:
+            table[token] = b""
+        return table
+
+
+class DecoderStream:
+    """Text that grows: `push` returns what a token adds, keeping back bytes that do not yet make a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = tokenizer.strips_first_space
+
+    def push(self, token: int) -> str:
+        data = self._tokenizer.bytes_of(token)
+        if self._strip and data:
+            data, self._strip = data.removeprefix(b" "), False
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """Returns what was kept back: nothing, or U+FFFD for a character that was never finished."""
+        return self._utf8.decode(b"", final=True)
+
+
+def load_tokenizer_json(text: str) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of a `tokenizer.json`."""
+    try:
+        json.loads(text)
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception for whatever it cannot read
+        raise UsageError(f"tokenizer.json is not valid: {' '.join(str(error).split())[:200]}") from None
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+    pattern = "|".join(re.escape(word) for word in words if word)
+    return re.compile(pattern) if pattern else None
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others for code points from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level(piece: str) -> bytes:
+    if all(letter in _BYTES for letter in piece):
+        return bytes(_BYTES[letter] for letter in piece)
+    return piece.encode()
+
+
+def _sentencepiece(piece: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()

@@ -1,0 +1,130 @@
+"""Attention over the token tree: each piece of the plan gives an output and its log-sum-exp, and the pieces are merged.
+
+The merge is exact: for disjoint key sets with outputs o_t and log-sum-exps l_t, the output over their union is
+sum_t exp(l_t - l) o_t with l = log sum_t exp(l_t) (Hydragen, Juravsky et al. 2024, section 3.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outlay.models.config import DecoderConfig
+from outlay.tree.cache import Cache
+from outlay.tree.plan import Piece, Plan
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+    """Attention of queries to keys that all heads of a group share, with its log-sum-exp.
+
+    q is [heads, n, head_dim], k and v [heads, length, head_dim], `bias` [n, length] is added to the scaled scores (0, or -inf
+    where a key is not seen; every row sees at least one). Returns the output [heads, n, head_dim] in q's dtype and the
+    natural log-sum-exp [heads, n] in float32.
+    """
+    if softcap is None and q.device.type == "cpu":
+        mask = None if bias is None else bias[None, None]
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q[None], k[None], v[None], 0.0, False, attn_mask=mask, scale=scale
+        )
+        return out[0], lse[0]
+    return attend_reference(q, k, v, bias, scale, softcap)
+
+
+def attend_reference(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `attend` computes, in plain operators and with float32 scores; runs on any device."""
+    scores = torch.matmul(q, k.transpose(1, 2)).float() * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    lse = scores.logsumexp(-1)
+    return torch.matmul(torch.exp(scores - lse[..., None]).to(v.dtype), v), lse
+
+
+def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Merges attention over two disjoint key sets: out [..., head_dim], lse [...] (-inf for an empty set, whose out is 0)."""
+    total = torch.logaddexp(lse, other_lse)
+    finite = torch.where(total.isinf(), 0.0, total)  # both empty: weights 0, not NaN
+    mine, others = torch.exp(lse - finite)[..., None], torch.exp(other_lse - finite)[..., None]
+    return out * mine + other * others, total
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A piece, with its rows and mask in the form that every layer uses."""
+
+    keys: slice
+    rows: Tensor | None  # None: all rows of the pass
+    bias: Tensor | None  # [rows * group, length]
+
+
+class TreeAttention:
+    """The attention of one pass: writes new keys and values into their slots and reads what the plan says.
+
+    Called by the decoder once a layer with q [n, num_heads, head_dim] and k, v [n, num_kv_heads, head_dim]; returns the
+    attention output [n, num_heads, head_dim].
+    """
+
+    def __init__(self, cache: Cache, plan: Plan, config: DecoderConfig) -> None:
+        self._cache, self._config = cache, config
+        self._count = len(plan.keys_seen)
+        self._slots = _as_slice(plan.slots) or plan.slots.to(cache.device)
+        self._readers = {window: [self._reader(piece) for piece in pieces] for window, pieces in plan.pieces.items()}
+        self._once = {window: plan.once(window) for window in plan.pieces}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attends in one layer."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[:, self._slots] = k.transpose(0, 1).to(keys.dtype)
+        values[:, self._slots] = v.transpose(0, 1).to(values.dtype)
+        window = self._config.windows[layer]
+        readers = self._readers[window]
+        if len(readers) == 1 and readers[0].rows is None:
+            return self._read(readers[0], q, keys, values)[0]
+        if self._once[window]:
+            out = torch.empty_like(q)
+            for reader in readers:
+                out[reader.rows] = self._read(reader, q[reader.rows], keys, values)[0]
+            return out
+        return self._merged(readers, q, keys, values)
+
+    def _merged(self, readers: list[_Reader], q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
+        for reader in readers:
+            rows = slice(None) if reader.rows is None else reader.rows
+            out[rows], lse[rows] = merge(out[rows], lse[rows], *self._read(reader, q[rows], keys, values))
+        return out.to(q.dtype)
+
+    def _read(self, reader: _Reader, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Folds the query heads of a group into rows, so that keys and values are read as they lie, not expanded."""
+        config = self._config
+        n, heads, group = len(q), config.num_kv_heads, config.num_heads // config.num_kv_heads
+        folded = q.view(n, heads, group, -1).transpose(0, 1).reshape(heads, n * group, -1).to(keys.dtype)
+        out, lse = attend(
+            folded, keys[:, reader.keys], values[:, reader.keys], reader.bias, config.attention_scale, config.attention_softcap
+        )
+        out = out.reshape(heads, n, group, -1).transpose(0, 1).reshape(n, config.num_heads, -1)
+        return out.to(q.dtype), lse.reshape(heads, n, group).transpose(0, 1).reshape(n, config.num_heads)
+
+    def _reader(self, piece: Piece) -> _Reader:
+        device, dtype = self._cache.device, self._cache.dtype
+        bias = None
+        if piece.mask is not None:
+            group = self._config.num_heads // self._config.num_kv_heads
+            bias = torch.zeros(piece.mask.shape, dtype=dtype).masked_fill_(~piece.mask, -torch.inf)
+            bias = bias.repeat_interleave(group, 0).to(device)
+        everyone = len(piece.rows) == self._count and piece.rows == tuple(range(self._count))
+        rows = None if everyone else torch.tensor(piece.rows, device=device)
+        return _Reader(slice(piece.start, piece.start + piece.length), rows, bias)
+
+
+def _as_slice(slots: Tensor) -> slice | None:
+    first, last = int(slots[0]), int(slots[-1])
+    if last - first == len(slots) - 1 and bool((slots.diff() == 1).all()):
+        return slice(first, last + 1)
+    return None

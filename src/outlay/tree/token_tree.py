@@ -1,0 +1,263 @@
+"""The token tree: a node is one token after one prefix; its keys and values are computed once and live in one slot.
+
+A `Tree` belongs to one run. Its *trunk* is the path to `tip`, what is decided; the nodes below the tip are *loose*, what is
+being tried. `extend` grows loose nodes, `keep` decides, `free` gives up, `fork` starts another tree on the same path. None
+of them copies keys or values: trees share nodes, and a node is held as long as a tree, a child or a pin holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from outlay.errors import FailureError
+from outlay.tree.cache import Cache, Region
+
+STEP = 64  # slots by which a region grows at least
+
+
+class Node:
+    """One token after one prefix. `position` counts tokens from the start of the text; `computed` says whether the
+    keys and values are in `slot`."""
+
+    __slots__ = ("children", "computed", "parent", "pins", "position", "region", "slot", "token", "tree")
+
+    def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region) -> None:
+        self.tree, self.parent, self.token, self.region = tree, parent, token, region
+        self.position = parent.position + 1 if parent else 0
+        self.slot = region.take(self.position)
+        self.children = 0
+        self.pins = 1  # the tree's own
+        self.computed = False
+        if parent is not None:
+            parent.children += 1
+
+    def path(self, after: Node | None = None) -> list[Node]:
+        """Returns the nodes from the one behind `after` (or the root) down to this one."""
+        nodes: list[Node] = []
+        node: Node | None = self
+        while node is not after:
+            assert node is not None, "`after` is not above this node"
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
+
+    def unpin(self) -> None:
+        """Takes a pin away, and frees this node and those above that nothing holds any more."""
+        self.pins -= 1
+        node: Node | None = self
+        while node is not None and node.children == 0 and node.pins == 0:
+            node.region.give(node.slot)
+            node = node.parent
+            if node is not None:
+                node.children -= 1
+
+
+class Watcher(Protocol):
+    """Told what happens to a tree's nodes; see `Tree.watch`."""
+
+    def grew(self, nodes: Sequence[Node]) -> None:
+        """These nodes are new; a prompt's come decided."""
+
+    def kept(self, nodes: Sequence[Node]) -> None:
+        """These nodes are decided."""
+
+    def freed(self, nodes: Sequence[Node]) -> None:
+        """These nodes are given up."""
+
+
+class Span:
+    """What a trunk holds of one region.
+
+    `ordered` says that its tokens lie in the region's first `count` slots in the order of their positions, from `base` on:
+    a row then sees a prefix of them. Otherwise `positions` holds, for each slot, the position of the trunk's token there,
+    or -1.
+    """
+
+    __slots__ = ("base", "count", "ordered", "positions", "region", "top")
+
+    def __init__(self, region: Region, base: int) -> None:
+        self.region, self.base = region, base
+        self.count = 0
+        self.top = 0
+        self.ordered = True
+        self.positions: Tensor | None = None
+
+    def add(self, node: Node) -> None:
+        """Adds the trunk's next node."""
+        offset = node.slot - self.region.start
+        if self.ordered and offset != self.count:
+            self.ordered = False
+            self.positions = torch.full((max(self.region.size, offset + 1),), -1, dtype=torch.int64)
+            self.positions[: self.count] = torch.arange(self.base, self.base + self.count)
+        if self.positions is not None:
+            if offset >= len(self.positions):
+                grown = torch.full((max(self.region.size, offset + 1),), -1, dtype=torch.int64)
+                grown[: len(self.positions)] = self.positions
+                self.positions = grown
+            self.positions[offset] = node.position
+        self.count += 1
+        self.top = max(self.top, offset + 1)
+
+    def copy(self) -> Span:
+        """Returns a span that can grow apart from this one."""
+        twin = Span(self.region, self.base)
+        twin.count, twin.top, twin.ordered = self.count, self.top, self.ordered
+        twin.positions = None if self.positions is None else self.positions.clone()
+        return twin
+
+    def seen_by(self, positions: Tensor) -> Tensor:
+        """Returns which of the first `top` slots hold trunk tokens at or before each of `positions` [n]: bool [n, top]."""
+        if self.positions is None:
+            held = torch.arange(self.base, self.base + self.count)
+            return held <= positions[:, None]
+        held = self.positions[: self.top]
+        return (held >= 0) & (held <= positions[:, None])
+
+
+class Tree:
+    """One run's tokens. `tip` is the last decided node, None before the first."""
+
+    def __init__(self, cache: Cache, *, after: Node | None = None, reserve: int = STEP) -> None:
+        """Starts a tree at the node `after` of another tree, sharing its path. `reserve` is how many tokens the caller
+        expects to add; they get one contiguous span where there is room."""
+        self.cache = cache
+        self.tip = after
+        self.spans: list[Span] = []
+        self.loose: dict[Node, None] = {}
+        self.watch: Watcher | None = None
+        self._reserve = reserve
+        self._regions: list[Region] = []
+        if after is not None:
+            after.pins += 1
+            for node in after.path():
+                self._add_to_trunk(node)
+
+    def extend(self, parents: Sequence[Node | None], tokens: Sequence[int]) -> list[Node]:
+        """Grows one loose node for each parent and token; a parent is the tip or loose. Siblings may share a token.
+
+        Raises `FailureError` when the cache is full; the tree is then as it was.
+        """
+        grown: list[Node] = []
+        try:
+            for parent, token in zip(parents, tokens, strict=True):
+                assert parent is self.tip or parent in self.loose, "a tree grows from its tip and its loose nodes"
+                node = Node(self, parent, token, self._room_below(parent))
+                grown.append(node)
+                self.loose[node] = None
+        except FailureError:
+            self._drop(grown)
+            raise
+        if self.watch is not None:
+            self.watch.grew(grown)
+        return grown
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Decides `tokens`, one after the other behind the tip. Nothing may be loose."""
+        assert not self.loose, "a trunk grows only when nothing is being tried"
+        for token in tokens:
+            above, self.tip = self.tip, Node(self, self.tip, token, self._room_below(self.tip))
+            self._add_to_trunk(self.tip)
+            if above is not None:
+                above.unpin()
+        if self.watch is not None and self.tip is not None and tokens:
+            grown = self.tip.path()[-len(tokens) :]
+            self.watch.grew(grown)
+            self.watch.kept(grown)
+
+    def keep(self, node: Node) -> None:
+        """Decides the path to `node`, which becomes the tip, and frees every other loose node."""
+        self.prune([node])
+        self._decide(node)
+
+    def prune(self, nodes: Sequence[Node]) -> None:
+        """Frees every loose node that is not on the path to one of `nodes`. Decides nothing."""
+        kept: set[Node] = set()
+        for node in nodes:
+            walk: Node | None = node
+            while walk is not None and walk in self.loose and walk not in kept:
+                kept.add(walk)
+                walk = walk.parent
+        self._drop([loose for loose in self.loose if loose not in kept])
+
+    def free(self, node: Node) -> None:
+        """Frees a loose node and all below it; the node above stays."""
+        below = {node}
+        for loose in self.loose:  # parents come before their children
+            if loose.parent in below:
+                below.add(loose)
+        self._drop([loose for loose in self.loose if loose in below])
+
+    def fork(self, node: Node | None = None) -> Tree:
+        """Returns a tree of its own on the path to `node` (the tip by default), sharing every key and value on it."""
+        at = node or self.tip
+        assert at is not None, "an empty tree has nothing to fork"
+        twin = Tree(self.cache, reserve=self._reserve)
+        twin.watch = self.watch
+        twin.spans = [span.copy() for span in self.spans]
+        for loose in at.path(self.tip):
+            twin._add_to_trunk(loose)
+        twin.tip = at
+        at.pins += 1
+        return twin
+
+    def release(self) -> None:
+        """Gives everything back that nobody else holds."""
+        self._drop(list(self.loose))
+        tip, self.tip = self.tip, None
+        self.spans = []
+        if tip is not None:
+            tip.unpin()
+        for region in self._regions:
+            if region.owner is self:
+                region.trim()
+        self._regions = []
+
+    def _decide(self, node: Node) -> None:
+        if node is self.tip:
+            return
+        path, before = node.path(self.tip), self.tip
+        self.tip = node  # stays pinned, as it was while loose
+        for decided in path:
+            del self.loose[decided]
+            self._add_to_trunk(decided)
+        for above in [before, *path[:-1]]:
+            if above is not None:
+                above.unpin()
+        if self.watch is not None:
+            self.watch.kept(path)
+
+    def _drop(self, nodes: Sequence[Node]) -> None:
+        if self.watch is not None and nodes:
+            self.watch.freed(nodes)
+        for node in reversed(nodes):  # children were grown after their parents
+            del self.loose[node]
+            node.unpin()
+
+    def _add_to_trunk(self, node: Node) -> None:
+        if not self.spans or self.spans[-1].region is not node.region:
+            self.spans.append(Span(node.region, node.position))
+        self.spans[-1].add(node)
+
+    def _room_below(self, parent: Node | None) -> Region:
+        for region in (parent.region if parent else None, self._regions[-1] if self._regions else None):
+            if region is not None and self._owns(region):
+                if region.room or (region.size and region.extend(max(STEP, region.size // 2))):
+                    return region
+        region = self.cache.region(min(self._reserve, self.cache.limit))
+        region.owner = self
+        self._regions.append(region)
+        self._reserve = max(STEP, self._reserve // 2)
+        return region
+
+    def _owns(self, region: Region) -> bool:
+        """A region is filled by one tree at a time; one whose tree is gone may be continued from its end."""
+        if region.owner is None and self.tip is not None and self.tip.region is region:
+            if self.tip.slot == region.start + region.top - 1:
+                region.owner = self
+                self._regions.append(region)
+        return region.owner is self

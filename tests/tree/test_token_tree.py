@@ -1,0 +1,240 @@
+"""Laws of the token tree: whatever is grown, kept, forked and freed, a node's logits are those of a fresh pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tree.toy import VOCAB, Toy, toy_config
+
+from outlay.errors import FailureError
+from outlay.tree.plan import plan_pass
+from outlay.tree.token_tree import Tree
+
+
+def tokens_of(node):
+    return [above.token for above in node.path()]
+
+
+def assert_fresh(toy, logits):
+    for node, row in logits.items():
+        torch.testing.assert_close(row, toy.fresh(tokens_of(node)), rtol=1e-4, atol=1e-4)
+
+
+class Laws(RuleBasedStateMachine):
+    """Random sequences of extend, keep, prune, free and fork over a few trees that share one cache."""
+
+    toy = Toy()
+    windowed = False
+
+    def __init__(self):
+        super().__init__()
+        self.cache = self.toy.cache(capacity=16)
+        self.trees = [Tree(self.cache, reserve=5)]
+        self.trees[0].append([1, 2, 3])
+        self.computed = set()
+        self._compute(self.trees[0], self.trees[0].tip.path())
+
+    def _compute(self, *work):
+        pairs = list(zip(work[::2], work[1::2], strict=True))
+        logits = self.toy.compute(self.cache, pairs)
+        assert not self.computed & set(logits), "a node was computed twice"
+        self.computed |= set(logits)
+        assert_fresh(self.toy, logits)
+
+    def _tree(self, data):
+        return data.draw(st.sampled_from(self.trees))
+
+    def _open(self, tree):
+        return [tree.tip, *tree.loose]
+
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def extend(self, data, count):
+        tree = self._tree(data)
+        grown = []
+        for _ in range(count):
+            parent = data.draw(st.sampled_from([*self._open(tree), *grown]))
+            grown += tree.extend([parent], [data.draw(st.integers(0, VOCAB - 1))])
+        self._compute(tree, grown)
+
+    @rule(data=st.data())
+    def keep(self, data):
+        tree = self._tree(data)
+        tree.keep(data.draw(st.sampled_from(self._open(tree))))
+        assert not tree.loose
+
+    @rule(data=st.data())
+    def prune(self, data):
+        tree = self._tree(data)
+        kept = data.draw(st.lists(st.sampled_from(self._open(tree)), max_size=3))
+        tree.prune(kept)
+        assert set(tree.loose) == {above for node in kept for above in node.path(tree.tip)}
+
+    @rule(data=st.data())
+    def free(self, data):
+        tree = self._tree(data)
+        if tree.loose:
+            node = data.draw(st.sampled_from(list(tree.loose)))
+            tree.free(node)
+            assert node not in tree.loose
+            assert all(node not in loose.path() for loose in tree.loose)
+
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def append(self, data, count):
+        tree = self._tree(data)
+        tree.prune(())
+        before = tree.tip
+        tree.append([data.draw(st.integers(0, VOCAB - 1)) for _ in range(count)])
+        self._compute(tree, tree.tip.path(before))
+
+    @precondition(lambda self: len(self.trees) < 4)
+    @rule(data=st.data())
+    def fork(self, data):
+        tree = self._tree(data)
+        used = self.cache.in_use
+        self.trees.append(tree.fork(data.draw(st.sampled_from(self._open(tree)))))
+        assert self.cache.in_use == used
+
+    @precondition(lambda self: len(self.trees) > 1)
+    @rule(data=st.data())
+    def release(self, data):
+        tree = self._tree(data)
+        self.trees.remove(tree)
+        tree.release()
+
+    @precondition(lambda self: len(self.trees) > 1)
+    @rule(data=st.data())
+    def grow_all_in_one_pass(self, data):
+        work = []
+        for tree in self.trees:
+            parents = data.draw(st.lists(st.sampled_from(self._open(tree)), min_size=1, max_size=3))
+            work += [tree, tree.extend(parents, [data.draw(st.integers(0, VOCAB - 1)) for _ in parents])]
+        self._compute(*work)
+
+    @invariant()
+    def slots_are_those_of_the_living(self):
+        alive = {above for tree in self.trees for node in self._open(tree) for above in node.path()}
+        assert self.cache.in_use == len(alive) == len({node.slot for node in alive})
+        self.computed &= alive
+
+    def teardown(self):
+        for tree in self.trees:
+            tree.release()
+        assert self.cache.in_use == 0
+        assert self.cache.free_slots() == self.cache.limit, "every region went back"
+
+
+class WindowedLaws(Laws):
+    """The same with sliding windows in one layer and capped scores."""
+
+    toy = Toy(toy_config(windows=(4, None), softcap=20.0))
+
+
+TestLaws = Laws.TestCase
+TestLaws.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestWindowedLaws = WindowedLaws.TestCase
+TestWindowedLaws.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+def test_a_long_prompt_in_chunks_gives_the_logits_of_one_pass():
+    toy = Toy()
+    cache = toy.cache()
+    tree = Tree(cache)
+    tree.append([i % VOCAB for i in range(100)])
+    path = tree.tip.path()
+    for first in range(0, 100, 17):
+        logits = toy.compute(cache, [(tree, path[first : first + 17])])
+    assert_fresh(toy, {tree.tip: logits[tree.tip]})
+
+
+def test_a_chain_is_read_as_one_span_without_a_mask():
+    toy = Toy()
+    cache = toy.cache()
+    tree = Tree(cache, reserve=8)
+    tree.append([1, 2, 3])
+    toy.compute(cache, [(tree, tree.tip.path())])
+    for token in range(40):  # past its reserve: the region grows in place
+        tree.keep(tree.extend([tree.tip], [token % VOCAB])[0])
+        plan = plan_pass([(tree, [tree.tip])], torch.from_numpy(cache.positions))
+        assert len(plan.pieces[None]) == 1
+        assert plan.pieces[None][0].mask is None
+        assert plan.pieces[None][0].length == 4 + token
+        toy.compute(cache, [(tree, [tree.tip])])
+
+
+def test_what_several_trees_share_is_one_piece():
+    toy = Toy()
+    cache = toy.cache()
+    root = Tree(cache)
+    root.append([i % VOCAB for i in range(50)])
+    toy.compute(cache, [(root, root.tip.path())])
+    twins = [root.fork() for _ in range(4)]
+    for token, twin in enumerate(twins):
+        twin.append([token])
+    work = [(twin, [twin.tip]) for twin in twins]
+    pieces = plan_pass(work, torch.from_numpy(cache.positions)).pieces[None]
+    assert sorted((piece.length, len(piece.rows)) for piece in pieces) == [(1, 1)] * 4 + [(50, 4)]
+    assert_fresh(toy, toy.compute(cache, work))
+
+
+def test_trees_that_leave_a_span_at_different_points_share_its_beginning():
+    toy = Toy()
+    cache = toy.cache()
+    root = Tree(cache)
+    root.append([i % VOCAB for i in range(100)])
+    path = root.tip.path()
+    toy.compute(cache, [(root, path)])
+    twins = [Tree(cache, after=path[at]) for at in (39, 39, 89)]
+    for token, twin in enumerate(twins):
+        twin.append([token])
+    work = [(twin, [twin.tip]) for twin in twins]
+    pieces = plan_pass(work, torch.from_numpy(cache.positions)).pieces[None]
+    assert sorted((piece.length, len(piece.rows)) for piece in pieces) == [(1, 1)] * 3 + [(40, 3), (50, 1)]
+    assert_fresh(toy, toy.compute(cache, work))
+
+
+def test_a_full_cache_says_what_was_asked_for_and_leaves_the_tree_as_it_was():
+    toy = Toy()
+    cache = toy.cache(limit=80, capacity=16)
+    tree = Tree(cache)
+    tree.append([1] * 60)
+    with pytest.raises(FailureError, match=r"the cache is full: .* of at most 80 tokens"):
+        for _ in range(30):
+            tree.extend([tree.tip], [1])
+    held = cache.in_use
+    with pytest.raises(FailureError):
+        tree.extend([tree.tip] * 30, [1] * 30)
+    assert cache.in_use == held
+    tree.release()
+    assert cache.in_use == 0
+
+
+def test_the_cache_reports_what_it_holds():
+    toy = Toy()
+    cache = toy.cache()
+    tree = Tree(cache)
+    tree.append([1, 2, 3])
+    assert cache.bytes() == 3 * 2 * 2 * 2 * 8 * 4  # tokens, keys and values, layers, heads, head_dim, float32
+    tree.release()
+    assert cache.bytes() == 0
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_regions_never_overlap_and_all_come_back(sizes, data):
+    cache = Toy().cache(limit=200, capacity=8)
+    live = []
+    for size in sizes:
+        region = cache.region(size)
+        region.take(0)
+        assert all(region.start + region.size <= other.start or other.start + other.size <= region.start for other in live)
+        live.append(region)
+        if data.draw(st.booleans()):
+            gone = live.pop(data.draw(st.integers(0, len(live) - 1)))
+            gone.give(gone.start)
+    for region in live:
+        region.give(region.start)
+    assert cache.free_slots() == 200
+    assert cache.in_use == 0
