@@ -141,8 +141,9 @@ class Builder:
         biases = torch.cat([self.floats(part, None, i, "bias").float() for part in parts]) if bias else None
         if order is not None:
             sizes = [weight.shape[0] for weight in weights]
-            starts = torch.tensor([0, *sizes]).cumsum(0)
-            weights = [_take(w, chunk - starts[j]) for j, (w, chunk) in enumerate(zip(weights, order.split(sizes), strict=True))]
+            starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+            chunks = zip(weights, order.split(sizes), starts, strict=True)
+            weights = [_take(weight, chunk - start) for weight, chunk, start in chunks]
             biases = biases[order] if biases is not None else None
         return self.pack_parts(weights, biases)
 

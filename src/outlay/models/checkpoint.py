@@ -36,7 +36,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[Path, Any] = {}
-        self._where = {name: path for path in self._paths() for name in self._open(path).keys()}
+        self._where = {name: path for path in self._paths() for name in sorted(self._open(path).keys())}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Returns the shape of a tensor, or None if no file has it."""

@@ -104,7 +104,7 @@ def _check(config: DecoderConfig) -> None:
 
 
 def _rotary(raw: Raw, long_context: bool, **changes: Any) -> DecoderConfig:
-    """The Llama family's shape; `changes` are fields that differ, and `theta`, `head_dim`, `eps`: a family's defaults."""
+    """The Llama family's shape; `changes`: fields that differ, and `theta`, `head_dim`, `eps`, a family's defaults."""
     heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
     head_dim = raw.get("head_dim") or changes.pop("head_dim", None) or raw["hidden_size"] // heads
     changes.pop("head_dim", None)

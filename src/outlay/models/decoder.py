@@ -148,7 +148,7 @@ class Decoder:
 
 
 def rotate_(heads: Tensor, rotation: Tensor) -> None:
-    """Rotates each head's pairs of dimensions in place. heads [n, heads, head_dim], rotation complex64 [n, 1, dim / 2]."""
+    """Rotates each head's pairs in place. heads [n, heads, head_dim], rotation complex64 [n, 1, dim / 2]."""
     rotated = heads[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
     if heads.dtype == torch.float32:
         torch.view_as_complex(rotated).mul_(rotation)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import struct
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -111,9 +111,9 @@ def pack(
 ) -> Linear:
     """Holds `weight` [out, in] in `format` on `device`.
 
-    `exact_output` asks for results that are not rounded to bfloat16, as the logits of a head must not be. Where a format
-    cannot hold a weight (rows that do not divide into groups, a device without packed products), the nearest wider
-    format does.
+    `exact_output` asks for results that are not rounded to bfloat16, as the logits of a head must not be. Where a
+    format cannot hold a weight (rows that do not divide into groups, a device without packed products), the nearest
+    wider format does.
     """
     device = torch.device(device)
     bias = bias.to(device, torch.float32) if bias is not None else None
@@ -154,7 +154,7 @@ def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float 
 
 
 def _wide_from(dtype: torch.dtype, device: torch.device) -> int:
-    """The width at which converting a weight to float32 first is quicker, on processors without that dtype's product."""
+    """The width from which converting a weight to float32 first is quicker, where that dtype has no product."""
     if device.type != "cpu" or dtype == torch.float32 or fast_bfloat16():
         return 0
     return 8

@@ -1,4 +1,4 @@
-"""Loading a model: an alias, a folder in the hub's layout, a GGUF file or a hub id becomes a decoder and a tokenizer."""
+"""Loading a model: an alias, a folder, a GGUF file or a hub id becomes a decoder and a tokenizer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Weights held as small integers in groups of 32: the exact form between a file's blocks and a kernel's packing.
 
-`q4` is w = scale * q + min with q in 0..15; `q8` is w = scale * q with q in -128..127. Scales and minimums are float16, as
-they are in GGUF files, so that Q4_0, Q4_1, Q5_0 and Q8_0 are represented exactly.
+`q4` is w = scale * q + min with q in 0..15; `q8` is w = scale * q with q in -128..127. Scales and minimums are float16,
+as they are in GGUF files, so that Q4_0, Q4_1, Q5_0 and Q8_0 are represented exactly.
 """
 
 from __future__ import annotations

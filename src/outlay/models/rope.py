@@ -1,8 +1,8 @@
 """Rotary positions: the frequencies of every scaling that we run, and the table of rotations that a decoder looks up.
 
 A head's pairs of dimensions lie side by side here ([x0, y0, x1, y1, ...]), so that rotating a whole pass of queries and
-keys is one product of complex numbers. Checkpoints that keep the halves apart are reordered when they are loaded; scores
-do not change, because queries and keys are reordered alike.
+keys is one product of complex numbers. Checkpoints that keep the halves apart are reordered when they are loaded; scores do
+not change, because queries and keys are reordered alike.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Tokenizer:
         elif "ByteFallback" in self._decoder or "Metaspace" in self._decoder:
             piece_bytes = _sentencepiece
         else:
-            raise UsageError("this tokenizer's decoder is not one that outlay reads (ByteLevel, ByteFallback, Metaspace)")
+            raise UsageError("this tokenizer.json decodes in a way that outlay lacks (not ByteLevel, ByteFallback, Metaspace)")
         table = [b""] * (max(self.inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1)
         for piece, token in self.inner.get_vocab(with_added_tokens=True).items():
             table[token] = piece_bytes(piece)
@@ -131,7 +131,10 @@ def load_tokenizer_json(text: str) -> tokenizers.Tokenizer:
     try:
         json.loads(text)
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception for whatever it cannot read
+    except Exception as error:
+        # `tokenizers` raises this very class, and no other, for whatever it cannot read.
+        if type(error) is not Exception and not isinstance(error, ValueError):
+            raise
         raise UsageError(f"tokenizer.json is not valid: {' '.join(str(error).split())[:200]}") from None
 
 

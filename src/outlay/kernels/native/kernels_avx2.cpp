@@ -48,6 +48,9 @@ inline __m256i splat_quad(const int8_t* p) {
     return _mm256_set1_epi32(bits);
 }
 
+// Keeps the compiler from delaying sums until it runs out of registers: the value is in one here.
+inline void settle(__m256i& value) { asm volatile("" : "+x"(value)); }
+
 // H halves (8 channels each) of a tile, from `half` on. Few rows take both halves at once, to hide latency; four rows
 // take one, to stay within sixteen registers.
 template <int R, int H>
@@ -74,6 +77,7 @@ inline void half_q4(const uint8_t* tile, int groups, const RowView* rows, int ha
                     const __m256i part = _mm256_maddubs_epi16(low[h], x);
                     dot[r][h] = j ? _mm256_add_epi16(dot[r][h], part) : part;
                     dot[r][h] = _mm256_add_epi16(dot[r][h], _mm256_maddubs_epi16(high[h], y));
+                    settle(dot[r][h]);
                 }
             }
         }
@@ -124,6 +128,7 @@ inline void half_q8(const uint8_t* tile, int groups, const RowView* rows, int ha
                     const __m256i pairs = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(x, weight[h]));
                     const __m256i part = _mm256_madd_epi16(pairs, ones);
                     dot[r][h] = j ? _mm256_add_epi32(dot[r][h], part) : part;
+                    settle(dot[r][h]);
                 }
             }
         }

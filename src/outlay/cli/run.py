@@ -1,0 +1,243 @@
+"""`outlay run`: answers prompts, streams the text, and says what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from outlay.cli import terminal
+from outlay.cli.arguments import number, one_of
+from outlay.cli.interrupt import Interruption
+from outlay.cli.prompts import Prompt, read_prompts
+from outlay.cli.trace_file import TraceFile
+from outlay.errors import OutlayError, UsageError
+
+if TYPE_CHECKING:
+    from outlay.budget import Ledger
+    from outlay.engine.handle import Handle, Result
+    from outlay.lm import LM
+
+DESCRIPTION = "Answers a prompt: the text goes to standard output, what it cost to standard error."
+EXAMPLES = """examples:
+  outlay run "Why is the sky blue?"
+  outlay run "Write a haiku." --temperature 0.8 --top-p 0.95 --seed 7
+  outlay run "Name three rivers." --method beam:width=8 --budget target_passes=64,seconds=2
+  cat letter.txt | outlay run --system "Summarise this letter."
+  outlay run --file prompts.jsonl --lines --json > answers.jsonl
+  outlay run "Hello" --trace run.jsonl --quiet
+"""
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+PATIENCE = 5.0  # seconds to wait for runs that are given up
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to `parser`."""
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the prompt; "-" reads it from standard input')
+    source = parser.add_argument_group("prompts")
+    source.add_argument("--file", metavar="FILE", help="read the prompt from a file")
+    source.add_argument("--lines", action="store_true", help="each line is a prompt of its own, as text or as a JSON object "
+                        'with "prompt" or "messages"; all are worked on together')  # fmt: skip
+    source.add_argument("--system", metavar="TEXT", help="a system message to go before the prompt")
+    source.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+
+    how = parser.add_argument_group("model and method")
+    how.add_argument("--model", metavar="M", help="an alias (`outlay models` lists them), a folder, a .gguf file or a hub id")
+    how.add_argument("--method", metavar="NAME[:k=v,...]", help="how to decode; `outlay methods` lists them "
+                     "(default: greedy at temperature 0, else sample)")  # fmt: skip
+    how.add_argument("--draft", metavar="M", help="a small model, for the methods that draft")
+    how.add_argument("--budget", metavar="k=v,...", help="caps on the ledger, such as target_passes=64,seconds=2")
+    how.add_argument("--dtype", type=one_of(DTYPES), default="auto", metavar="D", help=f"{', '.join(DTYPES)} (default: auto)")
+    how.add_argument("--device", default="cpu", metavar="D", help="a device of torch (default: cpu)")
+    how.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
+
+    text = parser.add_argument_group("text")
+    text.add_argument("--max-tokens", type=number(1, whole=True), metavar="N", help="new tokens at most (default: 256)")
+    text.add_argument("--stop", action="append", default=[], metavar="S", help="end before this string; may be repeated")
+    text.add_argument("--seed", type=number(0, whole=True), default=0, metavar="N", help="fixes every draw (default: 0)")
+    text.add_argument("--temperature", type=number(0), default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    text.add_argument("--top-k", type=number(1, whole=True), metavar="K", help="draw from the K most probable tokens")
+    text.add_argument("--top-p", type=number(above=0, most=1), metavar="P", help="draw from the fewest that hold P")
+    text.add_argument("--min-p", type=number(0, most=1), metavar="P", help="draw from those P times as probable as the best")
+    text.add_argument("--repetition-penalty", type=number(above=0), default=1.0, metavar="X",
+                      help="divide the logits of tokens seen so far (default: 1)")  # fmt: skip
+    text.add_argument("--presence-penalty", type=number(), default=0.0, metavar="X",
+                      help="subtract from the logits of tokens written so far (default: 0)")  # fmt: skip
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="one JSON object for each prompt instead of the text")
+    output.add_argument("--logprobs", type=number(0, whole=True), metavar="N",
+                        help="with --json: each token's log-probability and those of the N most probable")  # fmt: skip
+    output.add_argument("--trace", metavar="FILE", help="write every event of the run as JSON lines")
+    output.add_argument("--quiet", action="store_true", help="no progress and no ledger")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    _check(args)
+    prompts = read_prompts(args.prompt, args.file, lines=args.lines, system=args.system)
+    with TraceFile(args.trace) if args.trace else contextlib.nullcontext() as trace:
+        options = _options(args)
+        with terminal.Progress(quiet=args.quiet) as progress:
+            from outlay.lm import load
+
+            lm = load(args.model, dtype=args.dtype, device=args.device, threads=args.threads, progress=progress)
+        return _answer(lm, prompts, options, trace, args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses, before anything is loaded, options that don't go together."""
+    if args.raw and args.system is not None:
+        raise UsageError("--raw leaves no place for --system; put its text into the prompt")
+    if args.logprobs is not None and not args.json:
+        raise UsageError("--logprobs needs --json to show them in")
+    if "" in args.stop:
+        raise UsageError("--stop must be some text")
+    for option in ("model", "draft"):
+        if getattr(args, option) == "":
+            raise UsageError(f"--{option} must name a model; `outlay models` lists them")
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of `LM.submit`. Raises `UsageError` for an unknown method or budget, before a model is loaded."""
+    from outlay import catalog
+    from outlay.budget import Budget
+
+    names = ("draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop")
+    options = {name: getattr(args, name) for name in (*names, "logprobs")}
+    if args.max_tokens is not None:
+        options["max_tokens"] = args.max_tokens
+    if args.method is not None:
+        options["method"] = catalog.parse(args.method)
+    if args.budget is not None:
+        options["budget"] = Budget.parse(args.budget)
+    return options | {"chat": not args.raw}
+
+
+def _answer(
+    lm: LM, prompts: Sequence[Prompt], options: dict[str, Any], trace: TraceFile | None, args: argparse.Namespace
+) -> int:
+    """Runs all prompts together and writes their answers in order; ends early, with what there is, on a signal."""
+    started = time.perf_counter()
+    handles: list[Handle] = []
+
+    def stop() -> None:
+        for handle in handles:
+            handle.cancel()
+
+    with Interruption(stop) as interruption:
+        try:
+            for prompt in prompts:
+                number = len(handles)
+                handles.append(_submit(lm, prompt, number, len(prompts), options, trace))
+            if interruption.status:
+                stop()
+            results = _write_json(lm, handles) if args.json else _write_texts(handles)
+        finally:
+            stop()
+            _wait(handles)
+    if not args.quiet and not args.json and results:
+        _write_ledger(results, time.perf_counter() - started)
+    return interruption.status or (1 if len(results) < len(handles) else 0)
+
+
+def _submit(
+    lm: LM, prompt: Prompt, number: int, count: int, options: dict[str, Any], trace: TraceFile | None
+) -> Handle:
+    try:
+        return lm.submit(prompt, **options, trace=trace.writer(number) if trace else None)
+    except UsageError as error:
+        if count == 1:
+            raise
+        raise UsageError(f"prompt {number + 1}: {error}") from error
+
+
+def _wait(handles: Sequence[Handle]) -> None:
+    """Lets the engine end what was given up, so that the trace is complete and no thread is at work when we leave."""
+    last = time.monotonic() + PATIENCE
+    for handle in handles:
+        with contextlib.suppress(Exception):  # an error that nobody waited for
+            handle.result(max(0.0, last - time.monotonic()))
+
+
+def _write_texts(handles: Sequence[Handle]) -> list[Result]:
+    """Writes each text as it comes, an empty line between two; returns the results. One that fails gets a line on stderr."""
+    results = []
+    for index, handle in enumerate(handles):
+        if index:
+            print()
+        text = ""
+        try:
+            for text in handle:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            results.append(handle.result())
+        except OutlayError as error:
+            if len(handles) == 1:
+                raise
+            _write_error(index, error)
+        finally:
+            if not text.endswith("\n"):
+                print(flush=True)
+    return results
+
+
+def _write_json(lm: LM, handles: Sequence[Handle]) -> list[Result]:
+    """Writes an object a line for each prompt, in order; one that fails has `error` instead. Returns the results."""
+    results = []
+    for index, handle in enumerate(handles):
+        try:
+            results.append(handle.result())
+            line = _as_dict(lm, results[-1])
+        except OutlayError as error:
+            if len(handles) == 1:
+                raise
+            _write_error(index, error)
+            line = {"error": str(error)}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+    return results
+
+
+def _write_error(index: int, error: OutlayError) -> None:
+    print(f"outlay: prompt {index + 1}: {error}", file=sys.stderr)
+
+
+def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
+    names = ("text", "tokens", "finish_reason", "method", "model")
+    row: dict[str, Any] = {name: getattr(result, name) for name in names}
+    row["ledger"] = result.ledger.as_dict()
+    if result.logprobs is not None:
+        row["logprobs"] = [
+            {**_logprob(lm, of.token, of.logprob), "top": [_logprob(lm, *best) for best in of.top]} for of in result.logprobs
+        ]
+    return row
+
+
+def _logprob(lm: LM, token: int, logprob: float) -> dict[str, Any]:
+    text = lm.model.tokenizer.decode([token])
+    return {"token": token, "text": text, "logprob": logprob if math.isfinite(logprob) else None}
+
+
+def _write_ledger(results: Sequence[Result], seconds: float) -> None:
+    """Writes what all runs spent together; for several, `seconds` is the time that they took side by side."""
+    ledger = results[0].ledger if len(results) == 1 else replace(_total(results), seconds=seconds)
+    reasons = dict.fromkeys(result.finish_reason for result in results)
+    count = [f"{len(results)} prompts"] if len(results) > 1 else []
+    heading = [results[0].model, results[0].method, *count, "ended by " + ", ".join(reasons)]
+    if sys.stdout.isatty():
+        print(terminal.rule(sys.stderr), file=sys.stderr)
+    print(" | ".join(heading), file=sys.stderr)
+    print(ledger.table(), file=sys.stderr)
+
+
+def _total(results: Sequence[Result]) -> Ledger:
+    total = results[0].ledger
+    for result in results[1:]:
+        total = total + result.ledger
+    return total
