@@ -123,14 +123,7 @@ def test_only_the_asked_rows_reach_the_head(tmp_path: Path, dense: Any) -> None:
     decoder = load_model(tmp_path, dtype="float32").decoder
     tokens = torch.arange(3, 13)
     whole = dense.logits(decoder, tokens.tolist())
-
-    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return cache.attend(layer, q, k, v)
-
-    from conftest import DenseCache
-
-    cache = DenseCache(decoder)
-    chosen = decoder.forward(tokens, torch.arange(10), attend, torch.tensor([9, 2]))
+    chosen = decoder.forward(tokens, torch.arange(10), dense.Cache(decoder).attend, torch.tensor([9, 2]))
     torch.testing.assert_close(chosen, whole[[9, 2]])
 
 

@@ -1,7 +1,7 @@
 """The `outlay` command: one module here for each of its commands, imported only when it is asked for.
 
-A command's module has a `DESCRIPTION`, `EXAMPLES`, `add_arguments(parser)` and `run(args)`, which returns the exit status.
-Exit statuses: 0, 1 for what failed, 2 for what the user typed, 128 + the signal for what a signal ended.
+A command's module has a `DESCRIPTION`, `EXAMPLES`, `add_arguments(parser)` and `run(args)`, which returns the exit
+status: 0, 1 for what failed, 2 for what the user typed, 128 + the signal for what a signal ended.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         if " " in name:
             raise UsageError(f"there is no command {name!r}; a prompt goes after `run`: outlay run {name!r}")
-        raise UsageError(f"there is no command {name!r}{nearest(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
+        known = ", ".join(COMMANDS)
+        raise UsageError(f"there is no command {name!r}{nearest(name, COMMANDS)}; the commands are {known}")
     command = import_module(f"outlay.cli.{name}")
     return _run_command(f"outlay {name}", command, words[1:])
 

@@ -14,9 +14,7 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `UsageError` where argparse would print its usage and leave."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, add_help=False, formatter_class=_Formatter, exit_on_error=True, **options
-        )
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Formatter, **options)
         self.add_argument("-h", "--help", action="help", help="show this help and leave")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -6,9 +6,11 @@ import argparse
 import inspect
 import json
 import sys
+import textwrap
+import types
 import typing
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, asdict, fields
+from typing import TYPE_CHECKING, Any, cast
 
 from outlay.cli import terminal
 
@@ -61,14 +63,60 @@ def _page(name: str, method: type[Method]) -> str:
         ("needs", ", ".join(about.needs)),
         ("exact", "yes" if about.exact else "no"),
     ]
-    options = [(option["name"], _option_line(option)) for option in _options(method)]
-    example = f"{name}:{options[0][0]}={_written(options_default(method))}" if options else name
+    options = _options(method)
+    example = name
+    if options:
+        value = options[0].get("default", "VALUE")
+        example += f":{options[0]['name']}={value}"
     parts = [
         f"{terminal.bold(name, sys.stdout)}: {about.summary}",
         terminal.pairs([(label, value) for label, value in facts if value], sys.stdout),
-        inspect.cleandoc(method.__doc__ or ""),
+        _paragraph(inspect.cleandoc(method.__doc__ or "")),
     ]
     if options:
-        parts.append("Options:\n" + terminal.pairs(options, sys.stdout))
+        rows = [(option["name"], option.get("default", "required"), option["type"]) for option in options]
+        parts.append(terminal.table(("option", "default", "takes"), rows, sys.stdout))
     parts.append(f'outlay run "Why is the sky blue?" --method {example}')
     return "\n\n".join(filter(None, parts))
+
+
+def _paragraph(text: str) -> str:
+    return "\n\n".join(textwrap.fill(part, terminal.columns()) for part in text.split("\n\n"))
+
+
+def _as_dict(name: str, method: type[Method]) -> dict[str, Any]:
+    return {**asdict(method.about), "name": name, "needs": list(method.about.needs), "options": _options(method)}
+
+
+def _options(method: type[Method]) -> list[dict[str, str]]:
+    """Returns each option's name, its type in words and, unless it must be given, its default as it is typed."""
+    kinds = typing.get_type_hints(method)
+    options = []
+    for option in fields(cast(Any, method)):
+        described = {"name": option.name, "type": _words(kinds[option.name])}
+        if option.default is not MISSING:
+            described["default"] = _typed(option.default)
+        elif option.default_factory is not MISSING:
+            described["default"] = _typed(option.default_factory())
+        options.append(described)
+    return options
+
+
+def _words(kind: Any) -> str:
+    """Returns what an annotation accepts, in words."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, parts))
+    if origin is typing.Literal:
+        return " or ".join(map(_typed, parts))
+    if origin is tuple:
+        return "numbers with x between them"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
+    return names.get(kind, str(kind))
+
+
+def _typed(value: object) -> str:
+    """Returns a value as it is typed after `--method`."""
+    if isinstance(value, tuple):
+        return "x".join(map(_typed, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

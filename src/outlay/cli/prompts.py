@@ -17,13 +17,13 @@ Prompt = str | Messages
 def read_prompts(text: str | None, file: str | None, *, lines: bool = False, system: str | None = None) -> list[Prompt]:
     """Returns the prompts that the user gave, `system` put before each. Raises `UsageError` where there is none.
 
-    `text` is from the command line, `file` names a file; "-" for either means standard input, and so does neither, unless
-    that is a terminal. `lines` makes a prompt of every line.
+    `text` is from the command line, `file` names a file; "-" for either means standard input, and so does neither,
+    unless that is a terminal. `lines` makes a prompt of every line.
     """
     if text is not None and file is not None:
         raise UsageError("give a prompt or --file, not both")
     whole, where = _read(text, file)
-    prompts = _split(whole, where) if lines else [whole]
+    prompts: list[Prompt] = _split(whole, where) if lines else [whole]
     if not any(isinstance(prompt, list) or prompt.strip() for prompt in prompts):
         raise UsageError(f"the prompt is empty{f' ({where})' if where else ''}; give it some text")
     return prompts if system is None else [_with_system(system, prompt) for prompt in prompts]

@@ -34,6 +34,9 @@ EXAMPLES = """examples:
   outlay run "Hello" --trace run.jsonl --quiet
 """
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+PASSED_ON = (
+    "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop", "logprobs",
+)  # fmt: skip
 PATIENCE = 5.0  # seconds to wait for runs that are given up
 
 
@@ -42,29 +45,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the prompt; "-" reads it from standard input')
     source = parser.add_argument_group("prompts")
     source.add_argument("--file", metavar="FILE", help="read the prompt from a file")
-    source.add_argument("--lines", action="store_true", help="each line is a prompt of its own, as text or as a JSON object "
-                        'with "prompt" or "messages"; all are worked on together')  # fmt: skip
+    source.add_argument("--lines", action="store_true", help="each line is a prompt of its own, as text or as "
+                        'a JSON object with "prompt" or "messages"; all are worked on together')  # fmt: skip
     source.add_argument("--system", metavar="TEXT", help="a system message to go before the prompt")
     source.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
 
     how = parser.add_argument_group("model and method")
-    how.add_argument("--model", metavar="M", help="an alias (`outlay models` lists them), a folder, a .gguf file or a hub id")
+    how.add_argument("--model", metavar="M", help="an alias (see `outlay models`), a folder, a .gguf file or a hub id")
     how.add_argument("--method", metavar="NAME[:k=v,...]", help="how to decode; `outlay methods` lists them "
                      "(default: greedy at temperature 0, else sample)")  # fmt: skip
     how.add_argument("--draft", metavar="M", help="a small model, for the methods that draft")
     how.add_argument("--budget", metavar="k=v,...", help="caps on the ledger, such as target_passes=64,seconds=2")
-    how.add_argument("--dtype", type=one_of(DTYPES), default="auto", metavar="D", help=f"{', '.join(DTYPES)} (default: auto)")
+    how.add_argument("--dtype", type=one_of(DTYPES), default="auto", metavar="D", help=" ".join(DTYPES))
     how.add_argument("--device", default="cpu", metavar="D", help="a device of torch (default: cpu)")
     how.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
 
     text = parser.add_argument_group("text")
     text.add_argument("--max-tokens", type=number(1, whole=True), metavar="N", help="new tokens at most (default: 256)")
-    text.add_argument("--stop", action="append", default=[], metavar="S", help="end before this string; may be repeated")
-    text.add_argument("--seed", type=number(0, whole=True), default=0, metavar="N", help="fixes every draw (default: 0)")
+    text.add_argument("--stop", action="append", default=[], metavar="S", help="end before this text; repeatable")
+    text.add_argument("--seed", type=number(0, whole=True), default=0, metavar="N", help="fixes all draws (default: 0)")
     text.add_argument("--temperature", type=number(0), default=0.0, metavar="T", help="0 is greedy (default: 0)")
     text.add_argument("--top-k", type=number(1, whole=True), metavar="K", help="draw from the K most probable tokens")
     text.add_argument("--top-p", type=number(above=0, most=1), metavar="P", help="draw from the fewest that hold P")
-    text.add_argument("--min-p", type=number(0, most=1), metavar="P", help="draw from those P times as probable as the best")
+    text.add_argument(
+        "--min-p", type=number(0, most=1), metavar="P", help="draw from those P times as likely as the best"
+    )
     text.add_argument("--repetition-penalty", type=number(above=0), default=1.0, metavar="X",
                       help="divide the logits of tokens seen so far (default: 1)")  # fmt: skip
     text.add_argument("--presence-penalty", type=number(), default=0.0, metavar="X",
@@ -105,12 +110,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of `LM.submit`. Raises `UsageError` for an unknown method or budget, before a model is loaded."""
+    """Returns the arguments of `LM.submit`, checked as far as they can be before a model is loaded."""
     from outlay import catalog
     from outlay.budget import Budget
 
-    names = ("draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop")
-    options = {name: getattr(args, name) for name in (*names, "logprobs")}
+    options = {name: getattr(args, name) for name in PASSED_ON}
     if args.max_tokens is not None:
         options["max_tokens"] = args.max_tokens
     if args.method is not None:
@@ -167,7 +171,7 @@ def _wait(handles: Sequence[Handle]) -> None:
 
 
 def _write_texts(handles: Sequence[Handle]) -> list[Result]:
-    """Writes each text as it comes, an empty line between two; returns the results. One that fails gets a line on stderr."""
+    """Writes each text as it comes, an empty line between two; returns the results. A run that fails gets a line."""
     results = []
     for index, handle in enumerate(handles):
         if index:
@@ -214,7 +218,8 @@ def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
     row["ledger"] = result.ledger.as_dict()
     if result.logprobs is not None:
         row["logprobs"] = [
-            {**_logprob(lm, of.token, of.logprob), "top": [_logprob(lm, *best) for best in of.top]} for of in result.logprobs
+            {**_logprob(lm, chosen.token, chosen.logprob), "top": [_logprob(lm, *best) for best in chosen.top]}
+            for chosen in result.logprobs
         ]
     return row
 

@@ -2,7 +2,7 @@
 
 Q4_0, Q4_1, Q5_0 and Q8_0 have groups of 32 with float16 scales, as we do: exact. Q4_K's scales are products of a
 float16 and 6 bits, rounded to float16 here: an error below 1 % of a quantization step. Q5_1, Q5_K and Q6_K are rounded
-to q8, whose step is at most half of theirs.
+to q8, whose step is the largest weight of a group / 127.
 """
 
 from __future__ import annotations

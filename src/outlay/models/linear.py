@@ -150,7 +150,7 @@ def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float 
     scales = (exact.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-10).bfloat16()
     q = (exact / scales.float()).round_().clamp_(-127, 127)
     error = torch.linalg.vector_norm(q * scales.float() - exact) / torch.linalg.vector_norm(exact).clamp(min=1e-20)
-    return Int8Linear(q.to(torch.int8), scales.squeeze(1), bias) if error < tolerance else None
+    return Int8Linear(q.to(torch.int8).contiguous(), scales.squeeze(1), bias) if error < tolerance else None
 
 
 def _wide_from(dtype: torch.dtype, device: torch.device) -> int:

@@ -68,7 +68,7 @@ def stack_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
 
 def quantize(weight: Tensor, kind: str) -> QuantizedWeight:
     """Rounds a float matrix [n, k] to the nearest `q4` or `q8` of each group of 32 columns."""
-    groups = weight.float().unflatten(-1, (-1, GROUP))
+    groups = weight.float().contiguous().unflatten(-1, (-1, GROUP))
     if kind == "q4":
         low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
         scales, mins = ((high - low) / 15).half(), low.half()

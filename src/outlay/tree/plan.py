@@ -22,8 +22,9 @@ SHARED_LENGTH = 32  # below this, reading what is shared apart costs more than r
 @dataclass(frozen=True)
 class Piece:
     """Slots [start, start + length), read by `rows` (indices into the pass). `mask` is bool [rows, length], True where a
-    row sees a slot, or None where every row sees every slot."""
+    row sees a slot, or None where every row sees every slot. `base` is the position where the piece begins in a text."""
 
+    base: int
     start: int
     length: int
     rows: tuple[int, ...]
@@ -34,7 +35,8 @@ class Piece:
 class Plan:
     """One pass over `n` new nodes: their tokens, positions and slots, int64 [n], and what each of them reads.
 
-    `pieces[window]` holds the pieces for layers with that sliding window (None: full attention). `keys_seen[i]` is how many
+    `pieces[window]` holds the pieces for layers with that sliding window (None: full attention), in the order of the text,
+    so that what a row reads comes in the same order whoever shares the pass. `keys_seen[i]` is how many
     keys row i attends to under full attention, itself included. `once` says that every row is in exactly one piece.
     """
 
@@ -57,13 +59,14 @@ def plan_pass(
     nodes = [node for _, group in work for node in group]
     positions = torch.tensor([node.position for node in nodes])
     pieces: list[Piece] = []
-    shared: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    shared: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]] = {}
     first = 0
     for tree, group in work:
         _plan_tree(tree, group, first, positions[first : first + len(group)], pieces, shared)
         first += len(group)
-    for start, readers in shared.items():
-        pieces += _share(start, readers)
+    for (base, start), readers in shared.items():
+        pieces += _share(base, start, readers)
+    pieces.sort(key=lambda piece: (piece.base, piece.start))
     return Plan(
         tokens=torch.tensor([node.token for node in nodes]),
         positions=positions,
@@ -79,7 +82,7 @@ def _plan_tree(
     first: int,
     positions: Tensor,
     pieces: list[Piece],
-    shared: dict[int, list[tuple[int, tuple[int, ...]]]],
+    shared: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]],
 ) -> None:
     """Adds one tree's pieces; spans of which every row sees one prefix go to `shared`, keyed by where they start."""
     rows = tuple(range(first, first + len(group)))
@@ -89,9 +92,10 @@ def _plan_tree(
         if loose is None:
             _plan_span(span, group, rows, positions, pieces, shared)
         else:
-            pieces.extend(_masked(span.region.start, span.seen_by(positions), loose, rows))
-    for region, loose in trying.items():
-        pieces.extend(_masked(region.start, torch.zeros(len(rows), 0, dtype=torch.bool), loose, rows))
+            pieces += _masked(span.base, span.region.start, span.seen_by(positions), loose, rows)
+    for region, loose in trying.items():  # the trunk has nothing there, so these lie below its tip
+        below = tree.tip.position + 1 if tree.tip else 0
+        pieces += _masked(below, region.start, torch.zeros(len(rows), 0, dtype=torch.bool), loose, rows)
 
 
 def _loose_slots(tree: Tree, group: Sequence[Node]) -> dict[object, list[tuple[int, int]]]:
@@ -111,20 +115,20 @@ def _plan_span(
     rows: tuple[int, ...],
     positions: Tensor,
     pieces: list[Piece],
-    shared: dict[int, list[tuple[int, tuple[int, ...]]]],
+    shared: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]],
 ) -> None:
     start, end = span.region.start, span.base + span.count
     lowest = min(node.position for node in group)
     if span.count == span.top and lowest >= end - 1:
-        shared.setdefault(start, []).append((span.count, rows))
+        shared.setdefault((span.base, start), []).append((span.count, rows))
     elif span.ordered and len(group) == 1:
         if lowest >= span.base:
-            shared.setdefault(start, []).append((lowest - span.base + 1, rows))
+            shared.setdefault((span.base, start), []).append((lowest - span.base + 1, rows))
     else:
-        pieces.extend(_masked(start, span.seen_by(positions), [], rows))
+        pieces += _masked(span.base, start, span.seen_by(positions), [], rows)
 
 
-def _share(start: int, readers: list[tuple[int, tuple[int, ...]]]) -> list[Piece]:
+def _share(base: int, start: int, readers: list[tuple[int, tuple[int, ...]]]) -> list[Piece]:
     """Cuts one span, of which each reader sees a prefix, so that what several see is read once."""
     pieces, begin = [], 0
     while readers:
@@ -132,10 +136,10 @@ def _share(start: int, readers: list[tuple[int, tuple[int, ...]]]) -> list[Piece
         rows = tuple(row for _, group in readers for row in group)
         worth = length - begin >= SHARED_LENGTH or all(seen == length for seen, _ in readers)
         if worth:
-            pieces.append(Piece(start + begin, length - begin, rows))
+            pieces.append(Piece(base + begin, start + begin, length - begin, rows))
             begin = length
         else:
-            pieces += [Piece(start + begin, seen - begin, group) for seen, group in readers if seen == length]
+            pieces += [Piece(base + begin, start + begin, seen - begin, group) for seen, group in readers if seen == length]
         readers = [(seen, group) for seen, group in readers if seen > length]
     return pieces
 
@@ -149,11 +153,11 @@ def _within(pieces: list[Piece], window: int | None, slot_positions: Tensor, pos
         held = slot_positions[piece.start : piece.start + piece.length]
         near = held > positions[list(piece.rows), None] - window
         seen = near if piece.mask is None else near & piece.mask
-        narrowed += _masked(piece.start, seen, [], piece.rows)
+        narrowed += _masked(piece.base, piece.start, seen, [], piece.rows)
     return narrowed
 
 
-def _masked(start: int, seen: Tensor, loose: list[tuple[int, int]], rows: tuple[int, ...]) -> list[Piece]:
+def _masked(base: int, start: int, seen: Tensor, loose: list[tuple[int, int]], rows: tuple[int, ...]) -> list[Piece]:
     """Returns the piece of one region: `seen` of the trunk, bool [rows, top], and the `loose` (row, offset) pairs."""
     if loose:
         row_ids, offsets = zip(*loose, strict=True)
@@ -171,4 +175,4 @@ def _masked(start: int, seen: Tensor, loose: list[tuple[int, int]], rows: tuple[
         return []
     length = int(mask.any(0).nonzero()[-1]) + 1
     mask = mask[:, :length]
-    return [Piece(start, length, rows, None if mask.all() else mask)]
+    return [Piece(base, start, length, rows, None if mask.all() else mask)]

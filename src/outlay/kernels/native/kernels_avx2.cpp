@@ -97,7 +97,7 @@ inline void half_q4(const uint8_t* tile, int groups, const RowView* rows, int ha
 
 template <int R>
 void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
-    if constexpr (R <= 2) {
+    if constexpr (R <= 4) {
         half_q4<R, 2>(tile, groups, rows, 0, acc);
     } else {
         half_q4<R, 1>(tile, groups, rows, 0, acc);
@@ -146,7 +146,7 @@ inline void half_q8(const uint8_t* tile, int groups, const RowView* rows, int ha
 
 template <int R>
 void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
-    if constexpr (R <= 2) {
+    if constexpr (R <= 4) {
         half_q8<R, 2>(tile, groups, rows, 0, acc);
     } else {
         half_q8<R, 1>(tile, groups, rows, 0, acc);

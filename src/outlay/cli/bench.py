@@ -1,0 +1,32 @@
+"""`outlay bench`: runs one of the benchmarks in `outlay.bench`, each a module with `add_arguments` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+from outlay.cli.arguments import Parser
+from outlay.errors import UsageError, nearest
+
+SUITES = {"speed": "tokens a second and the cost of a pass, beside other engines, in one run"}
+
+DESCRIPTION = "Runs a benchmark and prints its table."
+EXAMPLES = "suites:\n" + "\n".join(f"  {name:<9} {what}" for name, what in SUITES.items())
+EXAMPLES += "\n\n`outlay bench SUITE --help` shows a suite's options.\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to `parser`."""
+    parser.usage = "outlay bench SUITE [...]"
+    parser.add_argument("suite", metavar="SUITE", help="which benchmark")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the suite with what follows its name; returns its exit status."""
+    if args.suite not in SUITES:
+        raise UsageError(f"there is no suite {args.suite!r}{nearest(args.suite, SUITES)}; there is {', '.join(SUITES)}")
+    suite = import_module(f"outlay.bench.{args.suite}")
+    parser = Parser(prog=f"outlay bench {args.suite}", description=SUITES[args.suite].capitalize() + ".")
+    suite.add_arguments(parser)
+    return int(suite.run(parser.parse_args(args.rest)))

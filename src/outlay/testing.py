@@ -1,0 +1,191 @@
+"""The laws that every method keeps, as tests to inherit, and a tiny model to run them on in a moment.
+
+    from outlay.testing import MethodLaws
+
+    class TestMine(MethodLaws):
+        method = Mine(width=3)
+
+The class is collected by pytest. Set `options` for what the method needs of a request, such as a temperature.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
+
+from outlay.budget import Budget, Ledger
+from outlay.engine.engine import Engine
+from outlay.engine.method import Method
+from outlay.lm import LM
+from outlay.models import names
+from outlay.models.build import Builder
+from outlay.models.config import decoder_config
+from outlay.models.load import Model
+from outlay.models.tokenizer import Tokenizer
+
+PROMPTS = ("The first", "A second prompt, which is longer", "3", "fourth: Ω and 漢字", "five\nlines", "six six six")
+
+
+class _RandomStore:
+    """Weights made up from a seed and their name: the same on every machine."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+        self._shapes, self._seed = shapes, seed
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self._shapes.get(name)
+
+    def is_quantized(self, name: str) -> bool:
+        return False
+
+    def floats(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        generator = torch.Generator().manual_seed(self._seed + zlib.crc32(name.encode()))
+        return torch.randn(shape, generator=generator) * 1.5 / shape[-1] ** 0.5
+
+
+def tiny_model(seed: int = 0, *, layers: int = 2, context: int = 512) -> Model:
+    """Returns a random model of the Llama family over bytes: 257 tokens, the last of which ends a text; float32."""
+    hidden, inner, vocab, kv = 32, 64, 257, 16
+    config = decoder_config(
+        {
+            "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
+            "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": context, "eos_token_id": vocab - 1, "tie_word_embeddings": False,
+        }
+    )  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "lm_head.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for i in range(layers):
+        prefix = f"model.layers.{i}."
+        for part, shape in {
+            "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+        }.items():  # fmt: skip
+            shapes[f"{prefix}{part}.weight"] = shape
+    builder = Builder(
+        config, _RandomStore(shapes, seed), names.HF[config.names], format="float32", float_format="float32",
+        device=torch.device("cpu"), interleaved=False, transposed=False, plus_one=False,
+    )  # fmt: skip
+    return Model(f"tiny-{seed}", builder.build(), _byte_tokenizer(), f"tiny-{seed}-{layers}-{context}", "float32")
+
+
+def _byte_tokenizer() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = tokenizers.Tokenizer(models.BPE(vocab={piece: token for token, piece in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([tokenizers.AddedToken("<end>", special=True)])
+    return Tokenizer(inner, eos_token_ids=(256,))
+
+
+def tiny_lm(seed: int = 0, *, prefix_cache: bool = True, max_runs: int = 64, **shape: int) -> LM:
+    """Returns `tiny_model` with an engine of its own."""
+    return LM(tiny_model(seed, **shape), Engine(prefix_cache=prefix_cache, max_runs=max_runs))
+
+
+class MethodLaws:
+    """What every method keeps, whoever wrote it. Inherit, set `method`, and `options` where it needs some."""
+
+    method: ClassVar[Method | str]
+    options: ClassVar[Mapping[str, Any]] = {}
+    draft: ClassVar[Model | None] = None
+
+    def run(self, lm: LM, prompts: Sequence[str], **options: Any) -> list[Any]:
+        """Runs all prompts together, the i-th with seed i."""
+        every = {"max_tokens": 24, "ignore_eos": True, "draft": self.draft} | dict(self.options) | options
+        handles = [lm.submit(prompt, method=self.method, seed=seed, **every) for seed, prompt in enumerate(prompts)]
+        return [handle.result(60) for handle in handles]
+
+    def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_batch(self) -> None:
+        """Random draws depend on the seed and the place in the tree, not on what else runs."""
+        together = self.run(tiny_lm(), PROMPTS)
+        lm = tiny_lm()
+        for seed, prompt in enumerate(PROMPTS):
+            every = {"max_tokens": 24, "ignore_eos": True, "draft": self.draft} | dict(self.options)
+            alone = lm.generate(prompt, method=self.method, seed=seed, **every)
+            assert alone.tokens == together[seed].tokens
+            assert alone.text == together[seed].text
+
+    def test_it_commits_at_most_max_tokens(self) -> None:
+        """`max_tokens` is kept exactly and named as the reason."""
+        for limit in (1, 2, 7):
+            for result in self.run(tiny_lm(), PROMPTS[:2], max_tokens=limit):
+                assert len(result.tokens) == result.ledger.tokens_out == limit
+                assert result.finish_reason == "length"
+
+    def test_every_budget_is_kept_exactly(self) -> None:
+        """No entry of the ledger goes past its cap, and the text so far is valid."""
+        lm = tiny_lm()
+        whole = self.run(lm, PROMPTS[:1])[0]
+        spent = whole.ledger.as_dict()
+        capped = ("target_passes", "target_tokens", "tokens_out", "flops", "weight_bytes", "kv_bytes")
+        for name in capped:
+            for share in (0.2, 0.6):
+                cap = int(spent[name] * share)
+                if cap == 0:
+                    continue
+                result = self.run(tiny_lm(), PROMPTS[:1], budget=Budget(**{name: cap}))[0]
+                assert getattr(result.ledger, name) <= cap
+                assert result.finish_reason == "budget", f"{name} capped at {cap} of {spent[name]}"
+                assert result.text == lm.model.tokenizer.decode(result.tokens)
+
+    def test_a_budget_of_seconds_ends_the_run(self) -> None:
+        """Time is looked at before each pass."""
+        result = self.run(tiny_lm(), PROMPTS[:1], max_tokens=400, budget=Budget(seconds=1e-9))[0]
+        assert result.finish_reason == "budget"
+        assert result.ledger.target_passes <= 1
+
+    def test_streamed_pieces_join_to_the_text(self) -> None:
+        """What is streamed is what is returned."""
+        lm = tiny_lm()
+        every = {"max_tokens": 40, "ignore_eos": True, "draft": self.draft} | dict(self.options)
+        stream = lm.stream(PROMPTS[3], method=self.method, **every)
+        pieces = list(stream)
+        assert "".join(pieces) == stream.result.text
+
+    def test_cancelling_frees_all_slots(self) -> None:
+        """A cancelled run ends with the text so far and leaves nothing in the cache."""
+        lm = tiny_lm(prefix_cache=False)
+        every = {"max_tokens": 400, "ignore_eos": True, "draft": self.draft} | dict(self.options)
+        handles = [lm.submit(prompt, method=self.method, **every) for prompt in PROMPTS]
+        time.sleep(0.02)
+        for handle in handles:
+            handle.cancel()
+        for handle in handles:
+            result = handle.result(60)
+            assert result.finish_reason in ("cancelled", "length")
+            assert result.text == lm.model.tokenizer.decode(result.tokens)
+        assert all(worker.cache.in_use == 0 for worker in lm.engine.workers)
+
+    def test_the_ledgers_of_the_runs_add_up_to_what_the_engine_did(self) -> None:
+        """Every pass is booked once, to the byte."""
+        lm = tiny_lm()
+        total = sum((result.ledger for result in self.run(lm, PROMPTS)), start=Ledger())
+        work = sum((worker.ledger for worker in lm.engine.workers), start=Ledger())
+        for name in ("target_passes", "draft_passes", "target_tokens", "draft_tokens", "flops", "weight_bytes", "kv_bytes"):
+            assert getattr(total, name) == getattr(work, name)
+        passes = sum(worker.passes for worker in lm.engine.workers)
+        assert passes <= total.target_passes + total.draft_passes
+
+    def test_nothing_is_computed_twice(self) -> None:
+        """Every position is computed at most once: the cache never holds fewer tokens than were computed and kept."""
+        lm = tiny_lm(prefix_cache=False)
+        events: list[dict[str, Any]] = []
+        every = {"max_tokens": 24, "ignore_eos": True, "draft": self.draft} | dict(self.options)
+        lm.submit(PROMPTS[1], method=self.method, trace=events.append, **every).result(60)
+        target = [node for event in events if event["event"] == "pass" and event["model"] == "target" for node in event["nodes"]]
+        assert len(target) == len(set(target))

@@ -1,0 +1,299 @@
+"""The engine: batching, streaming, stopping, prefix reuse, threads and event loops, on a tiny random model."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+import outlay
+from outlay.engine.method import About, Method
+from outlay.engine.text import TextStream
+from outlay.testing import PROMPTS, tiny_lm
+
+
+@pytest.fixture
+def lm():
+    return tiny_lm()
+
+
+def test_a_batch_shares_passes(lm):
+    results = lm.generate_batch(PROMPTS, max_tokens=10, ignore_eos=True)
+    assert sum(result.ledger.target_passes for result in results) == 60
+    assert lm.engine.workers[0].passes <= 12, "six runs of ten passes each, together"
+
+
+def test_a_long_prompt_does_not_stall_the_others():
+    lm = tiny_lm(context=4096)
+    short = lm.submit("ab", max_tokens=200, ignore_eos=True)
+    long = lm.submit("x" * 3000, max_tokens=1, ignore_eos=True)
+    short_result, long_result = short.result(60), long.result(60)
+    assert long_result.ledger.target_passes >= 3000 // 256, "the prompt came in chunks"
+    assert short_result.ledger.target_passes == 200
+    assert lm.engine.workers[0].passes < 200 + long_result.ledger.target_passes, "they shared passes"
+
+
+def test_the_prefix_of_an_earlier_request_is_not_computed_again(lm):
+    first = lm.generate("The same beginning, then one", max_tokens=5, ignore_eos=True)
+    second = lm.generate("The same beginning, then two", max_tokens=5, ignore_eos=True)
+    common = len("The same beginning, then ")
+    assert second.ledger.target_tokens == first.ledger.target_tokens - common
+    fresh = tiny_lm().generate("The same beginning, then two", max_tokens=5, ignore_eos=True)
+    assert fresh.tokens == second.tokens
+
+
+def test_a_conversation_goes_on_from_its_own_text(lm):
+    first = lm.generate("Once upon a time", max_tokens=20, ignore_eos=True)
+    tokens = lm.encode("Once upon a time") + first.tokens
+    second = lm.generate([*tokens, 65, 66], max_tokens=5, ignore_eos=True)
+    assert second.ledger.target_tokens <= 3 + 4, "only the last token, the new ones and the answer"
+    assert tiny_lm().generate([*tokens, 65, 66], max_tokens=5, ignore_eos=True).tokens == second.tokens
+
+
+def test_requests_that_arrive_together_compute_their_shared_prompt_once(lm):
+    prompt = "A prompt that all of them share"
+    results = [handle.result(60) for handle in [lm.submit(prompt, max_tokens=1, ignore_eos=True) for _ in range(8)]]
+    assert sum(result.ledger.target_tokens for result in results) == len(prompt) - 1 + 8
+    assert len({tuple(result.tokens) for result in results}) == 1
+
+
+def test_a_stop_string_is_found_across_token_borders_and_cut(lm):
+    whole = lm.generate("Once", max_tokens=60, ignore_eos=True)
+    middle = len(whole.text) // 2
+    stop = whole.text[middle : middle + 3]
+    result = lm.generate("Once", max_tokens=60, ignore_eos=True, stop=stop)
+    assert result.finish_reason == "stop"
+    assert result.text == whole.text[: whole.text.index(stop)]
+    stream = lm.stream("Once", max_tokens=60, ignore_eos=True, stop=[stop, "never seen"])
+    assert "".join(stream) == result.text, "nothing of the stop string was streamed"
+
+
+def test_text_that_only_begins_like_a_stop_string_is_delivered(lm):
+    whole = lm.generate("Once", max_tokens=30, ignore_eos=True)
+    result = lm.generate("Once", max_tokens=30, ignore_eos=True, stop=whole.text[-2:] + "☃")
+    assert result.text == whole.text
+    assert result.finish_reason == "length"
+
+
+def test_an_end_token_ends_the_text(lm):
+    tokens = lm.generate("Once", max_tokens=8, ignore_eos=True).tokens
+    biased = lm.generate("Once", max_tokens=8, logit_bias={256: 1e9})
+    assert biased.tokens == [256]
+    assert biased.text == ""
+    assert biased.finish_reason == "stop"
+    assert tokens != biased.tokens
+
+
+def test_the_context_ends_a_text():
+    lm = tiny_lm(context=32)
+    result = lm.generate("x" * 20, max_tokens=100, ignore_eos=True)
+    assert len(result.tokens) == 12
+    assert result.finish_reason == "length"
+
+
+def test_logprobs_are_those_of_the_raw_logits(lm):
+    result = lm.generate("Once", max_tokens=6, ignore_eos=True, logprobs=3)
+    assert len(result.logprobs) == 6
+    for token, entry in zip(result.tokens, result.logprobs, strict=True):
+        assert entry.token == token == entry.top[0][0]
+        assert entry.logprob == pytest.approx(entry.top[0][1])
+        assert entry.logprob < 0
+    sampled = lm.generate("Once", temperature=2.0, top_k=5, max_tokens=6, ignore_eos=True, logprobs=0, seed=3)
+    assert all(entry.top == () for entry in sampled.logprobs)
+
+
+def test_logprobs_come_with_every_method(lm):
+    for method, options in (("beam", {}), ("best_of:n=3", {"temperature": 1.0})):
+        result = lm.generate("Once", method=method, max_tokens=6, ignore_eos=True, logprobs=1, **options)
+        assert [entry.token for entry in result.logprobs] == result.tokens
+
+
+def test_many_threads_use_one_engine(lm):
+    expected = {prompt: tiny_lm().generate(prompt, max_tokens=15, ignore_eos=True).tokens for prompt in PROMPTS}
+    wrong = []
+
+    def work(number):
+        for i in range(5):
+            prompt = PROMPTS[(number + i) % len(PROMPTS)]
+            if lm.generate(prompt, max_tokens=15, ignore_eos=True).tokens != expected[prompt]:
+                wrong.append(prompt)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+
+
+def test_an_event_loop_is_not_blocked(lm):
+    async def main():
+        async def stream(prompt):
+            return "".join([piece async for piece in lm.stream(prompt, max_tokens=20, ignore_eos=True)])
+
+        beats = 0
+
+        async def beat():
+            nonlocal beats
+            while True:
+                beats += 1
+                await asyncio.sleep(0)
+
+        heart = asyncio.create_task(beat())
+        texts = await asyncio.gather(*(stream(prompt) for prompt in PROMPTS))
+        result = await lm.agenerate(PROMPTS[0], max_tokens=20, ignore_eos=True)
+        heart.cancel()
+        return texts, result, beats
+
+    texts, result, beats = asyncio.run(main())
+    assert texts == [tiny_lm().generate(prompt, max_tokens=20, ignore_eos=True).text for prompt in PROMPTS]
+    assert result.text == texts[0]
+    assert beats > 5
+
+
+def test_a_cancelled_task_cancels_its_run(lm):
+    async def main():
+        task = asyncio.create_task(lm.agenerate("Once", max_tokens=500, ignore_eos=True))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    lm.generate("after", max_tokens=1)
+    assert not lm.engine._live
+
+
+@dataclass(frozen=True)
+class Broken(Method):
+    about: ClassVar[About] = About("broken", "fails", "", "test", "", "")
+
+    def decode(self, run):
+        yield run.target.forward([run.tip])
+        raise ZeroDivisionError("the method's own mistake")
+
+
+def test_a_method_that_fails_fails_alone(lm):
+    others = [lm.submit(prompt, max_tokens=20, ignore_eos=True) for prompt in PROMPTS[:3]]
+    with pytest.raises(ZeroDivisionError, match="own mistake"):
+        lm.generate("x", method=Broken())
+    assert all(handle.result(60).finish_reason == "length" for handle in others)
+    lm.engine.clear()
+    assert lm.engine.workers[0].cache.in_use == 0
+
+
+@dataclass(frozen=True)
+class Pair(Method):
+    about: ClassVar[About] = About("pair", "asks for two things at once", "", "test", "", "")
+
+    def decode(self, run):
+        other = run.target.fork(run.tree)
+        while True:
+            logits, twin = yield [run.target.forward([run.tip]), run.target.forward([other.tip])]
+            token = run.sampler.pick(logits[0])
+            assert int(twin[0].argmax()) == token
+            other.append([token])
+            run.commit(token)
+
+
+def test_a_method_may_ask_for_several_things_at_once(lm):
+    result = lm.generate("Once", method=Pair(), max_tokens=10, ignore_eos=True)
+    assert result.tokens == lm.generate("Once", max_tokens=10, ignore_eos=True).tokens
+
+
+def test_more_runs_than_the_engine_takes_wait_their_turn():
+    lm = tiny_lm(max_runs=2)
+    results = lm.generate_batch(list(PROMPTS), max_tokens=5, ignore_eos=True)
+    assert [result.tokens for result in results] == [
+        tiny_lm().generate(prompt, max_tokens=5, ignore_eos=True).tokens for prompt in PROMPTS
+    ]
+
+
+def test_a_cache_too_small_for_all_evicts_old_prefixes_and_says_when_it_is_full():
+    lm = outlay.LM(tiny_lm().model, outlay.lm.Engine(cache_tokens=120))
+    for number in range(6):
+        lm.generate(f"prompt number {number} " * 2, max_tokens=20, ignore_eos=True)
+    assert lm.engine.workers[0].cache.capacity <= 120
+    with pytest.raises(outlay.FailureError, match="the cache is full"):
+        lm.generate("y" * 200, max_tokens=5)
+    lm.engine.clear()
+    assert lm.engine.workers[0].cache.in_use == 0
+
+
+MIX = [
+    ("greedy", {}),
+    ("sample", {"temperature": 0.8, "top_p": 0.9}),
+    ("sample", {"temperature": 1.2, "top_k": 20, "repetition_penalty": 1.1, "presence_penalty": 0.3}),
+    ("beam:width=3", {}),
+    ("best_of:n=3", {"temperature": 0.7}),
+]
+
+
+def test_a_soak_of_mixed_requests_leaves_nothing_and_changes_nothing():
+    """300 requests, 16 at a time, mixed methods, lengths, budgets and cancellations."""
+    chance = random.Random(0)
+    lm = tiny_lm(max_runs=16)
+    requests = []
+    for number in range(300):
+        method, options = chance.choice(MIX)
+        prompt = chance.choice(PROMPTS) + "z" * chance.randrange(60)
+        options = options | {"max_tokens": chance.randrange(1, 24), "seed": number, "ignore_eos": chance.random() < 0.5}
+        if chance.random() < 0.2:
+            options["budget"] = outlay.Budget(target_passes=chance.randrange(1, 12))
+        requests.append((prompt, method, options, chance.random() < 0.1))
+    handles = []
+    for prompt, method, options, cancelled in requests:
+        handle = lm.submit(prompt, method=method, **options)
+        if cancelled:
+            handle.cancel()
+        handles.append(handle)
+    results = [handle.result(120) for handle in handles]
+    alone = tiny_lm(prefix_cache=False)
+    for (prompt, method, options, cancelled), result in zip(requests, results, strict=True):
+        expected = alone.generate(prompt, method=method, **options)
+        if cancelled:
+            assert result.finish_reason in ("cancelled", expected.finish_reason)
+            assert expected.text.startswith(result.text) or method.startswith(("beam", "best_of"))
+        elif "budget" in options:  # what is shared costs less, so a budget may reach further in a batch
+            assert len(result.tokens) >= len(expected.tokens)
+        else:
+            assert result.tokens == expected.tokens
+            assert result.text == expected.text
+    lm.engine.clear()
+    assert lm.engine.workers[0].cache.in_use == 0
+    assert alone.engine.workers[0].cache.in_use == 0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "text"),
+    [
+        (["ab", "cd"], ["bc"], "a"),
+        (["ab", "cd"], ["xx"], "abcd"),
+        (["a", "a", "a", "b"], ["aab"], "a"),
+        (["aSTOP", "b"], ["STOP", "a"], ""),
+        (["x", "EN", "Dy"], ["END"], "x"),
+    ],
+)
+def test_stop_strings(pieces, stops, text):
+    class Fake:
+        def decoder_stream(self):
+            return self
+
+        def push(self, token):
+            return pieces[token]
+
+        def flush(self):
+            return ""
+
+    stream = TextStream(Fake(), stops)
+    sent = ""
+    for token in range(len(pieces)):
+        sent += stream.push(token)
+        if stream.stopped:
+            break
+    sent += stream.flush()
+    assert sent == text == stream.text

@@ -1,0 +1,304 @@
+"""GGUF files: every type of tensor, every family's names and metadata, against `gguf`'s and `transformers`' reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from gguf import GGMLQuantizationType as Kind
+
+from outlay.errors import UsageError
+from outlay.models.gguf_file import GgufFile
+from outlay.models.load import load_model
+
+QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+EXACT = ["Q4_0", "Q4_1", "Q5_0", "Q8_0"]
+VOCAB, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 320, 64, 96, 2, 4, 2
+
+
+def blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """Random bytes of a type that `gguf` cannot write, with scales of a sensible size: uint8 [rows, bytes]."""
+    per_block, size = gguf.GGML_QUANT_SIZES[Kind[kind]]
+    data = rng.integers(0, 256, (rows * columns // per_block, size), dtype=np.uint8)
+    scales = rng.uniform(1e-4, 1e-3, (len(data), 2)).astype(np.float16).view(np.uint8)
+    if kind == "Q6_K":
+        data[:, -2:] = scales[:, :2]
+    else:
+        data[:, :4] = scales
+    return data.reshape(rows, -1)
+
+
+def encoded(kind: str, rows: int, columns: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if kind in ("Q4_K", "Q5_K", "Q6_K"):
+        return blocks(kind, rows, columns, rng)
+    return gguf.quants.quantize(rng.normal(0, 0.05, (rows, columns)).astype(np.float32), Kind[kind])
+
+
+def write(path: Path, tensors: dict[str, tuple[np.ndarray, str]], metadata: dict[str, Any], arch: str = "llama") -> None:
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    for name, (data, kind) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=Kind[kind] if data.dtype == np.uint8 else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_blocks_mean_what_gguf_says(kind: str, tmp_path: Path) -> None:
+    data = encoded(kind, 6, 512)
+    write(tmp_path / "x.gguf", {"w": (data, kind)}, {})
+    file = GgufFile(tmp_path / "x.gguf")
+    expected = torch.from_numpy(gguf.quants.dequantize(data, Kind[kind]))
+    assert file.shape("w") == (6, 512)
+    torch.testing.assert_close(file.floats("w"), expected, atol=0, rtol=0)
+    ours = file.integers("w").dequantize()
+    if kind in EXACT:
+        torch.testing.assert_close(ours, expected, atol=0, rtol=0)
+    else:
+        # Q4_K: float16 scales and minimums, each within 2^-11; the others: half a step of q8, its float16 scale besides.
+        group, limit = (256, 2**-10) if kind == "Q4_K" else (32, 0.52 / 127)
+        largest = expected.unflatten(1, (-1, group)).abs().amax(-1)
+        assert (ours - expected).unflatten(1, (-1, group)).abs().amax(-1).le(limit * largest).all()
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_floats_are_kept_as_they_are(kind: str, tmp_path: Path) -> None:
+    values = torch.randn(3, 64).to({"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind])
+    data = values.view(torch.int16).numpy().view(np.uint8) if kind == "BF16" else values.numpy()
+    write(tmp_path / "x.gguf", {"w": (data, kind)}, {})
+    assert torch.equal(GgufFile(tmp_path / "x.gguf").floats("w"), values)
+
+
+def test_metadata_reads_as_the_gguf_package_reads_it(tmp_path: Path) -> None:
+    metadata = {"a.text": "λ🙂", "a.yes": True, "a.no": False, "a.n": 7, "a.x": 0.5, "a.words": ["x", "", "é"]}
+    metadata["a.ids"] = [1, 2]
+    write(tmp_path / "x.gguf", {"w": (np.zeros((2, 32), np.float32), "F32")}, metadata)
+    ours = GgufFile(tmp_path / "x.gguf").metadata
+    theirs = gguf.GGUFReader(tmp_path / "x.gguf").fields
+    assert {key: theirs[key].contents() for key in ours} == ours
+    assert metadata.items() <= ours.items()
+
+
+def byte_vocabulary() -> dict[str, Any]:
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)] + [f"t{i}" for i in range(VOCAB - 256)]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [0.0] * VOCAB,
+        "tokenizer.ggml.token_type": [6] * 256 + [1] * (VOCAB - 256),
+    }
+
+
+def network(family: str, **options: Any) -> Any:
+    torch.manual_seed(1)
+    base = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = getattr(transformers, f"{family}Config")(**(base | options))
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1:
+                weight.add_(torch.randn_like(weight) * 0.2)
+    return model
+
+
+def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """What llama.cpp's converter does to the queries and keys of llama files."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_up_proj": "ffn_gate_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+OUTER_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+}
+
+
+def converted(model: Any, arch: str) -> dict[str, torch.Tensor]:
+    """The tensors of a `transformers` network as llama.cpp's converter names and arranges them."""
+    names, out = LAYER_NAMES | (GEMMA_NAMES if arch == "gemma2" else {}), {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        module, _, kind = name.rpartition(".")
+        if module.endswith("mlp.experts"):
+            module, kind = name, "weight"
+        if module in OUTER_NAMES:
+            ours = OUTER_NAMES[module]
+        else:
+            _, _, index, part = module.split(".", 3)
+            ours = f"blk.{index}.{names[part]}"
+        if arch == "llama" and ours.endswith(("attn_q", "attn_k")):
+            tensor = interleave(tensor, HEADS if ours.endswith("q") else KV_HEADS)
+        if arch == "gpt2" and tensor.dim() == 2 and ours.startswith("blk"):
+            tensor = tensor.T
+        if arch == "gemma2" and "norm" in ours:
+            tensor = tensor + 1
+        if ours.endswith("gate_up_exps"):
+            gate, up = tensor.chunk(2, dim=1)
+            out[ours.replace("gate_up", "gate") + ".weight"], out[ours.replace("gate_up", "up") + ".weight"] = gate, up
+        else:
+            out[f"{ours}.{kind}"] = tensor.contiguous()
+    return out
+
+
+def common(arch: str, **more: Any) -> dict[str, Any]:
+    metadata = {
+        "block_count": LAYERS,
+        "context_length": 64,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": INNER,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.freq_base": 10000.0,
+    }
+    return {f"{arch}.{key}": value for key, value in (metadata | more).items()} | byte_vocabulary()
+
+
+ROPE_FREQS = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0]
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("llama", "Llama", {}, {"rope.dimension_count": 16}),
+    "llama-tied": ("llama", "Llama", {"tie_word_embeddings": True}, {}),
+    "qwen2": ("qwen2", "Qwen2", {}, {}),
+    "qwen3": ("qwen3", "Qwen3", {"head_dim": 32}, {"attention.key_length": 32}),
+    "phi3": ("phi3", "Phi3", {"rms_norm_eps": 1e-6}, {"rope.dimension_count": 16}),
+    "gemma2": (
+        "gemma2",
+        "Gemma2",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
+        {"attention.key_length": 16, "attention.sliding_window": 8},
+    ),
+    "gpt2": (
+        "gpt2",
+        "GPT2",
+        {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, "n_inner": INNER},
+        {"attention.layer_norm_epsilon": 1e-5},
+    ),
+    "qwen3moe": (
+        "qwen3moe",
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+        | {"head_dim": 16},
+        {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32, "attention.key_length": 16},
+    ),
+    "mixtral": (
+        "llama",
+        "Mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+        {"expert_count": 4, "expert_used_count": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_of_each_family_are_those_of_transformers(case: str, tmp_path: Path, dense: Any) -> None:
+    arch, family, options, metadata = CASES[case]
+    model = network(family, **options)
+    tensors = {name: (tensor.numpy(), "F32") for name, tensor in converted(model, arch).items()}
+    write(tmp_path / "x.gguf", tensors, common(arch, **metadata), arch)
+    tokens = list(range(3, 23))
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0]
+    got = dense.logits(load_model(tmp_path / "x.gguf", dtype="float32").decoder, tokens)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_llama3s_frequency_factors_are_used(tmp_path: Path, dense: Any) -> None:
+    model = network("Llama")
+    tensors = {name: (tensor.numpy(), "F32") for name, tensor in converted(model, "llama").items()}
+    tensors["rope_freqs.weight"] = (np.array(ROPE_FREQS, np.float32), "F32")
+    write(tmp_path / "x.gguf", tensors, common("llama"))
+    model.model.rotary_emb.inv_freq /= torch.tensor(ROPE_FREQS)
+    tokens = list(range(3, 23))
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0]
+    got = dense.logits(load_model(tmp_path / "x.gguf", dtype="float32").decoder, tokens)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3moe", "phi3"])
+@pytest.mark.parametrize("kinds", [("Q4_0", "Q8_0"), ("Q4_1", "Q5_1"), ("Q5_0", "F16"), ("Q8_0", "Q8_0")])
+def test_quantized_files_run_near_their_dequantized_selves(
+    case: str, kinds: tuple[str, str], tmp_path: Path, dense: Any
+) -> None:
+    arch, family, options, metadata = CASES[case]
+    tensors = {}
+    for name, tensor in converted(network(family, initializer_range=0.05, **options), arch).items():
+        kind = "F32" if tensor.dim() == 1 or "gate_inp" in name else kinds["attn_v" in name or "token_embd" in name]
+        data = tensor.numpy()
+        tensors[name] = (gguf.quants.quantize(data, Kind[kind]), kind) if kind[0] == "Q" else (data, "F32")
+    write(tmp_path / "x.gguf", tensors, common(arch, **metadata), arch)
+    tokens = list(range(3, 23))
+    exact = dense.logits(load_model(tmp_path / "x.gguf", dtype="float32").decoder, tokens)
+    model = load_model(tmp_path / "x.gguf")
+    assert model.format in ("int4", "int8")
+    assert (dense.logits(model.decoder, tokens) - exact).norm() < 0.06 * exact.norm()
+
+
+def test_types_that_are_not_read_are_named(tmp_path: Path) -> None:
+    data = np.zeros((2, gguf.GGML_QUANT_SIZES[Kind.Q2_K][1]), np.uint8)
+    write(tmp_path / "x.gguf", {"w": (data, "Q2_K")}, {})
+    with pytest.raises(UsageError, match="Q2_K"):
+        GgufFile(tmp_path / "x.gguf").floats("w")

@@ -1,0 +1,222 @@
+"""Tokens and text: the default model's tokenizer against `transformers`', streaming, chat templates, SentencePiece."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers
+
+from outlay.errors import UsageError
+from outlay.models.chat import ChatTemplate, template_source
+from outlay.models.gguf_file import GgufFile
+from outlay.models.gguf_tokenizer import PRE, gguf_tokenizer
+from outlay.models.tokenizer import Tokenizer
+
+TEXTS = [
+    "Hello, world!",
+    " leading and trailing ",
+    "tabs\tand\nnew\r\nlines\n\n\n  indented\n\ttoo",
+    "def f(x):\n    return x ** 2 + 3.14159  # comment\n",
+    "I'll say it's they've we'd DON'T",
+    "1234567890 12,345.67 3x4=12 0x1F",
+    "naïve façade Ærøskøbing Straße Ελληνικά Русский",
+    "你好,世界。今天天气很好!",
+    "日本語のテキスト 한국어 텍스트 ไทย हिन्दी العربية",
+    "😀 👨‍👩‍👧‍👦 🇫🇷 👍🏽 ✨",
+    "a" * 100 + "    " * 10 + "!?" * 20,
+    "<html><body class=\"x\">&amp;</body></html>",
+    "e\u0301 \u00e9 \u200b \ufeff \u00a0 \u2003 \x00 \x7f",
+    "SELECT * FROM t WHERE a='b'; -- \\n \\\\",
+    "",
+]
+SPECIAL = ["<|im_start|>user\nHi<|im_end|>\n", "<|endoftext|>", "a<|im_end|>b <|im_end|> c", "<repo_name>x<file_sep>"]
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Why? 🙂"},
+    {"role": "assistant", "content": "Because."},
+    {"role": "user", "content": "Really?"},
+]
+
+
+@pytest.fixture(scope="session")
+def theirs(default_path: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(default_path.parent, gguf_file=default_path.name)
+
+
+@pytest.fixture(scope="session")
+def ours(default_path: Path) -> Tokenizer:
+    metadata = GgufFile(default_path).metadata
+    template = ChatTemplate(metadata["tokenizer.chat_template"], {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    return Tokenizer(gguf_tokenizer(metadata), eos_token_ids=(2,), bos_token_id=1, template=template)
+
+
+@pytest.mark.parametrize("text", TEXTS + SPECIAL)
+def test_tokens_are_those_of_transformers(text: str, ours: Tokenizer, theirs: Any) -> None:
+    expected = theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text, special=True) == expected
+    if text not in SPECIAL:
+        assert ours.encode(text) == expected
+    assert ours.decode(expected) == theirs.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_digits_of_every_script_stand_alone(ours: Tokenizer) -> None:
+    # As SmolLM2's own tokenizer.json has it; what `transformers` makes of a GGUF file does not cut at these.
+    assert ours.encode("٣٤½Ⅷ") == [token for digit in "٣٤½Ⅷ" for token in ours.encode(digit)]
+
+
+# The vocabulary lacks the bytes that only characters beyond U+3FFFF begin with.
+@given(st.text(st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cs"]), max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_any_text_survives(ours: Tokenizer, text: str) -> None:
+    assert ours.decode(ours.encode(text)) == text
+
+
+@given(st.lists(st.integers(0, 49151), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_pieces_join_to_what_decode_returns(ours: Tokenizer, theirs: Any, tokens: list[int]) -> None:
+    stream = ours.decoder_stream()
+    joined = "".join([stream.push(token) for token in tokens]) + stream.flush()
+    assert joined == ours.decode(tokens)
+    assert joined == theirs.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_half_a_character_is_held_back(ours: Tokenizer) -> None:
+    tokens = ours.encode("🦜")
+    assert len(tokens) > 1
+    stream = ours.decoder_stream()
+    pieces = [stream.push(token) for token in tokens]
+    assert pieces == [""] * (len(tokens) - 1) + ["🦜"]
+    stream = ours.decoder_stream()
+    assert stream.push(tokens[0]) == "" and stream.flush() == "\ufffd"
+
+
+def test_special_tokens_in_plain_text_are_letters(ours: Tokenizer) -> None:
+    assert ours.encode("<|im_end|>", special=True) == [2]
+    letters = ours.encode("<|im_end|>")
+    assert 2 not in letters and ours.decode(letters) == "<|im_end|>"
+
+
+def test_ids_that_no_token_has_are_no_text(ours: Tokenizer) -> None:
+    assert ours.decode([10**6, -1]) == ""
+    assert ours.vocab_size == 49152
+
+
+def test_chats_read_as_transformers_writes_them(ours: Tokenizer, theirs: Any) -> None:
+    for messages in (MESSAGES, MESSAGES[1:2]):
+        for prompt in (True, False):
+            expected = theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
+            assert ours.render_chat(messages, add_generation_prompt=prompt) == expected
+
+
+def test_templates_have_what_transformers_gives_them() -> None:
+    source = """{%- for m in messages %}
+    {%- if m.role == 'skip' %}{% continue %}{% endif %}
+    {% generation %}{{ m | tojson }}{% endgeneration %}
+{% endfor %}{{ bos_token }}{{ strftime_now('%Y') | length }}"""
+    rendered = ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "skip"}, {"role": "u", "content": "<é>"}])
+    assert '{"role": "u", "content": "<é>"}' in rendered and rendered.endswith("<s>4") and "skip" not in rendered
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ raise_exception('roles must alternate') }}", "{{ messages[0].content + 1 }}", "{{ ''.__class__.__mro__ }}"],
+)
+def test_templates_that_refuse_or_reach_out_end_in_one_line(source: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        ChatTemplate(source, {}).render([{"role": "user", "content": "x"}])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_template_and_a_bad_message_are_refused() -> None:
+    with pytest.raises(UsageError, match="not valid"):
+        ChatTemplate("{% for %}", {})
+    with pytest.raises(UsageError, match="role"):
+        ChatTemplate("x", {}).render([{"content": "x"}])
+
+
+def test_the_default_of_several_templates_is_taken() -> None:
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    assert template_source(named) == "d" and template_source("s") == "s" and template_source(None) is None
+
+
+PIECES = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)]]
+WORDS = ["\u2581", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "llo", "hello", "\u2581hello", "\u2581w", "or", "ld"]
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": [*PIECES, *WORDS],
+    "tokenizer.ggml.scores": [0.0] * len(PIECES) + [-float(i) for i in range(len(WORDS))],
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(WORDS),
+    "tokenizer.ggml.bos_token_id": 1,
+}
+
+
+def test_sentencepiece_joins_by_score_and_falls_back_to_bytes() -> None:
+    tokenizer = Tokenizer(gguf_tokenizer(SENTENCEPIECE), bos_token_id=1)
+    pieces = [tokenizer.inner.id_to_token(token) for token in tokenizer.encode("hello world é")]
+    assert pieces == ["\u2581hello", "\u2581w", "or", "ld", "\u2581", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(tokenizer.encode("hello world é")) == "hello world é"
+    assert tokenizer.encode_prompt("hello") == [1, *tokenizer.encode("hello")]
+    assert tokenizer.encode_prompt("<s>", special=True) == [1, 1]
+
+
+@given(st.lists(st.integers(0, len(PIECES) + len(WORDS) - 1), max_size=20))
+def test_sentencepiece_decodes_as_tokenizers_does(tokens: list[int]) -> None:
+    inner = gguf_tokenizer(SENTENCEPIECE)
+    words = [token for token in tokens if token >= len(PIECES)]
+    assert Tokenizer(inner).decode(words) == inner.decode(words)
+
+
+def test_metaspace_decoders_are_read() -> None:
+    inner = tokenizers.Tokenizer(models.BPE(vocab={"\u2581hi": 0, "\u2581you": 1}, merges=[]))
+    inner.decoder = decoders.Metaspace()
+    inner.normalizer = normalizers.NFC()
+    assert Tokenizer(inner).decode([0, 1]) == "hi you"
+
+
+def test_decoders_that_are_not_read_are_refused() -> None:
+    inner = tokenizers.Tokenizer(models.WordPiece(vocab={"[UNK]": 0, "##x": 1}, unk_token="[UNK]"))
+    inner.decoder = decoders.WordPiece()
+    with pytest.raises(UsageError, match="ByteLevel"):
+        Tokenizer(inner).decode([1])
+
+
+@pytest.mark.parametrize("pre", PRE)
+def test_every_pretokenizer_keeps_all_text(pre: str) -> None:
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [*alphabet, "12", "123"],
+        "tokenizer.ggml.merges": ["1 2", "12 3"],
+    }
+    tokenizer = Tokenizer(gguf_tokenizer(metadata))
+    for text in TEXTS:
+        if PRE[pre] != "qwen2" or "e\u0301" not in text:
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+    whole = tokenizer.inner.token_to_id("123")
+    assert (whole in tokenizer.encode("1234")) == (PRE[pre] in ("gpt2", "llama3"))
+
+
+def test_gguf_tokenizers_that_are_not_read_are_named() -> None:
+    with pytest.raises(UsageError, match="no tokenizer"):
+        gguf_tokenizer({})
+    with pytest.raises(UsageError, match="'bert'"):
+        gguf_tokenizer({"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": ["a"]})
+    with pytest.raises(UsageError, match="'chatglm'"):
+        gguf_tokenizer({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.pre": "chatglm"})
+
+
+def test_a_broken_tokenizer_json_is_refused_in_one_line() -> None:
+    from outlay.models.tokenizer import load_tokenizer_json
+
+    for text in ("{", json.dumps({"version": "1.0"}), "[]"):
+        with pytest.raises(UsageError) as caught:
+            load_tokenizer_json(text)
+        assert "\n" not in str(caught.value)
