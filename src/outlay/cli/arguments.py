@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -63,7 +64,7 @@ def number(
             value = float("nan")
         low_enough = most is None or value <= most
         high_enough = (least is None or value >= least) and (above is None or value > above)
-        if value != value or not (low_enough and high_enough):
+        if not math.isfinite(value) or not (low_enough and high_enough):
             raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
         return value
 

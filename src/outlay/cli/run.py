@@ -35,7 +35,8 @@ EXAMPLES = """examples:
 """
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 PASSED_ON = (
-    "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop", "logprobs",
+    "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop",
+    "logprobs",
 )  # fmt: skip
 PATIENCE = 5.0  # seconds to wait for runs that are given up
 

@@ -101,6 +101,7 @@ class Progress:
             self._stream.flush()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
+        """Shows how far `phase` is: `done` of `total`, which is 0 where it is not known; bytes if it is a fetch."""
         now = time.monotonic()
         if phase != self._phase:
             self._phase, self._started = phase, now

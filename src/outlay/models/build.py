@@ -193,7 +193,7 @@ class Builder:
             raise UsageError(f"this kind of file has no place for the part {part!r} of {self.config.architecture}")
         return self.names[part].format(i=i, e=expert)
 
-    def norm(self, part: str, i: int = 0, order: Tensor | None = None, size: int | None = None) -> Norm:
+    def norm(self, part: str, i: int = 0, size: int | None = None) -> Norm:
         shape = (size or self.config.hidden_size,)
         weight = self.floats(part, shape, i).float()
         if self.config.layer_norm:
@@ -201,27 +201,19 @@ class Builder:
             return LayerNorm(weight.to(self.device), bias.to(self.device), self.config.norm_eps)
         if self.plus_one:
             weight = weight + 1
-        weight = weight if order is None else weight[order]
         return RMSNorm(weight.to(self.device), self.config.norm_eps)
 
     def head_norm(self, part: str, i: int) -> RMSNorm:
-        norm = self.norm(part, i, order=self.head_order(), size=self.config.head_dim)
+        norm = self.norm(part, i, size=self.config.head_dim)
         assert isinstance(norm, RMSNorm)
         return norm
 
-    def head_order(self) -> Tensor | None:
-        """The order that brings the pairs of a head's rotated dimensions side by side."""
-        rope = self.config.rope
-        if rope is None or self.interleaved:
-            return None
-        pairs = torch.arange(rope.dim).view(2, -1).T.flatten()
-        return torch.cat((pairs, torch.arange(rope.dim, self.config.head_dim)))
-
     def qkv_order(self) -> Tensor | None:
-        order = self.head_order()
-        if order is None:
+        """The order of rows that parts a head's rotated pairs into halves, where the file has them side by side."""
+        if not self.interleaved:
             return None
         config = self.config
+        order = torch.arange(config.head_dim).view(-1, 2).T.flatten()
         starts = torch.arange(config.num_heads + config.num_kv_heads) * config.head_dim
         rotated = (starts[:, None] + order).flatten()
         values = torch.arange(config.num_kv_heads * config.head_dim) + rotated.numel()

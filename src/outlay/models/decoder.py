@@ -18,9 +18,12 @@ from outlay.models.experts import ExpertMlp
 from outlay.models.linear import Linear
 from outlay.models.mlp import Mlp
 from outlay.models.norm import Norm, RMSNorm
+from outlay.models.rope import rotate
 
 # (layer, q [n, num_heads, head_dim], k [n, num_kv_heads, head_dim], v like k) -> [n, num_heads, head_dim]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# Cosines and signed sines of the rows, each [n, 1, rope dim].
+Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Decoder:
         self.final_norm, self.positions = final_norm, positions
         self.project_in, self.project_out = project_in, project_out
         self.dtype, self.kv_dtype, self.device = dtype, kv_dtype or dtype, torch.device(device)
-        self.rotations = config.rope.table(config.max_positions, self.device) if config.rope else None
+        if config.rope is not None:
+            self.cos, self.sin = config.rope.tables(config.max_positions, self.device)
         self._fixed_bytes = self._count_fixed_bytes()
         self._row_multiplies, self._head_multiplies = self._count_multiplies()
 
@@ -81,7 +85,7 @@ class Decoder:
             x = self.project_in(x)
         if self.positions is not None:
             x = x + self.positions[positions + self.config.position_offset]
-        rotation = self.rotations[positions] if self.rotations is not None else None
+        rotation = self._rotation(positions)
         block = self._block if self.config.pre_norm else self._post_norm_block
         for index, layer in enumerate(self.layers):
             x = block(index, layer, x, rotation, attend)
@@ -89,26 +93,34 @@ class Decoder:
             x = x[rows]
         return self._logits(x)
 
-    def _block(self, index: int, layer: Layer, x: Tensor, rotation: Tensor | None, attend: Attend) -> Tensor:
+    def _rotation(self, positions: Tensor) -> Rotation | None:
+        if self.config.rope is None:
+            return None
+        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
+
+    def _block(self, index: int, layer: Layer, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         change = self._attention(index, layer, layer.attn_norm(x), rotation, attend)
         x = x + (change if layer.post_attn_norm is None else layer.post_attn_norm(change))
         change = layer.mlp(layer.mlp_norm(x))
         return x.add_(change if layer.post_mlp_norm is None else layer.post_mlp_norm(change))
 
-    def _post_norm_block(self, index: int, layer: Layer, x: Tensor, rotation: Tensor | None, attend: Attend) -> Tensor:
+    def _post_norm_block(
+        self, index: int, layer: Layer, x: Tensor, rotation: Rotation | None, attend: Attend
+    ) -> Tensor:
         x = layer.attn_norm(x + self._attention(index, layer, x, rotation, attend))
         return layer.mlp_norm(x + layer.mlp(x))
 
-    def _attention(self, index: int, layer: Layer, x: Tensor, rotation: Tensor | None, attend: Attend) -> Tensor:
+    def _attention(self, index: int, layer: Layer, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, config.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             qkv[:, :heads] = layer.q_norm(qkv[:, :heads])
             qkv[:, heads : heads + kv_heads] = layer.k_norm(qkv[:, heads : heads + kv_heads])
-        if rotation is not None:
-            rotate_(qkv[:, : heads + kv_heads], rotation)
         q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        if rotation is not None:
+            q, k = rotate(qkv[:, : heads + kv_heads], *rotation).split((heads, kv_heads), dim=1)
         return layer.out(attend(index, q, k, v).reshape(x.shape[0], -1))
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -145,15 +157,6 @@ class Decoder:
     def _count_multiplies(self) -> tuple[int, int]:
         row = sum(_size(layer.qkv) + _size(layer.out) + layer.mlp.multiplies for layer in self.layers)
         return row + _size(self.project_in), _size(self.head) + _size(self.project_out)
-
-
-def rotate_(heads: Tensor, rotation: Tensor) -> None:
-    """Rotates each head's pairs in place. heads [n, heads, head_dim], rotation complex64 [n, 1, dim / 2]."""
-    rotated = heads[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
-    if heads.dtype == torch.float32:
-        torch.view_as_complex(rotated).mul_(rotation)
-    else:
-        rotated.copy_(torch.view_as_real(torch.view_as_complex(rotated.float()) * rotation))
 
 
 def _size(linear: Linear | None) -> int:

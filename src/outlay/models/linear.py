@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from outlay import kernels
+from outlay.kernels import PackedLinear
 from outlay.models.quantized import GROUP, QuantizedWeight, fits, quantize
 
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
@@ -53,7 +55,6 @@ class Int4Linear(Linear):
     """q4 through torch's int4 product for CPUs: bfloat16 activations, scales and minimums rounded to bfloat16."""
 
     format = "int4"
-    wide_from = 64
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         assert weight.mins is not None
@@ -85,6 +86,18 @@ class Int8Linear(Linear):
     def __call__(self, x: Tensor) -> Tensor:
         y = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scales).to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
+
+
+class NativeLinear(Linear):
+    """A weight in the layout of our own kernels; float32 activations, and the same bits for a row at any width."""
+
+    def __init__(self, packed: PackedLinear, bias: Tensor | None, format: str) -> None:
+        self.packed, self.bias, self.format = packed, bias, format
+        self.out_features, self.in_features = packed.out_features, packed.in_features
+        self.nbytes = packed.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.packed(x.float(), self.bias).to(x.dtype)
 
 
 class SplitLinear(Linear):
@@ -125,6 +138,8 @@ def pack(
     if isinstance(weight, QuantizedWeight):
         weight = weight.dequantize()
     dtype = FLOATS[format]
+    if format == "bfloat16" and device.type == "cpu" and native_kernels():
+        return NativeLinear(kernels.pack_bf16(weight), bias, format)
     return FloatLinear(weight.to(device, dtype).contiguous(), bias, _wide_from(dtype, device))
 
 
@@ -137,6 +152,10 @@ def _pack_integers(
         if not fits(weight):
             return None
         weight = quantize(weight, "q4" if format == "int4" else "q8")
+    if native_kernels():
+        if weight.mins is not None:
+            return NativeLinear(kernels.pack_q4(weight.q, weight.scales, weight.mins), bias, format)
+        return NativeLinear(kernels.pack_q8(weight.q, weight.scales), bias, format)
     if exact_output:
         return None
     if weight.kind == "q4":
@@ -158,6 +177,11 @@ def _wide_from(dtype: torch.dtype, device: torch.device) -> int:
     if device.type != "cpu" or dtype == torch.float32 or fast_bfloat16():
         return 0
     return 8
+
+
+def native_kernels() -> bool:
+    """Tells whether our own kernels run here; without them torch's products do."""
+    return kernels.available()
 
 
 def fast_bfloat16() -> bool:

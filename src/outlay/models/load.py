@@ -18,7 +18,7 @@ from outlay.models.chat import ChatTemplate, template_source
 from outlay.models.checkpoint import Checkpoint, read_json, sampled
 from outlay.models.config import DecoderConfig, decoder_config, token_ids
 from outlay.models.decoder import Decoder
-from outlay.models.linear import FORMATS, fast_bfloat16
+from outlay.models.linear import FORMATS, fast_bfloat16, native_kernels
 from outlay.models.tokenizer import Tokenizer, load_tokenizer_json
 
 DTYPES = ("auto", *FORMATS)
@@ -50,8 +50,8 @@ def load_model(
 ) -> Model:
     """Returns the model that `source` names: an alias, a folder, a `.gguf` file, or `org/name[@revision]` on the hub.
 
-    With dtype "auto", quantized files run in their own precision, others in bfloat16 where the processor multiplies it
-    natively and in float32 elsewhere. `progress(what, done, total)` is told of downloads and of layers as they load.
+    With dtype "auto", quantized files run in their own precision, others in bfloat16 where our kernels or
+    the processor multiply it quickly, and in float32 elsewhere. `progress(what, done, total)` is told of downloads and of layers as they load.
     `long_context` picks the frequencies for long sequences in models that have two sets (Phi-3 128k).
     """
     if dtype not in DTYPES:
@@ -166,7 +166,8 @@ def _ends(eos: tuple[int, ...], inner: Any, chat: ChatTemplate | None) -> tuple[
 
 
 def _best_float(device: torch.device) -> str:
-    return "bfloat16" if device.type != "cpu" or fast_bfloat16() else "float32"
+    quick = device.type != "cpu" or native_kernels() or fast_bfloat16()
+    return "bfloat16" if quick else "float32"
 
 
 def _device(name: str) -> torch.device:

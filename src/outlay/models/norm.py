@@ -12,13 +12,15 @@ class RMSNorm:
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         width = weight.shape[0]
-        self.weight, self.eps = weight.float() * width**0.5, eps * width
+        self.weight, self.eps = weight.float(), eps
+        # With the norm in place of the root of the mean, both take the width in.
+        self._scaled, self._eps = self.weight * width**0.5, eps * width
         self.nbytes = self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().add_(self.eps).rsqrt_()
-        return (wide * scale).mul_(self.weight).to(x.dtype)
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().add_(self._eps).rsqrt_()
+        return (wide * scale).mul_(self._scaled).to(x.dtype)
 
 
 class LayerNorm:

@@ -1,8 +1,7 @@
-"""Rotary positions: the frequencies of every scaling that we run, and the table of rotations that a decoder looks up.
+"""Rotary positions: the frequencies of every scaling that we run, the tables that a decoder looks up, and the rotation.
 
-A head's pairs of dimensions lie side by side here ([x0, y0, x1, y1, ...]), so that rotating a whole pass of queries and
-keys is one product of complex numbers. Checkpoints that keep the halves apart are reordered when they are loaded; scores do
-not change, because queries and keys are reordered alike.
+Dimension i of a head is rotated with dimension i + dim / 2, as in the hub's checkpoints; GGUF files of the llama
+architecture have the two side by side and are reordered when they are loaded.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ class Rope:
             return self._yarn(base)
         return base
 
-    def table(self, max_positions: int, device: torch.device | str) -> Tensor:
-        """Returns the rotation of every position as complex64 [max_positions, 1, dim / 2]."""
+    def tables(self, max_positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Returns cosines and sines of every position, times the amplitude: float32 [max_positions, dim / 2] each."""
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), self.frequencies())
-        return torch.polar(torch.full_like(angles, self.amplitude), angles).unsqueeze(1).to(device)
+        return (angles.cos() * self.amplitude).to(device), (angles.sin() * self.amplitude).to(device)
 
     def _llama3(self, base: Tensor) -> Tensor:
         turns = self.original_max_positions * base / (2 * math.pi)
@@ -72,6 +71,17 @@ class Rope:
     def _dim_that_turns(self, times: float) -> float:
         """Returns the dimension that turns `times` times within the original context."""
         return self.dim * math.log(self.original_max_positions / (times * 2 * math.pi)) / (2 * math.log(self.theta))
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the first dimensions of each head.
+
+    heads [n, heads, head_dim]; cos, sin [n, 1, dim]: each half twice, the first half of the sines negated.
+    """
+    dim = cos.shape[-1]
+    turned = heads[..., :dim]
+    turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin)
+    return turned if dim == heads.shape[-1] else torch.cat((turned, heads[..., dim:]), dim=-1)
 
 
 def rope_from_hf(raw: dict[str, Any], head_dim: int, theta: float = 10000.0, long_context: bool = False) -> Rope:
