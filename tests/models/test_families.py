@@ -221,4 +221,5 @@ def test_costs_count_what_a_pass_reads_and_multiplies(moe: Model) -> None:
     assert decoder.pass_weight_bytes(1) == 4 * (fixed + layers * 2 * expert + hidden)
     assert decoder.pass_weight_bytes(100) == 4 * (fixed + layers * 6 * expert + 100 * hidden)
     assert decoder.weight_bytes_per_pass == decoder.pass_weight_bytes(1)
-    assert config.experts is not None and config.experts.count == 6
+    assert config.experts is not None
+    assert config.experts.count == 6

@@ -40,7 +40,9 @@ def encoded(kind: str, rows: int, columns: int) -> np.ndarray:
     return gguf.quants.quantize(rng.normal(0, 0.05, (rows, columns)).astype(np.float32), Kind[kind])
 
 
-def write(path: Path, tensors: dict[str, tuple[np.ndarray, str]], metadata: dict[str, Any], arch: str = "llama") -> None:
+def write(
+    path: Path, tensors: dict[str, tuple[np.ndarray, str]], metadata: dict[str, Any], arch: str = "llama"
+) -> None:
     writer = gguf.GGUFWriter(path, arch)
     for key, value in metadata.items():
         if isinstance(value, bool):
@@ -73,7 +75,7 @@ def test_blocks_mean_what_gguf_says(kind: str, tmp_path: Path) -> None:
     if kind in EXACT:
         torch.testing.assert_close(ours, expected, atol=0, rtol=0)
     else:
-        # Q4_K: float16 scales and minimums, each within 2^-11; the others: half a step of q8, its float16 scale besides.
+        # Q4_K: float16 scales and minimums, each within 2^-11; the others: half a step of q8, and its float16 scale.
         group, limit = (256, 2**-10) if kind == "Q4_K" else (32, 0.52 / 127)
         largest = expected.unflatten(1, (-1, group)).abs().amax(-1)
         assert (ours - expected).unflatten(1, (-1, group)).abs().amax(-1).le(limit * largest).all()

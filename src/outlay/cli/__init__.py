@@ -6,6 +6,7 @@ status: 0, 1 for what failed, 2 for what the user typed, 128 + the signal for wh
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -32,9 +33,14 @@ CLOSED_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (by default what the user typed) and returns its exit status. Raises nothing."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character must not end a run
     try:
         with terminable():
-            status = _dispatch(words)
+            try:
+                status = _dispatch(words)
+            except SystemExit:  # argparse has shown a help
+                status = 0
             sys.stdout.flush()
             return status
     except BrokenPipeError:
@@ -68,11 +74,7 @@ def _dispatch(words: list[str]) -> int:
 def _run_command(name: str, command: ModuleType, words: list[str]) -> int:
     parser = Parser(prog=name, description=command.DESCRIPTION, epilog=command.EXAMPLES)
     command.add_arguments(parser)
-    try:
-        args = parser.parse_args(words)
-    except SystemExit:  # argparse has shown the help
-        return 0
-    return int(command.run(args))
+    return int(command.run(parser.parse_args(words)))
 
 
 def _top_level(words: list[str]) -> int:

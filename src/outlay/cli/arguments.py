@@ -54,8 +54,9 @@ def number(
 ) -> Callable[[str], float]:
     """Returns a type for numbers in a range, whose error says the range."""
     wanted = "a whole number" if whole else "a number"
-    limits = [(least, "of {:g} or more"), (above, "above {:g}"), (most, "at most {:g}")]
-    wanted += "".join(" " + text.format(limit) for limit, text in limits if limit is not None)
+    limits = [(least, "{:g} or more"), (above, "above {:g}"), (most, "at most {:g}")]
+    wanted += ", " * (least is not None or above is not None or most is not None)
+    wanted += " and ".join(text.format(limit) for limit, text in limits if limit is not None)
 
     def convert(text: str) -> float:
         try:

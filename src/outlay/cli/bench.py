@@ -18,14 +18,17 @@ EXAMPLES += "\n\n`outlay bench SUITE --help` shows a suite's options.\n"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to `parser`."""
     parser.usage = "outlay bench SUITE [...]"
-    parser.add_argument("suite", metavar="SUITE", help="which benchmark")
+    parser.add_argument("suite", nargs="?", metavar="SUITE", help="which one")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the suite with what follows its name; returns its exit status."""
+    known = ", ".join(SUITES)
+    if args.suite is None:
+        raise UsageError(f"say which suite to run: {known}")
     if args.suite not in SUITES:
-        raise UsageError(f"there is no suite {args.suite!r}{nearest(args.suite, SUITES)}; there is {', '.join(SUITES)}")
+        raise UsageError(f"there is no suite {args.suite!r}{nearest(args.suite, SUITES)}; the suites are {known}")
     suite = import_module(f"outlay.bench.{args.suite}")
     parser = Parser(prog=f"outlay bench {args.suite}", description=SUITES[args.suite].capitalize() + ".")
     suite.add_arguments(parser)

@@ -43,6 +43,7 @@ PATIENCE = 5.0  # seconds to wait for runs that are given up
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to `parser`."""
+    parser.usage = "outlay run [PROMPT] [options]"
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the prompt; "-" reads it from standard input')
     source = parser.add_argument_group("prompts")
     source.add_argument("--file", metavar="FILE", help="read the prompt from a file")
@@ -89,8 +90,9 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     prompts = read_prompts(args.prompt, args.file, lines=args.lines, system=args.system)
     with TraceFile(args.trace) if args.trace else contextlib.nullcontext() as trace:
-        options = _options(args)
         with terminal.Progress(quiet=args.quiet) as progress:
+            progress("starting", 0, 0)
+            options = _options(args)
             from outlay.lm import load
 
             lm = load(args.model, dtype=args.dtype, device=args.device, threads=args.threads, progress=progress)
@@ -235,11 +237,13 @@ def _write_ledger(results: Sequence[Result], seconds: float) -> None:
     ledger = results[0].ledger if len(results) == 1 else replace(_total(results), seconds=seconds)
     reasons = dict.fromkeys(result.finish_reason for result in results)
     count = [f"{len(results)} prompts"] if len(results) > 1 else []
-    heading = [results[0].model, results[0].method, *count, "ended by " + ", ".join(reasons)]
+    heading = [results[0].model, results[0].method, *count, "finished: " + ", ".join(reasons)]
     if sys.stdout.isatty():
         print(terminal.rule(sys.stderr), file=sys.stderr)
-    print(" | ".join(heading), file=sys.stderr)
-    print(ledger.table(), file=sys.stderr)
+    print(terminal.glyph(" · ", " | ", sys.stderr).join(heading), file=sys.stderr)
+    for line in ledger.table().splitlines():
+        name, gap, amount = line.partition("  ")
+        print(terminal.dim(name, sys.stderr) + gap + amount, file=sys.stderr)
 
 
 def _total(results: Sequence[Result]) -> Ledger:

@@ -41,7 +41,7 @@ def columns() -> int:
 
 def rule(stream: TextIO) -> str:
     """Returns a faint line across the terminal."""
-    return dim(_glyph("─", "-", stream) * min(columns(), 60), stream)
+    return dim(glyph("─", "-", stream) * min(columns(), 60), stream)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> str:
@@ -124,7 +124,7 @@ class Progress:
         if room < 5:
             return f"{self._phase}{figures}"[: columns() - 1]
         full = round(share * room)
-        mark = _glyph("━", "=", self._stream)
+        mark = glyph("━", "=", self._stream)
         rest = mark if has_colour(self._stream) else " "
         return f"{self._phase} {mark * full}{dim(rest * (room - full), self._stream)}{figures}"
 
@@ -139,5 +139,6 @@ def _figures(done: int, total: int, seconds: float) -> str:
     return f"  {amount}{rate}"
 
 
-def _glyph(fine: str, plain: str, stream: TextIO) -> str:
+def glyph(fine: str, plain: str, stream: TextIO) -> str:
+    """Returns `fine`, or `plain` where the stream's encoding may lack it."""
     return fine if "utf" in (stream.encoding or "").lower() else plain

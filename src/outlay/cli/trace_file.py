@@ -22,6 +22,7 @@ class TraceFile:
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._file: TextIO | None = None
+        self._closed = False
         self._error: OSError | None = None
         _check(self._path)
 
@@ -37,18 +38,18 @@ class TraceFile:
 
     def close(self) -> None:
         """Ends the file. Raises `FailureError` if an event could not be written."""
-        if self._file is not None:
-            try:
+        self._closed = True
+        try:
+            if self._file is not None:
                 self._file.close()
-            except OSError as error:
-                self._error = self._error or error
-            self._file = None
+        except OSError as error:
+            self._error = self._error or error
         if self._error is not None:
             failure, self._error = self._error, None
             raise FailureError(f"the trace {self._path} is not complete: {failure.strerror}") from failure
 
     def _write(self, event: dict[str, Any]) -> None:
-        if self._error is not None:
+        if self._closed or self._error is not None:
             return
         try:
             if self._file is None:

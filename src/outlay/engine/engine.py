@@ -21,7 +21,7 @@ from outlay.engine.run import RESERVE, Run, RunOptions, Seat
 from outlay.engine.text import TextStream
 from outlay.engine.trace import Trace
 from outlay.engine.worker import ModelWorker
-from outlay.errors import OutlayError, UsageError
+from outlay.errors import UsageError
 from outlay.models.load import Model
 
 LINGER = 5.0  # seconds that the idle thread waits for more work before it ends
@@ -140,7 +140,11 @@ class Engine:
                 if not request.done and live.run.finish_reason is None:
                     batches.setdefault(id(request.worker), (request.worker, []))[1].append(request)
         for worker, requests in batches.values():
-            worker.advance(requests)
+            try:
+                worker.advance(requests)
+            except Exception as failure:  # fails those who asked, not the engine and not the others
+                for request in requests:
+                    request.error, request.done = failure, True
         for live in list(self._live):
             if live.run.finish_reason is not None:
                 self._end(live)
@@ -162,8 +166,8 @@ class Engine:
                 draft_worker = self.worker(live.draft, "draft")
                 draft = Seat(run, draft_worker, draft_worker.plant(run.prompt, reserve)[0])
                 run.begin(target, draft, prompt_end)
-        except OutlayError as error:
-            self._end(live, error)
+        except Exception as failure:  # a full cache, above all: fails this run, not the engine
+            self._end(live, failure)
             return
         if live.write_trace is not None:
             run.trace = Trace(live.write_trace)

@@ -12,8 +12,8 @@ from outlay.budget import Ledger
 from outlay.engine.method import Forward, Request
 from outlay.engine.run import Run
 from outlay.errors import FailureError
+from outlay.engine.passes import pass_for
 from outlay.models.load import Model
-from outlay.tree.attention import TreeAttention
 from outlay.tree.cache import Cache
 from outlay.tree.plan import Plan, plan_pass
 from outlay.tree.prefix import PrefixCache
@@ -38,6 +38,7 @@ class ModelWorker:
         self.prefixes = PrefixCache() if prefix_cache else None
         if self.prefixes is not None:
             self.cache.reclaim = self.prefixes.evict
+        self._pass = pass_for(decoder, self.cache)
         self.ledger = Ledger()
         self.passes = 0
         self.pass_seconds = 0.0
@@ -105,7 +106,7 @@ class ModelWorker:
         wanted = {node for forward, _ in chosen for node in forward.nodes}
         heads = [row for row, node in enumerate(order) if node in wanted]
         try:
-            logits = self._forward(plan, heads)
+            logits = self._pass(plan, heads)
         except (RuntimeError, MemoryError) as error:
             for forward, _ in chosen:
                 forward.error = FailureError(f"a pass of {self.model.name} over {len(order)} tokens failed: {error}")
@@ -126,12 +127,6 @@ class ModelWorker:
             if run.trace is not None:
                 mine = [node for forward, nodes in chosen if forward.run is run for node in nodes]
                 run.trace.passed(self.role, mine, len(order), len(costs), elapsed, self.cache.bytes())
-
-    def _forward(self, plan: Plan, heads: list[int]) -> torch.Tensor:
-        device = self.decoder.device
-        attend = TreeAttention(self.cache, plan, self.decoder.config)
-        rows = None if len(heads) == len(plan.keys_seen) else torch.tensor(heads, device=device)
-        return self.decoder.forward(plan.tokens.to(device), plan.positions.to(device), attend, rows)
 
     def _settle(self, forward: Forward, nodes: list[Node], rows: dict[Node, torch.Tensor]) -> None:
         for node in nodes:

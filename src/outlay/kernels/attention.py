@@ -27,7 +27,7 @@ class Plan:
     Its bits depend only on the sequence of the keys that the row sees: piece by piece in the plan's order.
     """
 
-    def __init__(self, pieces: Sequence[Piece], n: int):
+    def __init__(self, pieces: Sequence[Piece], n: int) -> None:
         """pieces: in the order in which keys are accumulated; n: rows of the pass."""
         self.n = n
         self._alive: list[Tensor] = []  # the structures hold bare pointers
@@ -66,7 +66,7 @@ def attend(
         raise ValueError(f"the plan is for {plan.n} rows, not {n}")
     check_cache(keys, values)
     if head_dim % 8 or keys.shape[2] != head_dim or num_heads % keys.shape[0]:
-        raise ValueError(f"queries {list(q.shape)} do not fit keys {list(keys.shape)}; head_dim must be a multiple of 8")
+        raise ValueError(f"queries {list(q.shape)} do not fit keys {list(keys.shape)} (head_dim: a multiple of 8)")
     q = q.contiguous()
     out = torch.empty_like(q)
     sums = torch.empty(n, num_heads) if lse else None

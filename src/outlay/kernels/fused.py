@@ -34,7 +34,7 @@ class FusedWeights:
     layers: Sequence[FusedLayer]
     final_norm: Tensor  # [hidden]
     head: PackedLinear
-    cos: Tensor  # float32 [positions, rope_dim / 2]
+    cos: Tensor  # float32 [positions, rope_dim / 2]; dimension i of a head is rotated with i + rope_dim / 2
     sin: Tensor
     num_heads: int
     num_kv_heads: int
@@ -50,10 +50,17 @@ class FusedDecoder:
     """
 
     def __init__(
-        self, weights: FusedWeights, keys: Sequence[Tensor], values: Sequence[Tensor], plans: Sequence[int] | None = None
-    ):
-        """keys, values: one float32 [num_kv_heads, capacity, head_dim] per layer, kept by the caller and written in place.
-        plans: which plan of a pass each layer attends by (sliding windows); None: all by the first."""
+        self,
+        weights: FusedWeights,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        plans: Sequence[int] | None = None,
+    ) -> None:
+        """Binds the weights to a cache.
+
+        keys, values: float32 [num_kv_heads, capacity, head_dim] for each layer, kept by the caller, written in place.
+        plans: which plan of a pass each layer attends by (sliding windows); None: all by the first.
+        """
         self.weights = weights
         self._cache = (tuple(keys), tuple(values))  # the structures hold bare pointers
         self._library = library()

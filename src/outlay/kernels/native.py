@@ -13,10 +13,14 @@ _ABI = 1
 
 
 class LinearStruct(Structure):
+    """A linear layer's weights."""
+
     _fields_ = [("data", c_void_p), ("format", c_int32), ("m", c_int32), ("k", c_int32), ("reserved", c_int32)]
 
 
 class PieceStruct(Structure):
+    """A run of keys which some rows of the pass read."""
+
     _fields_ = [
         ("start", c_int64),
         ("length", c_int64),
@@ -29,10 +33,14 @@ class PieceStruct(Structure):
 
 
 class PlanStruct(Structure):
+    """The pieces of a pass."""
+
     _fields_ = [("pieces", POINTER(PieceStruct)), ("n_pieces", c_int64)]
 
 
 class LayerStruct(Structure):
+    """One layer of a decoder with its cache."""
+
     _fields_ = [
         ("input_norm", c_void_p),
         ("qkv", LinearStruct),
@@ -52,6 +60,8 @@ class LayerStruct(Structure):
 
 
 class ModelStruct(Structure):
+    """A decoder."""
+
     _fields_ = [
         ("n_layers", c_int32),
         ("hidden", c_int32),
@@ -72,6 +82,8 @@ class ModelStruct(Structure):
 
 
 class PassStruct(Structure):
+    """What one pass computes."""
+
     _fields_ = [
         ("n", c_int64),
         ("hidden", c_void_p),
@@ -98,8 +110,7 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_silu_mul": ([c_void_p, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
     "outlay_attend": (
-        [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32, c_int32, c_int32, c_float]
-        + [POINTER(PlanStruct), c_void_p, c_void_p],
+        [*[c_void_p] * 3, *[c_int64] * 3, *[c_int32] * 3, c_float, POINTER(PlanStruct), c_void_p, c_void_p],
         c_int32,
     ),
     "outlay_pass": ([POINTER(ModelStruct), POINTER(PassStruct)], c_int32),
@@ -153,13 +164,16 @@ def set_threads(n: int) -> None:
 
 
 def threads() -> int:
+    """How many threads a pass uses."""
     return int(library().outlay_threads())
 
 
 def address(tensor: Tensor | None) -> int | None:
+    """Where the tensor's data lie, as the structures hold it."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def check(status: int) -> None:
+    """Raises what a native call reports."""
     if status:
         raise MemoryError("the native kernels ran out of memory")

@@ -32,6 +32,7 @@ class PackedLinear:
 
     @cached_property
     def struct(self) -> LinearStruct:
+        """The layer as native calls take it."""
         return LinearStruct(self.data.data_ptr(), _FORMATS[self.format], self.out_features, self.in_features, 0)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""The networks and their weights: loading, tokenizers, chat templates, quantized linear layers."""

@@ -26,15 +26,17 @@ _KINDS = {"q4": "int4", "q8": "int8"}
 class Store(Protocol):
     """Where weights come from: `Checkpoint` and `GgufFile`."""
 
-    def shape(self, name: str) -> tuple[int, ...] | None: ...
-    def is_quantized(self, name: str) -> bool: ...
-    def floats(self, name: str) -> Tensor: ...
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Returns the shape of a tensor, or None if the store does not have it."""
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether `integers` gives this tensor as it is stored."""
 
-class QuantizedStore(Store, Protocol):
-    """A store whose matrices may be quantized."""
+    def floats(self, name: str) -> Tensor:
+        """Returns a tensor as floats, exactly."""
 
-    def integers(self, name: str) -> QuantizedWeight: ...
+    def integers(self, name: str) -> QuantizedWeight:
+        """Returns a quantized matrix in our own form."""
 
 
 class Builder:
@@ -59,69 +61,70 @@ class Builder:
         self.dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
 
     def build(self, progress: Progress | None = None) -> Decoder:
+        """Returns the decoder; `progress` is told of every layer."""
         config = self.config
         layers = []
         for index in range(config.num_layers):
-            layers.append(self.layer(index))
+            layers.append(self._layer(index))
             if progress is not None:
                 progress("loading", index + 1, config.num_layers)
-        embed, head = self.embedding_and_head()
+        embed, head = self._embedding_and_head()
         projected = config.embedding_size > 0
         return Decoder(
             config,
             layers,
             embed,
             head,
-            final_norm=self.norm("final_norm") if config.final_norm else None,
-            positions=self.positions(),
-            project_in=self.linear(["project_in"], config.hidden_size, config.embedding_size) if projected else None,
-            project_out=self.linear(["project_out"], config.embedding_size, config.hidden_size) if projected else None,
+            final_norm=self._norm("final_norm") if config.final_norm else None,
+            positions=self._positions(),
+            project_in=self._linear(["project_in"], config.hidden_size, config.embedding_size) if projected else None,
+            project_out=self._linear(["project_out"], config.embedding_size, config.hidden_size) if projected else None,
             dtype=self.dtype,
             device=self.device,
         )
 
-    def layer(self, i: int) -> Layer:
+    def _layer(self, i: int) -> Layer:
         config = self.config
         heads = config.num_heads * config.head_dim
         width = heads + 2 * config.num_kv_heads * config.head_dim
         parts = ["qkv"] if "qkv" in self.names else ["q", "k", "v"]
         moe = config.experts is not None and i in config.experts.layers
         return Layer(
-            attn_norm=self.norm("attn_norm", i),
-            qkv=self.linear(parts, width, config.hidden_size, i, bias=config.qkv_bias, order=self.qkv_order()),
-            out=self.linear(["out"], config.hidden_size, heads, i, bias=config.out_bias),
-            mlp_norm=self.norm("mlp_norm", i),
-            mlp=self.experts(i) if moe else self.mlp(i),
-            q_norm=self.head_norm("q_norm", i) if config.qk_norm else None,
-            k_norm=self.head_norm("k_norm", i) if config.qk_norm else None,
-            post_attn_norm=self.norm("post_attn_norm", i) if config.post_norms else None,
-            post_mlp_norm=self.norm("post_mlp_norm", i) if config.post_norms else None,
+            attn_norm=self._norm("attn_norm", i),
+            qkv=self._linear(parts, width, config.hidden_size, i, bias=config.qkv_bias, order=self._qkv_order()),
+            out=self._linear(["out"], config.hidden_size, heads, i, bias=config.out_bias),
+            mlp_norm=self._norm("mlp_norm", i),
+            mlp=self._experts(i) if moe else self._mlp(i),
+            q_norm=self._head_norm("q_norm", i) if config.qk_norm else None,
+            k_norm=self._head_norm("k_norm", i) if config.qk_norm else None,
+            post_attn_norm=self._norm("post_attn_norm", i) if config.post_norms else None,
+            post_mlp_norm=self._norm("post_mlp_norm", i) if config.post_norms else None,
         )
 
-    def mlp(self, i: int) -> Mlp:
+    def _mlp(self, i: int) -> Mlp:
         config = self.config
         inner, hidden, bias = config.intermediate_size, config.hidden_size, config.mlp_bias
         if not config.gated:
-            gate_up = self.linear(["up"], inner, hidden, i, bias=bias)
+            gate_up = self._linear(["up"], inner, hidden, i, bias=bias)
         else:
             parts = ["gate_up"] if "gate_up" in self.names else ["gate", "up"]
-            gate_up = self.linear(parts, 2 * inner, hidden, i, bias=bias)
-        down = self.linear(["down"], hidden, inner, i, bias=bias)
+            gate_up = self._linear(parts, 2 * inner, hidden, i, bias=bias)
+        down = self._linear(["down"], hidden, inner, i, bias=bias)
         return Mlp(gate_up, down, config.activation, config.gated)
 
-    def experts(self, i: int) -> ExpertMlp:
+    def _experts(self, i: int) -> ExpertMlp:
         config, experts = self.config, self.config.experts
         assert experts is not None
-        router = pack(self.floats("router", (experts.count, config.hidden_size), i), "float32", device=self.device)
+        router = pack(self._floats("router", (experts.count, config.hidden_size), i), "float32", device=self.device)
         mlps = []
         for expert in range(experts.count):
             inner, hidden = experts.intermediate_size, config.hidden_size
-            gate_up = self.linear(["expert_gate", "expert_up"], 2 * inner, hidden, i, expert=expert)
-            down = self.linear(["expert_down"], hidden, inner, i, expert=expert)
+            gate_up = self._linear(["expert_gate", "expert_up"], 2 * inner, hidden, i, expert=expert)
+            down = self._linear(["expert_down"], hidden, inner, i, expert=expert)
             mlps.append(Mlp(gate_up, down, config.activation, True))
         return ExpertMlp(router, mlps, experts.per_token, experts.normalise)
 
-    def linear(
+    def _linear(
         self,
         parts: list[str],
         rows: int,
@@ -133,22 +136,22 @@ class Builder:
         expert: int | None = None,
     ) -> Linear:
         """Packs `parts`, one below the other, into one layer [rows, columns]; `order` rearranges its rows."""
-        weights = [self.matrix(part, i, expert) for part in parts]
+        weights = [self._matrix(part, i, expert) for part in parts]
         found = (sum(weight.shape[0] for weight in weights), *{weight.shape[1] for weight in weights})
         if found != (rows, columns):
-            name = self.name(parts[0], i, expert)
+            name = self._name(parts[0], i, expert)
             raise UsageError(f"{' and '.join(parts)} of {name} have shape {list(found)}; expected {[rows, columns]}")
-        biases = torch.cat([self.floats(part, None, i, "bias").float() for part in parts]) if bias else None
+        biases = torch.cat([self._floats(part, None, i, "bias").float() for part in parts]) if bias else None
         if order is not None:
             sizes = [weight.shape[0] for weight in weights]
             starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
             chunks = zip(weights, order.split(sizes), starts, strict=True)
             weights = [_take(weight, chunk - start) for weight, chunk, start in chunks]
             biases = biases[order] if biases is not None else None
-        return self.pack_parts(weights, biases)
+        return self._pack_parts(weights, biases)
 
-    def pack_parts(self, weights: list[Tensor | QuantizedWeight], bias: Tensor | None) -> Linear:
-        formats = [self.format_of(weight) for weight in weights]
+    def _pack_parts(self, weights: list[Tensor | QuantizedWeight], bias: Tensor | None) -> Linear:
+        formats = [self._format_of(weight) for weight in weights]
         if len(set(formats)) == 1:
             return pack(_stack(weights), formats[0], bias, device=self.device)
         sizes = [weight.shape[0] for weight in weights]
@@ -156,31 +159,31 @@ class Builder:
         packed = [pack(w, f, b, device=self.device) for w, f, b in zip(weights, formats, biases, strict=True)]
         return SplitLinear(packed)
 
-    def format_of(self, weight: Tensor | QuantizedWeight) -> str:
+    def _format_of(self, weight: Tensor | QuantizedWeight) -> str:
         if self.format != "own":
             return self.format
         return _KINDS[weight.kind] if isinstance(weight, QuantizedWeight) else self.float_format
 
-    def matrix(self, part: str, i: int, expert: int | None = None) -> Tensor | QuantizedWeight:
+    def _matrix(self, part: str, i: int, expert: int | None = None) -> Tensor | QuantizedWeight:
         """Returns a weight as it is stored if the format wants that, else as floats."""
         stacked = expert is not None and "experts_" + part.removeprefix("expert_") in self.names
-        name = self.name("experts_" + part.removeprefix("expert_") if stacked else part, i, expert) + ".weight"
+        name = self._name("experts_" + part.removeprefix("expert_") if stacked else part, i, expert) + ".weight"
         shape = self.store.shape(name)
         if shape is None:
             raise UsageError(f"the model's files lack the tensor {name}")
         if len(shape) != (3 if stacked else 2):
             raise UsageError(f"tensor {name} has shape {list(shape)}, which is not a matrix's")
         if self.store.is_quantized(name) and self.format in ("own", "int4", "int8"):
-            weight = self.store.integers(name)  # type: ignore[attr-defined]
-            if self.format in ("own", _KINDS[weight.kind]):
-                return weight.take(_span(expert, shape[1])) if stacked else weight
+            blocks = self.store.integers(name)
+            if self.format in ("own", _KINDS[blocks.kind]):
+                return blocks.take(_span(expert, shape[1])) if stacked else blocks
         weight = self.store.floats(name)
         if stacked:
             return weight[expert]
         return weight.T if self.transposed and part in ("qkv", "out", "up", "down") else weight
 
-    def floats(self, part: str, shape: tuple[int, ...] | None, i: int = 0, kind: str = "weight") -> Tensor:
-        name = f"{self.name(part, i)}.{kind}"
+    def _floats(self, part: str, shape: tuple[int, ...] | None, i: int = 0, kind: str = "weight") -> Tensor:
+        name = f"{self._name(part, i)}.{kind}"
         found = self.store.shape(name)
         if found is None:
             raise UsageError(f"the model's files lack the tensor {name}")
@@ -188,27 +191,27 @@ class Builder:
             raise UsageError(f"tensor {name} has shape {list(found)}; expected {list(shape)}")
         return self.store.floats(name)
 
-    def name(self, part: str, i: int, expert: int | None = None) -> str:
+    def _name(self, part: str, i: int, expert: int | None = None) -> str:
         if part not in self.names:
             raise UsageError(f"this kind of file has no place for the part {part!r} of {self.config.architecture}")
         return self.names[part].format(i=i, e=expert)
 
-    def norm(self, part: str, i: int = 0, size: int | None = None) -> Norm:
+    def _norm(self, part: str, i: int = 0, size: int | None = None) -> Norm:
         shape = (size or self.config.hidden_size,)
-        weight = self.floats(part, shape, i).float()
+        weight = self._floats(part, shape, i).float()
         if self.config.layer_norm:
-            bias = self.floats(part, shape, i, "bias").float()
+            bias = self._floats(part, shape, i, "bias").float()
             return LayerNorm(weight.to(self.device), bias.to(self.device), self.config.norm_eps)
         if self.plus_one:
             weight = weight + 1
         return RMSNorm(weight.to(self.device), self.config.norm_eps)
 
-    def head_norm(self, part: str, i: int) -> RMSNorm:
-        norm = self.norm(part, i, size=self.config.head_dim)
+    def _head_norm(self, part: str, i: int) -> RMSNorm:
+        norm = self._norm(part, i, size=self.config.head_dim)
         assert isinstance(norm, RMSNorm)
         return norm
 
-    def qkv_order(self) -> Tensor | None:
+    def _qkv_order(self) -> Tensor | None:
         """The order of rows that parts a head's rotated pairs into halves, where the file has them side by side."""
         if not self.interleaved:
             return None
@@ -219,28 +222,28 @@ class Builder:
         values = torch.arange(config.num_kv_heads * config.head_dim) + rotated.numel()
         return torch.cat((rotated, values))
 
-    def positions(self) -> Tensor | None:
+    def _positions(self) -> Tensor | None:
         if "positions" not in self.names or self.config.rope is not None:
             return None
         config = self.config
         shape = (config.max_positions + config.position_offset, config.hidden_size)
-        return self.floats("positions", shape).to(self.device, self.dtype)
+        return self._floats("positions", shape).to(self.device, self.dtype)
 
-    def embedding_and_head(self) -> tuple[Embedding, Linear]:
+    def _embedding_and_head(self) -> tuple[Embedding, Linear]:
         """The token vectors and the head, which may be one matrix. In an integer format both are held as int8."""
         config = self.config
-        table = self.vocabulary("embed")
-        head = table if config.tied_head else self.vocabulary("head")
+        table = self._vocabulary("embed")
+        head = table if config.tied_head else self._vocabulary("head")
         embed = Embedding(table.to(self.device), self.dtype, config.embedding_scale)
-        form = self.format_of(head) if self.format == "own" else "int8" if self.format == "int4" else self.format
+        form = self._format_of(head) if self.format == "own" else "int8" if self.format == "int4" else self.format
         return embed, pack(head, form, device=self.device, exact_output=True)
 
-    def vocabulary(self, part: str) -> Tensor | QuantizedWeight:
+    def _vocabulary(self, part: str) -> Tensor | QuantizedWeight:
         config = self.config
-        weight = self.matrix(part, 0)
+        weight = self._matrix(part, 0)
         shape = (config.vocab_size, config.embedding_size or config.hidden_size)
         if tuple(weight.shape) != shape:
-            raise UsageError(f"tensor {self.name(part, 0)} has shape {list(weight.shape)}; expected {list(shape)}")
+            raise UsageError(f"tensor {self._name(part, 0)} has shape {list(weight.shape)}; expected {list(shape)}")
         if isinstance(weight, QuantizedWeight):
             return weight
         if self.format in ("int4", "int8"):

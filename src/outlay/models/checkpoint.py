@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from outlay.errors import UsageError
+from outlay.models.quantized import QuantizedWeight
 
 INDEX = "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -44,7 +45,12 @@ class Checkpoint:
         return tuple(self._files[where[0]].get_slice(where[1]).get_shape()) if where else None
 
     def is_quantized(self, name: str) -> bool:
+        """Whether this tensor is held in blocks of small integers: never in files of this kind."""
         return False
+
+    def integers(self, name: str) -> QuantizedWeight:
+        """Returns a tensor in small integers; asked for only where `is_quantized` says so."""
+        raise UsageError(f"{name} is not quantized")
 
     def floats(self, name: str) -> Tensor:
         """Returns a tensor in the dtype that it is stored in, as a view of the file where the file allows."""

@@ -87,20 +87,23 @@ def decoder_config(raw: Raw, long_context: bool = False) -> DecoderConfig:
         config = family(raw, long_context)
     except KeyError as error:
         raise UsageError(f"the model's config.json lacks {error.args[0]!r}, which {raw['model_type']} needs") from None
-    except TypeError as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"the model's config.json has a value of the wrong type: {error}") from None
     _check(config)
     return config
 
 
 def _check(config: DecoderConfig) -> None:
+    for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_positions"):
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(f"the model's {name} must be a positive whole number, not {size!r}")
     if config.num_heads % config.num_kv_heads:
         raise UsageError(f"{config.num_heads} query heads cannot share {config.num_kv_heads} key heads evenly")
     if config.rope is not None and config.rope.dim % 2:
         raise UsageError(f"rotary positions need an even number of dimensions, not {config.rope.dim}")
-    sizes = (config.vocab_size, config.hidden_size, config.num_layers, config.head_dim, config.max_positions)
-    if min(sizes) < 1:
-        raise UsageError("the model's config.json has a size that is not positive")
 
 
 def _rotary(raw: Raw, long_context: bool, **changes: Any) -> DecoderConfig:

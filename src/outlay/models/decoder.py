@@ -42,6 +42,7 @@ class Layer:
 
     @property
     def norms(self) -> list[Norm]:
+        """The norms that this layer has."""
         norms = (self.attn_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attn_norm, self.post_mlp_norm)
         return [norm for norm in norms if norm is not None]
 

@@ -17,6 +17,7 @@ class Embedding:
         self.row_bytes = table.nbytes // table.shape[0]
 
     def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [n] -> [n, size]"""
         if isinstance(self.table, QuantizedWeight):
             vectors = self.table.rows(tokens).to(self.dtype)
         else:

@@ -74,9 +74,11 @@ def _snapshot(name: str) -> Path:
             f"there is no file {name!r}, and fetching it from the hub needs an extra: pip install 'outlay[hub]'"
         ) from None
     repository, _, revision = name.partition("@")
-    options = {"revision": revision or None, "allow_patterns": HUB_FILES}
     try:
-        return Path(snapshot_download(repository, etag_timeout=float(_TIMEOUT), **options))
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=HUB_FILES, etag_timeout=float(_TIMEOUT)
+        )
+        return Path(folder)
     except HFValidationError:
         raise UsageError(f"{repository!r} is neither a file nor a name on the hub (org/name)") from None
     except RepositoryNotFoundError:

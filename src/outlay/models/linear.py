@@ -29,6 +29,7 @@ class Linear:
     nbytes: int
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
         raise NotImplementedError
 
 
@@ -43,6 +44,7 @@ class FloatLinear(Linear):
         self.nbytes = weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
         weight, bias = self.weight, self.bias
         if x.dtype == weight.dtype:
             return F.linear(x, weight, bias)
@@ -68,6 +70,7 @@ class Int4Linear(Linear):
         self.nbytes = self.packed.nbytes + self.scales_and_zeros.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), self.packed, GROUP, self.scales_and_zeros)
         y = y.to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
@@ -84,6 +87,7 @@ class Int8Linear(Linear):
         self.nbytes = weight.nbytes + scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
         y = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scales).to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
 
@@ -97,6 +101,7 @@ class NativeLinear(Linear):
         self.nbytes = packed.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
         return self.packed(x.float(), self.bias).to(x.dtype)
 
 
@@ -111,6 +116,7 @@ class SplitLinear(Linear):
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
@@ -163,13 +169,16 @@ def _pack_integers(
     return _int8_by_row(weight, bias)
 
 
-def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float = 0.01) -> Linear | None:
-    """One scale for each row instead of each group, where that changes the weight by less than `tolerance` (RMS)."""
+def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float = 0.02) -> Linear | None:
+    """One scale for each row instead of each group, where that changes a group by less than `tolerance` on average."""
     exact = weight.dequantize()
     scales = (exact.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-10).bfloat16()
     q = (exact / scales.float()).round_().clamp_(-127, 127)
-    error = torch.linalg.vector_norm(q * scales.float() - exact) / torch.linalg.vector_norm(exact).clamp(min=1e-20)
-    return Int8Linear(q.to(torch.int8).contiguous(), scales.squeeze(1), bias) if error < tolerance else None
+    change = torch.linalg.vector_norm((q * scales.float() - exact).unflatten(1, (-1, GROUP)), dim=-1)
+    size = torch.linalg.vector_norm(exact.unflatten(1, (-1, GROUP)), dim=-1).clamp_(min=1e-20)
+    if (change / size).mean() > tolerance:
+        return None
+    return Int8Linear(q.to(torch.int8).contiguous(), scales.squeeze(1), bias)
 
 
 def _wide_from(dtype: torch.dtype, device: torch.device) -> int:

@@ -50,8 +50,8 @@ def load_model(
 ) -> Model:
     """Returns the model that `source` names: an alias, a folder, a `.gguf` file, or `org/name[@revision]` on the hub.
 
-    With dtype "auto", quantized files run in their own precision, others in bfloat16 where our kernels or
-    the processor multiply it quickly, and in float32 elsewhere. `progress(what, done, total)` is told of downloads and of layers as they load.
+    With dtype "auto", quantized files run in their own precision, others in bfloat16 where our kernels or the processor
+    multiply it quickly, and in float32 elsewhere. `progress(what, done, total)` is told of downloads and of layers.
     `long_context` picks the frequencies for long sequences in models that have two sets (Phi-3 128k).
     """
     if dtype not in DTYPES:
@@ -137,18 +137,19 @@ def _folder_tokenizer(folder: Path, config: DecoderConfig) -> Tokenizer:
         raise UsageError(f"{folder} holds no tokenizer.json, without which outlay cannot read or write text")
     inner = load_tokenizer_json(path.read_text(encoding="utf-8"))
     options, generation = read_json(folder / "tokenizer_config.json"), read_json(folder / "generation_config.json")
-    special = {key: _content(value) for key, value in options.items() if key.endswith("_token") and _content(value)}
+    named = {key: _content(value) for key, value in options.items() if key.endswith("_token")}
+    special = {key: content for key, content in named.items() if content}
     source = template_source(options.get("chat_template"))
     separate = folder / "chat_template.jinja"
     if separate.exists():
         source = separate.read_text(encoding="utf-8")
     chat = ChatTemplate(source, special) if source else None
-    named = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
-    eos = (*token_ids(generation.get("eos_token_id")), *config.eos_token_ids, *token_ids(named))
+    eos = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    ends = (*token_ids(generation.get("eos_token_id")), *config.eos_token_ids, *token_ids(eos))
     bos = inner.token_to_id(special["bos_token"]) if "bos_token" in special else None
     return Tokenizer(
         inner,
-        eos_token_ids=_ends(eos, inner, chat),
+        eos_token_ids=_ends(ends, inner, chat),
         bos_token_id=bos if bos is not None else config.bos_token_id,
         template=chat,
     )

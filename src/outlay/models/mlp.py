@@ -23,7 +23,7 @@ class Mlp:
 
     def __init__(self, gate_up: Linear, down: Linear, activation: str, gated: bool) -> None:
         self.gate_up, self.down, self.gated = gate_up, down, gated
-        self.activation = ACTIVATIONS[activation]
+        self.activation_name, self.activation = activation, ACTIVATIONS[activation]
         self.width = down.in_features
         self.nbytes = gate_up.nbytes + down.nbytes
         self.multiplies = sum(part.in_features * part.out_features for part in (gate_up, down))

@@ -18,6 +18,7 @@ class RMSNorm:
         self.nbytes = self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [..., size] -> the same shape and dtype"""
         wide = x.float()
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().add_(self._eps).rsqrt_()
         return (wide * scale).mul_(self._scaled).to(x.dtype)
@@ -31,6 +32,7 @@ class LayerNorm:
         self.nbytes = self.weight.nbytes + self.bias.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [..., size] -> the same shape and dtype"""
         return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 

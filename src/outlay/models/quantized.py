@@ -26,6 +26,7 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """[n, k]"""
         return self.q.shape[0], self.q.shape[1]
 
     @property
@@ -55,6 +56,7 @@ class QuantizedWeight:
         return replace(self, q=self.q[index], scales=self.scales[index], mins=mins)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
+        """Returns the same matrix on `device`."""
         mins = self.mins.to(device) if self.mins is not None else None
         return replace(self, q=self.q.to(device), scales=self.scales.to(device), mins=mins)
 

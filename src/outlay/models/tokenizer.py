@@ -38,10 +38,12 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """How many tokens the tokenizer knows; a model's logits may be a few wider."""
         return self.inner.get_vocab_size(with_added_tokens=True)
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether `render_chat` can be used."""
         return self.template is not None
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -98,7 +100,7 @@ class Tokenizer:
         elif "ByteFallback" in self._decoder or "Metaspace" in self._decoder:
             piece_bytes = _sentencepiece
         else:
-            raise UsageError("this tokenizer.json decodes in a way that outlay lacks (not ByteLevel, ByteFallback, Metaspace)")
+            raise UsageError("this tokenizer does not decode by ByteLevel, ByteFallback or Metaspace, as outlay does")
         table = [b""] * (max(self.inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1)
         for piece, token in self.inner.get_vocab(with_added_tokens=True).items():
             table[token] = piece_bytes(piece)
@@ -116,6 +118,7 @@ class DecoderStream:
         self._strip = tokenizer.strips_first_space
 
     def push(self, token: int) -> str:
+        """Returns the text that is certain now that `token` has come."""
         data = self._tokenizer.bytes_of(token)
         if self._strip and data:
             data, self._strip = data.removeprefix(b" "), False

@@ -51,29 +51,26 @@ inline __m256i splat_quad(const int8_t* p) {
 // Keeps the compiler from delaying sums until it runs out of registers: the value is in one here.
 inline void settle(__m256i& value) { asm volatile("" : "+x"(value)); }
 
-// H halves (8 channels each) of a tile, from `half` on. Few rows take both halves at once, to hide latency; four rows
-// take one, to stay within sixteen registers.
-template <int R, int H>
-inline void half_q4(const uint8_t* tile, int groups, const RowView* rows, int half, float (*acc)[outlay::kTile]) {
+// A tile is two registers of 8 channels. Both are served together, so that an input is loaded once for the two.
+template <int R>
+void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256 total[R][H];
-    for (int r = 0; r < R; ++r)
-        for (int h = 0; h < H; ++h) total[r][h] = _mm256_setzero_ps();
-    for (int g = 0; g < groups; ++g) {
-        const uint8_t* block = tile + size_t(g) * outlay::kQ4Block + 32 * half;
+    __m256 total[R][2];
+    for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
+    for (int g = 0; g < groups; ++g, tile += outlay::kQ4Block) {
         // Eight products of at most 2*15*127 fit into 16 bits.
-        __m256i dot[R][H];
+        __m256i dot[R][2];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-            __m256i low[H], high[H];
-            for (int h = 0; h < H; ++h) {
-                const __m256i packed = load_bytes(block + 64 + j * 64 + h * 32);
+            __m256i low[2], high[2];
+            for (int h = 0; h < 2; ++h) {
+                const __m256i packed = load_bytes(tile + 64 + j * 64 + h * 32);
                 low[h] = _mm256_and_si256(packed, nibble);
                 high[h] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
             }
             for (int r = 0; r < R; ++r) {
                 const __m256i x = splat_quad(rows[r].q + g * 32 + 4 * j), y = splat_quad(rows[r].q + g * 32 + 16 + 4 * j);
-                for (int h = 0; h < H; ++h) {
+                for (int h = 0; h < 2; ++h) {
                     const __m256i part = _mm256_maddubs_epi16(low[h], x);
                     dot[r][h] = j ? _mm256_add_epi16(dot[r][h], part) : part;
                     dot[r][h] = _mm256_add_epi16(dot[r][h], _mm256_maddubs_epi16(high[h], y));
@@ -81,8 +78,8 @@ inline void half_q4(const uint8_t* tile, int groups, const RowView* rows, int ha
                 }
             }
         }
-        for (int h = 0; h < H; ++h) {
-            const __m256 scale = load_halves(block - 16 * half + 16 * h), minimum = load_halves(block - 16 * half + 32 + 16 * h);
+        for (int h = 0; h < 2; ++h) {
+            const __m256 scale = load_halves(tile + 16 * h), minimum = load_halves(tile + 32 + 16 * h);
             for (int r = 0; r < R; ++r) {
                 const __m256 value = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot[r][h], ones));
                 const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(rows[r].scale + g));
@@ -92,38 +89,26 @@ inline void half_q4(const uint8_t* tile, int groups, const RowView* rows, int ha
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int h = 0; h < H; ++h) _mm256_store_ps(acc[r] + 8 * (half + h), total[r][h]);
+        for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[r] + 8 * h, total[r][h]);
 }
 
 template <int R>
-void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
-    if constexpr (R <= 4) {
-        half_q4<R, 2>(tile, groups, rows, 0, acc);
-    } else {
-        half_q4<R, 1>(tile, groups, rows, 0, acc);
-        half_q4<R, 1>(tile, groups, rows, 1, acc);
-    }
-}
-
-template <int R, int H>
-inline void half_q8(const uint8_t* tile, int groups, const RowView* rows, int half, float (*acc)[outlay::kTile]) {
+void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256 total[R][H];
-    for (int r = 0; r < R; ++r)
-        for (int h = 0; h < H; ++h) total[r][h] = _mm256_setzero_ps();
-    for (int g = 0; g < groups; ++g) {
-        const uint8_t* block = tile + size_t(g) * outlay::kQ8Block;
-        __m256i dot[R][H];
+    __m256 total[R][2];
+    for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
+    for (int g = 0; g < groups; ++g, tile += outlay::kQ8Block) {
+        __m256i dot[R][2];
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) {
-            __m256i weight[H], size[H];
-            for (int h = 0; h < H; ++h) {
-                weight[h] = load_bytes(block + 32 + j * 64 + (half + h) * 32);
+            __m256i weight[2], size[2];
+            for (int h = 0; h < 2; ++h) {
+                weight[h] = load_bytes(tile + 32 + j * 64 + h * 32);
                 size[h] = _mm256_abs_epi8(weight[h]);
             }
             for (int r = 0; r < R; ++r) {
                 const __m256i x = splat_quad(rows[r].q + g * 32 + 4 * j);
-                for (int h = 0; h < H; ++h) {
+                for (int h = 0; h < 2; ++h) {
                     // The sign of the weight moves to the input, whose size is at most 127: 2*128*127 fits into 16 bits.
                     const __m256i pairs = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(x, weight[h]));
                     const __m256i part = _mm256_madd_epi16(pairs, ones);
@@ -132,8 +117,8 @@ inline void half_q8(const uint8_t* tile, int groups, const RowView* rows, int ha
                 }
             }
         }
-        for (int h = 0; h < H; ++h) {
-            const __m256 scale = load_halves(block + 16 * (half + h));
+        for (int h = 0; h < 2; ++h) {
+            const __m256 scale = load_halves(tile + 16 * h);
             for (int r = 0; r < R; ++r) {
                 const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(rows[r].scale + g));
                 total[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][h]), step, total[r][h]);
@@ -141,17 +126,7 @@ inline void half_q8(const uint8_t* tile, int groups, const RowView* rows, int ha
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int h = 0; h < H; ++h) _mm256_store_ps(acc[r] + 8 * (half + h), total[r][h]);
-}
-
-template <int R>
-void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
-    if constexpr (R <= 4) {
-        half_q8<R, 2>(tile, groups, rows, 0, acc);
-    } else {
-        half_q8<R, 1>(tile, groups, rows, 0, acc);
-        half_q8<R, 1>(tile, groups, rows, 1, acc);
-    }
+        for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[r] + 8 * h, total[r][h]);
 }
 
 struct Bf16Weights {

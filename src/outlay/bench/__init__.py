@@ -1,0 +1,1 @@
+"""Benchmarks: suites that anyone can run with one command, and the parts that they are made of."""

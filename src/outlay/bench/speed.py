@@ -1,0 +1,182 @@
+"""`outlay bench speed`: tokens a second and the cost of a pass, beside other engines, measured in turn in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from outlay.bench.busy import busy_cores
+from outlay.bench.contenders.llamacpp import LlamaCpp
+from outlay.bench.contenders.memory import Memory
+from outlay.bench.contenders.openvino import OpenVino
+from outlay.bench.contenders.ours import WITHOUT_KERNELS, Ours
+from outlay.bench.contenders.transformers import Transformers
+from outlay.bench.interleave import Contender, Outcome, interleave
+from outlay.bench.machine import describe
+from outlay.bench.speed_report import report
+from outlay.bench.tasks import Decode, PassCost, ReadMemory, Task
+from outlay.errors import FailureError, UsageError, nearest
+from outlay.lm import DEFAULT_MODEL
+from outlay.models import hub
+from outlay.models.load import DTYPES
+
+PEERS = ("transformers", "openvino-genai", "llama-cpp-python")
+VERSIONS = ("outlay", "torch", "numpy", *PEERS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured. `new[batch]` is how many tokens each prompt of a batch gets."""
+
+    formats: tuple[str, ...]
+    peers: tuple[str, ...]
+    threads: tuple[int, ...]
+    rounds: int
+    prompt: int
+    new: dict[int, int]
+    busy: bool
+
+    def tasks(self) -> list[Task]:
+        """Returns all tasks, those that are compared with each other side by side."""
+        tasks: list[Task] = []
+        for threads in self.threads:
+            tasks.append(ReadMemory(threads))
+            tasks += [Decode(batch, threads, self.prompt, new) for batch, new in self.new.items()]
+        tasks.append(PassCost(self.threads[0]))
+        if self.busy:
+            tasks.append(self.disturbed(self.threads[-1]))
+        return tasks
+
+    def disturbed(self, threads: int) -> Decode:
+        """Returns the task of one prompt while another program keeps a core busy."""
+        return Decode(1, threads, self.prompt, self.new[1], busy=True)
+
+    def contenders(self, source: str, path: Path) -> list[Contender]:
+        """Returns who takes part, memory and ourselves first."""
+        batches = max(self.new)
+        peers: dict[str, list[Contender]] = {
+            "transformers": [Transformers(path, dtype, (1, batches)) for dtype in ("bfloat16", "float32")],
+            "openvino-genai": [OpenVino(path, self.threads)],
+            "llama-cpp-python": [LlamaCpp(path, batches, self.prompt + max(self.new.values()))],
+        }
+        ours = [Ours(source, format) for format in self.formats]
+        return [Memory(), *ours, *(contender for name in self.peers for contender in peers[name])]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the suite's options to `parser`."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="alias, folder, .gguf file or hub id (%(default)s)")
+    parser.add_argument("--formats", default=None, metavar="A,B", help=f"weight formats: {', '.join(_formats())}")
+    parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help="other engines, or none (%(default)s)")
+    parser.add_argument("--threads", default="1,2", metavar="N,N", help="numbers of threads (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=None, metavar="N", help="rounds after the warm-up (3, quick 2)")
+    parser.add_argument("--busy", action="store_true", help="also with a core kept busy by another program")
+    parser.add_argument("--quick", action="store_true", help="two minutes: fewer formats, batches and tokens")
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints the report, and writes it; returns the exit status."""
+    settings = settings_of(args)
+    if args.out is not None and not args.out.resolve().parent.is_dir():
+        raise UsageError(f"there is no folder {args.out.resolve().parent} to write {args.out.name} into")
+    path = hub.resolve(args.model)
+    started = time.perf_counter()
+    tasks = settings.tasks()
+    outcome = interleave(
+        settings.contenders(str(path), path), tasks, settings.rounds, around=_around, progress=Progress()
+    )
+    machine = describe(VERSIONS) | {"seconds": round(time.perf_counter() - started, 1), "model": path.name}
+    print(report(settings, outcome, machine))
+    if args.out is not None:
+        _write(args.out, settings, outcome, machine)
+    ours = [f"outlay {format}" for format in settings.formats]
+    if all(name in outcome.failures for name in ours):
+        raise FailureError(f"none of our own formats could be measured: {outcome.failures[ours[0]]}")
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Returns what the options ask for. Raises `UsageError` for names and numbers that can't be used."""
+    quick_formats = ("auto", "float32")
+    formats = _names("format", args.formats, _formats()) if args.formats is not None else ()
+    if not formats:
+        formats = quick_formats if args.quick else ("auto", "int8", "bfloat16", "float32", "auto" + WITHOUT_KERNELS)
+    threads = _threads(args.threads)
+    rounds = args.rounds if args.rounds is not None else 2 if args.quick else 3
+    if rounds < 1:
+        raise UsageError(f"--rounds must be 1 or more, not {rounds}")
+    return Settings(
+        formats=formats,
+        peers=() if args.peers == "none" else _names("peer", args.peers, PEERS),
+        threads=threads,
+        rounds=rounds,
+        prompt=16 if args.quick else 32,
+        new={1: 24, 16: 8} if args.quick else {1: 48, 4: 24, 16: 16},
+        busy=args.busy,
+    )
+
+
+def _formats() -> tuple[str, ...]:
+    return (*DTYPES, *(format + WITHOUT_KERNELS for format in DTYPES))
+
+
+def _names(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    strange = next((name for name in names if name not in known), None)
+    if strange is not None:
+        raise UsageError(f"there is no {kind} {strange!r}{nearest(strange, known)}; there are {', '.join(known)}")
+    return names
+
+
+def _threads(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"--threads takes numbers from 1 on with commas between them, not {text!r}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _around(task: Any) -> AbstractContextManager[None]:
+    """Where the task asks for it, keeps so many cores busy that its threads cannot all have one to themselves."""
+    if not (isinstance(task, Decode) and task.busy):
+        return nullcontext()
+    return busy_cores(max(1, (os.cpu_count() or 1) - task.threads + 1))
+
+
+def _write(path: Path, settings: Settings, outcome: Outcome, machine: dict[str, Any]) -> None:
+    values = [
+        {"contender": name, "task": type(task).__name__, **asdict(task), "rounds": rounds}  # type: ignore[call-overload]
+        for (name, task), rounds in outcome.values.items()
+    ]
+    whole = {
+        "machine": machine,
+        "settings": asdict(settings),
+        "contenders": outcome.facts,
+        "failures": outcome.failures,
+        "idle_cores": outcome.idle,
+        "values": values,
+    }
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+class Progress:
+    """Shows how far a run is on stderr: one line, written over, on a terminal; a line for each phase elsewhere."""
+
+    def __init__(self) -> None:
+        self._live, self._phase = sys.stderr.isatty(), ""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Shows `phase` and how much of the whole is done."""
+        if self._live:
+            end = "\r" if done + 1 < total else "\r\x1b[K"
+            print(f"\r\x1b[Koutlay: {phase} ({done + 1} of {total})", end=end, file=sys.stderr, flush=True)
+        elif phase != self._phase:
+            print(f"outlay: {phase}", file=sys.stderr, flush=True)
+        self._phase = phase

@@ -1,0 +1,65 @@
+"""What the contenders of the speed suite are asked to do, and how their answers are made from the times of tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Greedy decoding of `batch` prompts together, `new` tokens each, none of which ends the text.
+
+    Measured is the decode phase: from when every sequence has its first token until the first of them has its last.
+    """
+
+    batch: int
+    threads: int
+    prompt: int
+    new: int
+    busy: bool = False
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Passes over 1, 2, 4 ... `widest` new nodes, a chain after a prompt of `prompt` tokens, with all their logits."""
+
+    threads: int
+    widest: int = 128
+    prompt: int = 512
+    repeats: int = 3
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths, each twice the one before."""
+        return [1 << power for power in range(self.widest.bit_length())]
+
+
+@dataclass(frozen=True)
+class ReadMemory:
+    """Reads a buffer that is far larger than the caches."""
+
+    threads: int
+    megabytes: int = 512
+    repeats: int = 3
+
+
+Task = Decode | PassCost | ReadMemory
+
+
+def prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:
+    """Returns `count` different prompts of `length` token ids; other prompts for another seed."""
+    draw = random.Random(seed)
+    return [[draw.randrange(vocab // 50, vocab - vocab // 50) for _ in range(length)] for _ in range(count)]
+
+
+def decode_values(times: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Returns the speed of a decode phase: `times[i]` is when each token of sequence i was there, in seconds.
+
+    `tokens_per_second` counts all sequences; `step_ms` is the time in which every sequence gets one token.
+    """
+    start, end = max(each[0] for each in times), min(each[-1] for each in times)
+    tokens = sum(start < time <= end for each in times for time in each)
+    seconds = (end - start) / tokens
+    return {"tokens_per_second": 1 / seconds, "step_ms": 1000 * seconds * len(times)}

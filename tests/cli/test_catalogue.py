@@ -1,0 +1,92 @@
+"""`outlay methods`, `outlay models`, `outlay pull`, `outlay bench`, and the help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import types
+
+import pytest
+
+import outlay as package
+from outlay import catalog
+from outlay.cli import COMMANDS
+
+
+def test_methods_lists_the_whole_catalogue(outlay):
+    status, out, _ = outlay("methods")
+    assert status == 0
+    for name, method in catalog.methods().items():
+        assert name in out
+        assert method.about.summary[:20] in out
+
+
+def test_a_method_is_explained_with_its_options_and_defaults(outlay):
+    _, out, _ = outlay("methods", "beam")
+    assert "width           4        a whole number" in out
+    assert "early_stopping  false    true or false or never" in out
+    assert out.rstrip().endswith("--method beam:width=4")
+
+
+@pytest.mark.parametrize("name", catalog.methods())
+def test_the_example_of_every_method_can_be_parsed(outlay, name):
+    _, out, _ = outlay("methods", name)
+    written = out.rstrip().rpartition("--method ")[2]
+    if not written.endswith("=VALUE"):
+        assert catalog.parse(written).about.name == catalog.find(name).about.name
+
+
+def test_methods_as_json(outlay):
+    rows = json.loads(outlay("methods", "--json")[1])
+    assert [row["name"] for row in rows] == list(catalog.methods())
+    beam = json.loads(outlay("methods", "beam", "--json")[1])
+    assert beam in rows
+    assert beam["options"][0] == {"name": "width", "type": "a whole number", "default": "4"}
+
+
+def test_models_names_the_default_its_licence_and_what_runs(outlay):
+    status, out, _ = outlay("models")
+    assert status == 0
+    for part in ("smollm2-135m", "Apache-2.0", "98.4 MB", "(the default)", "llama", "kernels"):
+        assert part in out
+
+
+def test_models_as_json(outlay, monkeypatch, tmp_path):
+    monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
+    facts = json.loads(outlay("models", "--json")[1])
+    assert facts["models"][0]["path"] is None
+    assert facts["cache"].startswith(str(tmp_path))
+    assert "llama" in facts["architectures"]
+
+
+def test_pull_prints_where_the_model_lies(outlay, tiny):
+    assert outlay("pull", tiny) == (0, f"{tiny}\n", "")
+
+
+def test_bench_hands_its_words_to_the_suite(outlay, monkeypatch):
+    suite = types.ModuleType("outlay.bench.speed")
+    seen = []
+
+    def add_arguments(parser: argparse.ArgumentParser):
+        parser.add_argument("--threads", type=int)
+
+    suite.add_arguments, suite.run = add_arguments, lambda args: seen.append(args.threads) or 3
+    monkeypatch.setitem(sys.modules, "outlay.bench", types.ModuleType("outlay.bench"))
+    monkeypatch.setitem(sys.modules, "outlay.bench.speed", suite)
+    assert outlay("bench", "speed", "--threads", 2)[0] == 3
+    assert seen == [2]
+    assert outlay("bench", "speed", "--thread", 2)[2].startswith("outlay: there is no option --thread (did you mean")
+
+
+def test_help_is_there_for_everything(outlay):
+    assert all(name in outlay("--help")[1] for name in COMMANDS)
+    assert outlay()[1] == outlay("--help")[1]
+    for name in COMMANDS:
+        status, out, err = outlay(name, "--help")
+        assert (status, err) == (0, "")
+        assert out.startswith(f"usage: outlay {name}")
+
+
+def test_the_version(outlay):
+    assert outlay("--version") == (0, f"outlay {package.__version__}\n", "")

@@ -1,0 +1,145 @@
+"""`outlay run`: the text, its ledger, JSON, several prompts, and traces."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from outlay.budget import ENTRIES
+
+FIELDS = ["text", "tokens", "finish_reason", "method", "model", "ledger"]
+
+
+def test_the_text_goes_to_stdout_and_the_ledger_to_stderr(outlay, tiny):
+    status, out, err = outlay("run", "Hello", "--model", tiny, "--max-tokens", 12)
+    assert status == 0
+    assert out.rstrip("\n").isalpha()
+    assert len(out) == 12 + 1
+    assert err.startswith("tiny · greedy · finished: length\n")
+    assert "target passes" in err
+
+
+def test_quiet_leaves_the_text_alone(outlay, tiny):
+    status, out, err = outlay("run", "Hello", "--model", tiny, "--max-tokens", 12, "--quiet")
+    assert (status, len(out), err) == (0, 13, "")
+
+
+def test_there_is_no_colour_without_a_terminal(outlay, tiny):
+    assert "\x1b" not in "".join(outlay("run", "Hello", "--model", tiny, "--max-tokens", 3)[1:])
+
+
+def test_json_is_one_object_of_the_documented_shape(outlay, tiny):
+    status, out, err = outlay("run", "Hello", "--model", tiny, "--max-tokens", 12, "--json")
+    row = json.loads(out)
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    assert list(row) == FIELDS
+    assert len(row["tokens"]) == row["ledger"]["tokens_out"] == 12
+    assert (row["finish_reason"], row["method"], row["model"]) == ("length", "greedy", "tiny")
+    assert list(row["ledger"]) == [*ENTRIES, "extras"]
+
+
+def test_json_and_plain_text_agree(outlay, tiny):
+    plain = outlay("run", "Hello", "--model", tiny, "--max-tokens", 12)[1]
+    row = json.loads(outlay("run", "Hello", "--model", tiny, "--max-tokens", 12, "--json")[1])
+    assert row["text"] == plain.removesuffix("\n")
+
+
+def test_logprobs_are_reported_for_each_token(outlay, tiny):
+    row = json.loads(outlay("run", "Hi", "--model", tiny, "--max-tokens", 3, "--json", "--logprobs", 2)[1])
+    assert [entry["token"] for entry in row["logprobs"]] == row["tokens"]
+    assert "".join(entry["text"] for entry in row["logprobs"]) == row["text"]
+    assert [len(entry["top"]) for entry in row["logprobs"]] == [2, 2, 2]
+    assert row["logprobs"][0]["top"][0]["logprob"] == row["logprobs"][0]["logprob"] < 0
+
+
+def test_options_reach_the_run(outlay, tiny):
+    words = ("run", "Hi", "--model", tiny, "--json", "--max-tokens", 20, "--temperature", 1.5, "--top-p", 0.9)
+    first, second, third = (json.loads(outlay(*words, "--seed", seed)[1]) for seed in (1, 1, 2))
+    assert first["method"] == "sample"
+    assert first["tokens"] == second["tokens"] != third["tokens"]
+
+
+def test_a_stop_string_ends_the_text_before_it(outlay, tiny):
+    text = outlay("run", "Hi", "--model", tiny, "--max-tokens", 12, "--quiet")[1].strip()
+    stop = text[4:6]
+    row = json.loads(outlay("run", "Hi", "--model", tiny, "--max-tokens", 12, "--stop", stop, "--json")[1])
+    assert (row["text"], row["finish_reason"]) == (text[: text.find(stop)], "stop")
+
+
+def test_a_method_with_options_and_a_budget(outlay, tiny):
+    words = ("run", "Hi", "--model", tiny, "--method", "beam:width=2", "--budget", "target_passes=5", "--json")
+    row = json.loads(outlay(*words)[1])
+    assert (row["method"], row["finish_reason"], row["ledger"]["target_passes"]) == ("beam:width=2", "budget", 5)
+
+
+def test_a_system_message_and_raw_text_change_what_the_model_reads(outlay, tiny, tmp_path):
+    prompts = []
+    for more in ([], ["--raw"], ["--system", "Be brief."]):
+        trace = tmp_path / "trace"
+        outlay("run", "Hi", "--model", tiny, "--max-tokens", 1, "--trace", trace, *more)
+        prompts.append(len(json.loads(trace.read_text().splitlines()[0])["prompt"]))
+    chat, raw, system = prompts
+    assert chat == len("user: Hi\nassistant: ")
+    assert raw == len("Hi")
+    assert system == len("system: Be brief.\n") + chat
+
+
+@pytest.mark.parametrize("words", [["-"], ["--file", "-"], []])
+def test_the_prompt_comes_from_standard_input(outlay, tiny, words):
+    expected = outlay("run", "Hello", "--model", tiny, "--max-tokens", 5)[1]
+    assert outlay("run", *words, "--model", tiny, "--max-tokens", 5, stdin=b"Hello\n")[1] == expected
+
+
+def test_the_prompt_comes_from_a_file(outlay, tiny, tmp_path):
+    (tmp_path / "prompt").write_text("Hello\n")
+    expected = outlay("run", "Hello", "--model", tiny, "--max-tokens", 5)[1]
+    assert outlay("run", "--file", tmp_path / "prompt", "--model", tiny, "--max-tokens", 5)[1] == expected
+
+
+def test_each_line_is_answered_as_it_would_be_alone(outlay, tiny):
+    words = ("--model", tiny, "--max-tokens", 9, "--json")
+    alone = [json.loads(outlay("run", prompt, *words)[1])["text"] for prompt in ("One", "Two", "Three")]
+    status, out, _ = outlay("run", "--lines", *words, stdin=b"One\n\nTwo\r\nThree\n")
+    assert status == 0
+    assert [json.loads(line)["text"] for line in out.splitlines()] == alone
+
+
+def test_several_texts_have_an_empty_line_between_them_and_one_ledger(outlay, tiny):
+    _, out, err = outlay("run", "--lines", "--model", tiny, "--max-tokens", 9, stdin=b"One\nTwo\n")
+    assert [len(line) for line in out.split("\n")] == [9, 0, 9, 0]
+    assert "2 prompts" in err
+    assert err.count("tokens out") == 1
+
+
+def test_json_lines_hold_prompts_and_messages(outlay, tiny):
+    rows = [{"prompt": "One"}, {"messages": [{"role": "user", "content": "One"}]}, {"prompt": "Two"}]
+    stdin = "\n".join(map(json.dumps, rows)).encode()
+    _, out, _ = outlay("run", "--lines", "--model", tiny, "--max-tokens", 9, "--json", stdin=stdin)
+    one, same, two = (json.loads(line)["text"] for line in out.splitlines())
+    assert one == same != two
+
+
+def test_the_trace_holds_every_event_of_every_run(outlay, tiny, tmp_path):
+    path = tmp_path / "trace.jsonl"
+    outlay("run", "--lines", "--model", tiny, "--max-tokens", 4, "--trace", path, stdin=b"One\nTwo\n")
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for run in (0, 1):
+        kinds = [event["event"] for event in events if event["run"] == run]
+        assert kinds[0] == "start"
+        assert kinds.count("pass") == 4
+        assert kinds.count("finish") == 1
+
+
+def test_a_run_that_fails_leaves_no_trace_and_an_old_one_as_it_was(refusal, tmp_path):
+    refusal("run", "Hi", "--model", "nowhere", "--trace", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").write_text("kept")
+    refusal("run", "Hi", "--model", "nowhere", "--trace", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "kept"
+
+
+def test_a_full_disk_costs_the_trace_but_not_the_text(outlay, tiny):
+    status, out, err = outlay("run", "Hi", "--model", tiny, "--max-tokens", 4, "--quiet", "--trace", "/dev/full")
+    assert (status, len(out)) == (1, 5)
+    assert err == "outlay: the trace /dev/full is not complete: No space left on device\n"

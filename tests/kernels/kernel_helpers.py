@@ -1,0 +1,48 @@
+"""Layers with random weights, and attention in float64."""
+
+import math
+
+import torch
+
+from outlay import kernels
+
+FORMATS = ("q4", "q8", "bf16", "f32")
+
+
+def make_layer(form, m, k, seed=0):
+    weight = torch.randn(m, k, generator=torch.Generator().manual_seed(seed)) * 0.05
+    if form == "q4":
+        return kernels.pack_q4(*kernels.quantize_q4(weight))
+    if form == "q8":
+        return kernels.pack_q8(*kernels.quantize_q8(weight))
+    return kernels.pack_bf16(weight) if form == "bf16" else kernels.pack_f32(weight)
+
+
+def rows_of(n, k, seed=1):
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def visible_keys(pieces, n):
+    """For each row, the slots that it sees, in order."""
+    seen = [[] for _ in range(n)]
+    for piece in pieces:
+        rows = range(n) if piece.rows is None else piece.rows.tolist()
+        for i, row in enumerate(rows):
+            limit = piece.length if piece.limits is None else int(piece.limits[i])
+            for j in range(min(limit, piece.length)):
+                if piece.mask is None or piece.mask[i, j]:
+                    seen[row].append(piece.start + j if piece.slots is None else int(piece.slots[j]))
+    return seen
+
+
+def attend_exactly(q, keys, values, seen, scale):
+    """q [n, heads, dim] over keys [kv heads, capacity, dim] -> output and log-sum-exp in float64."""
+    n, heads, _ = q.shape
+    group = heads // keys.shape[0]
+    out, sums = torch.zeros(q.shape, dtype=torch.float64), torch.full((n, heads), -math.inf, dtype=torch.float64)
+    for row, slots in enumerate(seen):
+        for h in range(heads if slots else 0):
+            scores = keys[h // group, slots].double() @ q[row, h].double() * scale
+            out[row, h] = torch.softmax(scores, 0) @ values[h // group, slots].double()
+            sums[row, h] = torch.logsumexp(scores, 0)
+    return out, sums
