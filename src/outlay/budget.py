@@ -41,10 +41,20 @@ class Ledger:
 
     def __add__(self, other: Ledger) -> Ledger:
         """Returns the sum, entry by entry; extras are added by name."""
-        total = {name: getattr(self, name) + getattr(other, name) for name in ENTRIES}
-        names = self.extras.keys() | other.extras.keys()
-        extras = {name: self.extras.get(name, 0) + other.extras.get(name, 0) for name in sorted(names)}
-        return Ledger(**total, extras=extras)
+        total = Ledger()
+        total += self
+        total += other
+        return total
+
+    def __iadd__(self, other: Ledger) -> Ledger:
+        """Adds `other` to this ledger in place."""
+        for name in ENTRIES:
+            amount = getattr(other, name)
+            if amount:
+                setattr(self, name, getattr(self, name) + amount)
+        for name, amount in other.extras.items():
+            self.extras[name] = self.extras.get(name, 0) + amount
+        return self
 
     def __str__(self) -> str:
         return self.table()

@@ -31,7 +31,11 @@ def methods() -> dict[str, type[Method]]:
             method = entry.load()
         except (ImportError, AttributeError) as error:
             raise FailureError(f"the method {entry.name!r} of {_package(entry)} can't be loaded: {error}") from error
-        if not (isinstance(method, type) and issubclass(method, Method) and isinstance(getattr(method, "about", None), About)):
+        if not (
+            isinstance(method, type)
+            and issubclass(method, Method)
+            and isinstance(getattr(method, "about", None), About)
+        ):
             raise FailureError(f"the method {entry.name!r} of {_package(entry)} is not a Method class with an `about`")
         found.setdefault(entry.name, method)
     return found
@@ -45,7 +49,9 @@ def find(name: str) -> type[Method]:
     """Returns the method of that name. Raises `UsageError` with the nearest names."""
     known = methods()
     if name not in known:
-        raise UsageError(f"there is no method {name!r}{nearest(name, known)}; `outlay methods` lists them: {', '.join(known)}")
+        raise UsageError(
+            f"there is no method {name!r}{nearest(name, known)}; `outlay methods` lists them: {', '.join(known)}"
+        )
     return known[name]
 
 
@@ -78,7 +84,11 @@ def _required(option: Any) -> bool:
 
 def _read(what: str, text: str, kind: Any) -> Any:
     """Turns an option's text into a value of its annotated type; a tuple is written with "x" between its parts."""
-    choices = typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+    choices = (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
     for choice in choices:
         try:
             return _convert(text, choice)
@@ -90,7 +100,9 @@ def _read(what: str, text: str, kind: Any) -> Any:
 
 def _convert(text: str, kind: Any) -> Any:
     if kind is bool:
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower()) or _false(text)
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            text.lower()
+        ) or _false(text)
     if kind in (int, float, str):
         return kind(text)
     if kind is type(None) and text.lower() == "none":

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from outlay import catalog
+from outlay import catalog, kernels
 from outlay.budget import Budget
 from outlay.decode.greedy import Greedy
 from outlay.decode.sample import Sample
@@ -75,10 +75,12 @@ class LM:
             return tokenizer.encode(prompt, special=True)
         if not prompt:
             raise UsageError("the prompt is empty; give it some text, messages or token ids")
-        if all(isinstance(part, Mapping) for part in prompt):
-            return tokenizer.render_chat([dict(part) for part in prompt])  # type: ignore[call-overload]
-        if all(isinstance(part, int) for part in prompt):
-            return list(prompt)  # type: ignore[arg-type]
+        messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
+        tokens = [part for part in prompt if isinstance(part, int)]
+        if len(messages) == len(prompt):
+            return tokenizer.render_chat(messages)
+        if len(tokens) == len(prompt):
+            return tokens
         raise UsageError("a prompt is a string, a list of chat messages or a list of token ids")
 
     def submit(
@@ -199,6 +201,8 @@ def load(
         if threads < 1:
             raise UsageError(f"threads must be 1 or more, not {threads}")
         torch.set_num_threads(threads)
+        if kernels.available():
+            kernels.set_threads(threads)
     model = load_model(source or DEFAULT_MODEL, dtype=dtype, device=device, progress=progress)
     return LM(model, Engine(cache_tokens=cache_tokens, prefix_cache=prefix_cache, max_runs=max_runs))
 

@@ -28,6 +28,7 @@ from outlay.models import names
 from outlay.models.build import Builder
 from outlay.models.config import decoder_config
 from outlay.models.load import Model
+from outlay.models.quantized import QuantizedWeight
 from outlay.models.tokenizer import Tokenizer
 
 PROMPTS = ("The first", "A second prompt, which is longer", "3", "fourth: Ω and 漢字", "five\nlines", "six six six")
@@ -44,6 +45,9 @@ class _RandomStore:
 
     def is_quantized(self, name: str) -> bool:
         return False
+
+    def integers(self, name: str) -> QuantizedWeight:
+        raise AssertionError("these weights are not quantized")
 
     def floats(self, name: str) -> Tensor:
         shape = self._shapes[name]
@@ -176,7 +180,15 @@ class MethodLaws:
         lm = tiny_lm()
         total = sum((result.ledger for result in self.run(lm, PROMPTS)), start=Ledger())
         work = sum((worker.ledger for worker in lm.engine.workers), start=Ledger())
-        for name in ("target_passes", "draft_passes", "target_tokens", "draft_tokens", "flops", "weight_bytes", "kv_bytes"):
+        for name in (
+            "target_passes",
+            "draft_passes",
+            "target_tokens",
+            "draft_tokens",
+            "flops",
+            "weight_bytes",
+            "kv_bytes",
+        ):
             assert getattr(total, name) == getattr(work, name)
         passes = sum(worker.passes for worker in lm.engine.workers)
         assert passes <= total.target_passes + total.draft_passes
@@ -187,5 +199,10 @@ class MethodLaws:
         events: list[dict[str, Any]] = []
         every = {"max_tokens": 24, "ignore_eos": True, "draft": self.draft} | dict(self.options)
         lm.submit(PROMPTS[1], method=self.method, trace=events.append, **every).result(60)
-        target = [node for event in events if event["event"] == "pass" and event["model"] == "target" for node in event["nodes"]]
+        target = [
+            node
+            for event in events
+            if event["event"] == "pass" and event["model"] == "target"
+            for node in event["nodes"]
+        ]
         assert len(target) == len(set(target))

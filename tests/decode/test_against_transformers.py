@@ -70,7 +70,9 @@ def test_generate_of_transformers_agrees_token_by_token(default_lm, reference, o
         given = torch.tensor([default_lm.encode(prompt)])
         output = reference.generate(given, max_new_tokens=LENGTH, min_new_tokens=LENGTH, do_sample=False)
         allowed = [token for token in output[0, given.shape[1] :].tolist()]
-        end = tokens.index(2) if 2 in tokens else LENGTH  # min_new_tokens forbids the end token, where ours may go past it
+        end = (
+            tokens.index(2) if 2 in tokens else LENGTH
+        )  # min_new_tokens forbids the end token, where ours may go past it
         assert allowed[:end] == tokens[:end], prompt
 
 
@@ -84,7 +86,13 @@ def test_beam_search_on_the_default_model(default_lm, reference):
     for prompt in PROMPTS[:3]:
         given = torch.tensor([default_lm.encode(prompt)])
         output = reference.generate(
-            given, max_new_tokens=24, num_beams=4, do_sample=False, length_penalty=1.0, early_stopping=False, eos_token_id=2
+            given,
+            max_new_tokens=24,
+            num_beams=4,
+            do_sample=False,
+            length_penalty=1.0,
+            early_stopping=False,
+            eos_token_id=2,
         )
         result = default_lm.generate(prompt, method="beam:width=4", max_tokens=24)
         assert result.tokens == output[0, given.shape[1] :].tolist(), prompt
@@ -173,7 +181,18 @@ def test_logit_bias_is_the_sequence_bias_of_transformers():
 
 def test_presence_penalty_is_subtracted_once_from_tokens_of_the_text():
     logits = torch.zeros(10)
-    assert penalize(logits, Sampling(presence_penalty=0.5), [1, 2], [3, 3, 4]).tolist() == [0, 0, 0, -0.5, -0.5, 0, 0, 0, 0, 0]
+    assert penalize(logits, Sampling(presence_penalty=0.5), [1, 2], [3, 3, 4]).tolist() == [
+        0,
+        0,
+        0,
+        -0.5,
+        -0.5,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_draws_follow_the_distribution():

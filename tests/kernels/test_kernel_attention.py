@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_same_bits_however_the_keys_are_cut():
     for _ in range(20):
         cuts = sorted(torch.randint(0, 218, (5,), generator=generator).tolist())
         bounds = [0, *cuts, 217]
-        pieces = [Piece(a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+        pieces = [Piece(a, b - a) for a, b in pairwise(bounds)]
         out, sums = kernels.attend(q, keys, values, Plan(pieces, 4), 0.125, lse=True)
         assert torch.equal(out, whole)
         assert torch.equal(sums, lse)

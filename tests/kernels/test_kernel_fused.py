@@ -1,5 +1,7 @@
 """The fused decoder against the same network written in torch, and against itself at other widths."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from kernel_helpers import attend_exactly, make_layer, rows_of
@@ -79,7 +81,7 @@ def causal(begin, end):
 
 def run_in_chunks(decoder, hidden, bounds):
     out = []
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         at = torch.arange(begin, end)
         out.append(decoder.run(hidden[begin:end].clone(), at, at, causal(begin, end))[0])
     return torch.cat(out)
@@ -156,3 +158,9 @@ def test_refuses_what_does_not_fit():
         decoder.run(hidden, at, at, causal(0, 2))
     with pytest.raises(ValueError, match="hidden"):
         decoder.run(hidden[:, :-1], at, at, causal(0, 3))
+    with pytest.raises(ValueError, match="indices"):
+        decoder.run(hidden, at + CAPACITY, at, causal(0, 3))
+    with pytest.raises(ValueError, match="indices"):
+        decoder.run(hidden, at, at - 1, causal(0, 3))
+    with pytest.raises(ValueError, match="beyond the cache"):
+        decoder.run(hidden, at, at, Plan([Piece(CAPACITY - 1, 2)], 3))

@@ -14,10 +14,12 @@ print(kernels.isa())
 if kernels.available():
     torch.manual_seed(0)
     w, x = torch.randn(40, 96), torch.randn(7, 96)
-    layers = (kernels.pack_q4(*kernels.quantize_q4(w)), kernels.pack_q8(*kernels.quantize_q8(w)), kernels.pack_bf16(w), kernels.pack_f32(w))
+    layers = [kernels.pack_q4(*kernels.quantize_q4(w)), kernels.pack_q8(*kernels.quantize_q8(w))]
+    layers += [kernels.pack_bf16(w), kernels.pack_f32(w)]
     results = [layer(x) for layer in layers]
     q, k, v = torch.randn(7, 4, 40), torch.randn(2, 90, 40), torch.randn(2, 90, 40)
-    results += kernels.attend(q, k, v, Plan([Piece(0, 70), Piece(75, 13, mask=torch.rand(7, 13) < 0.5)], 7), 0.2, lse=True)
+    plan = Plan([Piece(0, 70), Piece(75, 13, mask=torch.rand(7, 13) < 0.5)], 7)
+    results += kernels.attend(q, k, v, plan, 0.2, lse=True)
     results += [kernels.rms_norm(x, w[0], 1e-5), kernels.silu_mul(x, -x), kernels.exp(torch.linspace(-90, 90, 1001))]
     print(hashlib.sha256(b"".join(r.numpy().tobytes() for r in results)).hexdigest())
 """

@@ -229,7 +229,9 @@ def test_regions_never_overlap_and_all_come_back(sizes, data):
     for size in sizes:
         region = cache.region(size)
         region.take(0)
-        assert all(region.start + region.size <= other.start or other.start + other.size <= region.start for other in live)
+        assert all(
+            region.start + region.size <= other.start or other.start + other.size <= region.start for other in live
+        )
         live.append(region)
         if data.draw(st.booleans()):
             gone = live.pop(data.draw(st.integers(0, len(live) - 1)))

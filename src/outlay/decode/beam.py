@@ -58,7 +58,7 @@ class Beam(Method):
 
     def decode(self, run: Run) -> Work:
         limit, eos = run.max_tokens, sorted(run.eos_token_ids)
-        running, finished = [_Beam(run.tip, 0.0)], []
+        running, finished = [_Beam(run.tip, 0.0)], list[_Beam]()
         for length in range(1, limit + 1):
             logits = yield run.target.forward([beam.node for beam in running])
             grown = self._best(run, running, logits, max(2, 1 + len(eos)) * self.width)
@@ -68,7 +68,9 @@ class Beam(Method):
             if self.early_stopping is True and len(finished) == self.width:
                 ending = []
             running = self._extend(run, going_on)
-            ended = self._extend(run, [(node, token, score / length**self.length_penalty) for node, token, score in ending])
+            ended = self._extend(
+                run, [(node, token, score / length**self.length_penalty) for node, token, score in ending]
+            )
             finished = sorted([*finished, *ended], key=lambda beam: -beam.score)[: self.width]
             run.tree.prune([beam.node for beam in [*running, *finished]])
             if finished or running:

@@ -224,7 +224,7 @@ class Engine:
             if tip is not None and error is None:
                 seat.worker.remember(tip)
             seat.release()
-        self.ledger = self.ledger + run.ledger
+        self.ledger += run.ledger
         if error is not None:
             live.handle.end(None, error)
             return

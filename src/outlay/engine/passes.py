@@ -117,7 +117,9 @@ def _fused_layer(layer: Layer) -> FusedLayer | None:
     if not isinstance(mlp, Mlp) or not mlp.gated or mlp.activation_name != "silu":
         return None
     linears = (layer.qkv, layer.out, mlp.gate_up, mlp.down)
-    if not all(isinstance(linear, NativeLinear) for linear in linears) or not all(isinstance(n, RMSNorm) for n in norms):
+    if not all(isinstance(linear, NativeLinear) for linear in linears) or not all(
+        isinstance(n, RMSNorm) for n in norms
+    ):
         return None
     qkv, out, gate_up, down = (linear for linear in linears if isinstance(linear, NativeLinear))
     if any(linear.bias is not None for linear in (out, gate_up, down)) or layer.post_attn_norm or layer.post_mlp_norm:

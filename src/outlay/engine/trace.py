@@ -39,7 +39,9 @@ class Trace:
         """Nodes were given up."""
         self._send("free", nodes=[self._numbers.pop(node, 0) for node in nodes])
 
-    def passed(self, model: str, nodes: Sequence[Node], width: int, runs: int, seconds: float, cache_bytes: int) -> None:
+    def passed(
+        self, model: str, nodes: Sequence[Node], width: int, runs: int, seconds: float, cache_bytes: int
+    ) -> None:
         """A pass over `width` nodes, of `runs` runs, computed these nodes of this run."""
         mine = [self._number(node) for node in nodes]
         self._send("pass", model=model, nodes=mine, width=width, runs=runs, seconds=seconds, cache_bytes=cache_bytes)

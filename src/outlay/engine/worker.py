@@ -10,9 +10,9 @@ import torch
 
 from outlay.budget import Ledger
 from outlay.engine.method import Forward, Request
+from outlay.engine.passes import pass_for
 from outlay.engine.run import Run
 from outlay.errors import FailureError
-from outlay.engine.passes import pass_for
 from outlay.models.load import Model
 from outlay.tree.cache import Cache
 from outlay.tree.plan import Plan, plan_pass
@@ -116,8 +116,8 @@ class ModelWorker:
         elapsed = time.perf_counter() - started
         self.pass_seconds += elapsed
         for run, cost in costs.items():
-            run.ledger = run.ledger + cost
-            self.ledger = self.ledger + cost
+            run.ledger += cost
+            self.ledger += cost
         for node in order:
             node.computed = True
         rows = {order[row]: logits[index] for index, row in enumerate(heads)}
@@ -133,7 +133,11 @@ class ModelWorker:
             if node in rows and node in forward.nodes:
                 forward.rows[node] = rows[node]
                 forward.run.remember(node, rows[node])
-        forward.pending = [node for node in forward.pending if not node.computed or node in forward.nodes and node not in forward.rows]
+        forward.pending = [
+            node
+            for node in forward.pending
+            if not node.computed or (node in forward.nodes and node not in forward.rows)
+        ]
         if not forward.pending:
             picked = [forward.rows[node] for node in forward.nodes]
             forward.result = picked[0][None] if len(picked) == 1 else torch.stack(picked)
@@ -141,30 +145,31 @@ class ModelWorker:
 
     def _costs(self, chosen: list[tuple[Forward, list[Node]]], plan: Plan, order: list[Node]) -> dict[Run, Ledger]:
         """Returns what this pass costs each run. What runs read together is split by rows, to the byte."""
-        config = self.decoder.config
+        config, decoder = self.decoder.config, self.decoder
         owner = {node: forward.run for forward, nodes in chosen for node in nodes}
         wanted = {node for forward, _ in chosen for node in forward.nodes}
         runs = [owner[node] for node in order]
-        tokens = Counter(runs)
-        heads = Counter(owner[node] for node in order if node in wanted)
-        keys: Counter[Run] = Counter()
+        tokens, heads, keys = Counter(runs), Counter(owner[node] for node in order if node in wanted), Counter[Run]()
         for run, seen in zip(runs, plan.keys_seen, strict=True):
             keys[run] += sum(count * min(seen, window or seen) for window, count in self._layers.items())
-        weight = _split(self.decoder.pass_weight_bytes(len(order)), tokens)
+        weight = _split(decoder.pass_weight_bytes(len(order)), runs)
         per_slot = self.cache.bytes_per_slot // config.num_layers
         kv: Counter[Run] = Counter()
         for window, count in self._layers.items():
             for piece in plan.pieces[window]:
-                kv.update(_split(count * piece.length * per_slot, Counter(runs[row] for row in piece.rows)))
-        return {
-            run: Ledger(
-                **{f"{self.role}_passes": 1, f"{self.role}_tokens": tokens[run]},
-                flops=self.decoder.linear_flops(tokens[run], heads[run]) + 4 * config.num_heads * config.head_dim * keys[run],
-                weight_bytes=weight[run],
-                kv_bytes=kv[run],
+                readers = [runs[row] for row in piece.rows]
+                for run, share in _split(count * piece.length * per_slot, readers).items():
+                    kv[run] += share
+        costs = {}
+        for run, rows in tokens.items():
+            attention = 4 * config.num_heads * config.head_dim * keys[run]
+            cost = Ledger(
+                flops=decoder.linear_flops(rows, heads[run]) + attention, weight_bytes=weight[run], kv_bytes=kv[run]
             )
-            for run in tokens
-        }
+            setattr(cost, f"{self.role}_passes", 1)
+            setattr(cost, f"{self.role}_tokens", rows)
+            costs[run] = cost
+        return costs
 
 
 def _pending(nodes: Sequence[Node]) -> list[Node]:
@@ -202,11 +207,14 @@ def _by_tree(chosen: Sequence[tuple[Forward, list[Node]]]) -> list[tuple[Tree, l
     return list(groups.items())
 
 
-def _split(total: int, shares: Counter[Run]) -> dict[Run, int]:
-    """Splits an integer in proportion to `shares` so that the parts add up to it exactly."""
-    parts, given, seen, whole = {}, 0, 0, sum(shares.values())
-    for run, share in shares.items():
-        seen += share
-        parts[run] = total * seen // whole - given
-        given += parts[run]
+def _split(total: int, readers: Sequence[Run]) -> dict[Run, int]:
+    """Splits an integer equally among `readers`, who may appear more than once, so that the parts add up to it exactly."""
+    if len(readers) == 1:
+        return {readers[0]: total}
+    parts: dict[Run, int] = {}
+    given = 0
+    for seen, run in enumerate(readers, 1):
+        share = total * seen // len(readers) - given
+        parts[run] = parts.get(run, 0) + share
+        given += share
     return parts

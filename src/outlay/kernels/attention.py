@@ -30,11 +30,14 @@ class Plan:
     def __init__(self, pieces: Sequence[Piece], n: int) -> None:
         """pieces: in the order in which keys are accumulated; n: rows of the pass."""
         self.n = n
+        self.reach = 0  # one more than the last slot that is read
         self._alive: list[Tensor] = []  # the structures hold bare pointers
         self._pieces = (PieceStruct * len(pieces))()
         for struct, piece in zip(self._pieces, pieces, strict=True):
             rows = n if piece.rows is None else len(piece.rows)
             struct.start, struct.length, struct.n_rows = piece.start, piece.length, rows
+            if piece.length and rows:
+                self._check_bounds(piece)
             struct.rows = self._pointer(piece.rows, torch.int64, (rows,))
             struct.limits = self._pointer(piece.limits, torch.int64, (rows,))
             struct.slots = self._pointer(piece.slots, torch.int64, (piece.length,))
@@ -43,6 +46,18 @@ class Plan:
                 mask = mask.contiguous().view(torch.uint8)
             struct.mask = self._pointer(mask, torch.uint8, (rows, piece.length))
         self.struct = PlanStruct(self._pieces, len(pieces))
+
+    def _check_bounds(self, piece: Piece) -> None:
+        first, last = piece.start, piece.start + piece.length - 1
+        if piece.slots is not None:
+            first, last = (int(end) for end in piece.slots.aminmax())
+        if first < 0:
+            raise ValueError(f"a piece begins at slot {first}")
+        self.reach = max(self.reach, last + 1)
+        if piece.rows is not None:
+            low, high = (int(end) for end in piece.rows.aminmax())
+            if low < 0 or high >= self.n:
+                raise ValueError(f"a piece is read by rows {low}..{high} of a pass with {self.n} rows")
 
     def _pointer(self, tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int | None:
         if tensor is None:
@@ -67,6 +82,8 @@ def attend(
     check_cache(keys, values)
     if head_dim % 8 or keys.shape[2] != head_dim or num_heads % keys.shape[0]:
         raise ValueError(f"queries {list(q.shape)} do not fit keys {list(keys.shape)} (head_dim: a multiple of 8)")
+    if plan.reach > keys.shape[1]:
+        raise ValueError(f"the plan reads slot {plan.reach - 1} of a cache with {keys.shape[1]}")
     q = q.contiguous()
     out = torch.empty_like(q)
     sums = torch.empty(n, num_heads) if lse else None

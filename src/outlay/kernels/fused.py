@@ -130,7 +130,9 @@ class FusedDecoder:
             raise ValueError(f"expected hidden to be contiguous float32 [n, {self._hidden}]")
         if len(plans) < self._plans or any(each.n != n for each in plans):
             raise ValueError(f"expected {self._plans} plan(s) for {n} rows")
-        positions, slots = _indices(positions, n), _indices(slots, n)
+        if any(each.reach > self._capacity for each in plans):
+            raise ValueError(f"a plan reads beyond the cache's {self._capacity} slots")
+        positions, slots = _indices(positions, n, self._positions), _indices(slots, n, self._capacity)
         begin, end = layers or (0, len(self._layers))
         if not 0 <= begin <= end <= len(self._layers):
             raise ValueError(f"expected layers within 0..{len(self._layers)}")
@@ -138,7 +140,7 @@ class FusedDecoder:
         count = 0
         if head:
             if head_rows is not None:
-                head_rows = _indices(head_rows, len(head_rows))
+                head_rows = _indices(head_rows, len(head_rows), n)
             count = n if head_rows is None else len(head_rows)
             logits = torch.empty(count, self._vocab)
             best = torch.empty(count, dtype=torch.int64) if argmax else None
@@ -160,9 +162,14 @@ class FusedDecoder:
         return logits, best
 
 
-def _indices(tensor: Tensor, n: int) -> Tensor:
+def _indices(tensor: Tensor, n: int, end: int) -> Tensor:
+    """Checks n indices below `end`: the kernels would read and write wherever they point."""
     if tensor.dtype != torch.int64 or tensor.shape != (n,):
         raise ValueError(f"expected int64 [{n}], not {tensor.dtype} {list(tensor.shape)}")
+    if n:
+        low, high = (int(limit) for limit in tensor.aminmax())
+        if low < 0 or high >= end:
+            raise ValueError(f"expected indices in 0..{end - 1}, not {low}..{high}")
     return tensor.contiguous()
 
 

@@ -164,8 +164,11 @@ class Builder:
             return self.format
         return _KINDS[weight.kind] if isinstance(weight, QuantizedWeight) else self.float_format
 
-    def _matrix(self, part: str, i: int, expert: int | None = None) -> Tensor | QuantizedWeight:
-        """Returns a weight as it is stored if the format wants that, else as floats."""
+    def _matrix(
+        self, part: str, i: int, expert: int | None = None, format: str | None = None
+    ) -> Tensor | QuantizedWeight:
+        """Returns a weight as it is stored if the format (None: everyone's) wants that, else as floats."""
+        format = format or self.format
         stacked = expert is not None and "experts_" + part.removeprefix("expert_") in self.names
         name = self._name("experts_" + part.removeprefix("expert_") if stacked else part, i, expert) + ".weight"
         shape = self.store.shape(name)
@@ -173,9 +176,9 @@ class Builder:
             raise UsageError(f"the model's files lack the tensor {name}")
         if len(shape) != (3 if stacked else 2):
             raise UsageError(f"tensor {name} has shape {list(shape)}, which is not a matrix's")
-        if self.store.is_quantized(name) and self.format in ("own", "int4", "int8"):
+        if self.store.is_quantized(name) and format in ("own", "int4", "int8"):
             blocks = self.store.integers(name)
-            if self.format in ("own", _KINDS[blocks.kind]):
+            if format in ("own", _KINDS[blocks.kind]):
                 return blocks.take(_span(expert, shape[1])) if stacked else blocks
         weight = self.store.floats(name)
         if stacked:
@@ -240,7 +243,7 @@ class Builder:
 
     def _vocabulary(self, part: str) -> Tensor | QuantizedWeight:
         config = self.config
-        weight = self._matrix(part, 0)
+        weight = self._matrix(part, 0, format="int8" if self.format == "int4" else None)
         shape = (config.vocab_size, config.embedding_size or config.hidden_size)
         if tuple(weight.shape) != shape:
             raise UsageError(f"tensor {self._name(part, 0)} has shape {list(weight.shape)}; expected {list(shape)}")

@@ -1,7 +1,7 @@
 """Linear layers: one function, `pack`, that holds a weight in a format and returns what multiplies with it.
 
-This is the one place where kernels are chosen. Every `Linear` takes activations [n, in] of any float dtype and returns
-[n, out] in the same dtype; rows never influence each other.
+This is the one place where kernels are chosen: our own where they run, torch's elsewhere. Every `Linear` takes
+activations [n, in] of any float dtype and returns [n, out] in the same dtype; rows never influence each other.
 """
 
 from __future__ import annotations
@@ -77,18 +77,24 @@ class Int4Linear(Linear):
 
 
 class Int8Linear(Linear):
-    """q8 rounded once more, to one scale for each row of the weight, through torch's int8 product for CPUs."""
+    """q8 rounded once more, to one scale for each row of the weight, through torch's int8 product for CPUs.
+
+    From `wide_from` rows on, it is multiplied in float32 (0: never).
+    """
 
     format = "int8"
 
-    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.scales, self.bias = weight, scales, bias
+    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, wide_from: int = 0) -> None:
+        self.weight, self.scales, self.bias, self.wide_from = weight, scales, bias, wide_from
         self.out_features, self.in_features = weight.shape
         self.nbytes = weight.nbytes + scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [n, in] -> [n, out], in the dtype of x."""
-        y = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scales).to(x.dtype)
+        if self.wide_from and x.shape[0] >= self.wide_from:
+            y = F.linear(x.float(), self.weight.float()).mul_(self.scales).to(x.dtype)
+        else:
+            y = torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scales).to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -178,11 +184,17 @@ def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float 
     size = torch.linalg.vector_norm(exact.unflatten(1, (-1, GROUP)), dim=-1).clamp_(min=1e-20)
     if (change / size).mean() > tolerance:
         return None
-    return Int8Linear(q.to(torch.int8).contiguous(), scales.squeeze(1), bias)
+    wide_from = 0 if fast_bfloat16() else 48
+    return Int8Linear(q.to(torch.int8).contiguous(), scales.squeeze(1), bias, wide_from)
 
 
 def _wide_from(dtype: torch.dtype, device: torch.device) -> int:
-    """The width from which converting a weight to float32 first is quicker, where that dtype has no product."""
+    """The width from which converting a weight to float32 first is quicker, where that dtype has no product.
+
+    Measured on a processor with AVX2, for the 120 layers of SmolLM2-135M on one thread, in milliseconds at 4, 8 and 16
+    rows: bfloat16 55, 125, 255; float16 54, 116, 230; float32 52, 62, 83, and some 15 for the conversion. Likewise the
+    48 rows of int8: 361 at 64 rows against 245.
+    """
     if device.type != "cpu" or dtype == torch.float32 or fast_bfloat16():
         return 0
     return 8

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from outlay.errors import UsageError
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+# "divided" is ours: the frequency factors that GGUF files hold, llama3's scaling among them.
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "divided")
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,6 @@ def rope_from_hf(raw: dict[str, Any], head_dim: int, theta: float = 10000.0, lon
     kind = options.get("rope_type", options.get("type")) or "default"
     if raw.get("model_type") == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"
-    if kind == "divided":  # ours: the frequency factors that GGUF files hold, llama3's scaling among them
-        return Rope(float(raw.get("rope_theta") or theta), head_dim, divisors=tuple(options["divisors"]))
     if kind not in KINDS:
         raise UsageError(f"rope scaling {kind!r} is not one that outlay runs ({', '.join(KINDS)})")
     theta = float(options.get("rope_theta") or raw.get("rope_theta") or theta)
@@ -102,6 +101,8 @@ def rope_from_hf(raw: dict[str, Any], head_dim: int, theta: float = 10000.0, lon
     if kind in ("default", "dynamic"):
         # Dynamic scaling begins beyond max_position_embeddings, which is where our context ends.
         return Rope(theta, dim)
+    if kind == "divided":
+        return Rope(theta, dim, kind, divisors=tuple(options["divisors"]))
     max_positions = raw.get("max_position_embeddings", 0)
     original = raw.get("original_max_position_embeddings") or options.get("original_max_position_embeddings")
     original = int(original or max_positions)

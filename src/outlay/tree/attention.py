@@ -16,7 +16,9 @@ from outlay.tree.cache import Cache
 from outlay.tree.plan import Piece, Plan
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Attention of queries to keys that all heads of a group share, with its log-sum-exp.
 
     q is [heads, n, head_dim], k and v [heads, length, head_dim], `bias` [n, length] is added to the scaled scores (0, or -inf
@@ -106,7 +108,12 @@ class TreeAttention:
         n, heads, group = len(q), config.num_kv_heads, config.num_heads // config.num_kv_heads
         folded = q.view(n, heads, group, -1).transpose(0, 1).reshape(heads, n * group, -1).to(keys.dtype)
         out, lse = attend(
-            folded, keys[:, reader.keys], values[:, reader.keys], reader.bias, config.attention_scale, config.attention_softcap
+            folded,
+            keys[:, reader.keys],
+            values[:, reader.keys],
+            reader.bias,
+            config.attention_scale,
+            config.attention_softcap,
         )
         out = out.reshape(heads, n, group, -1).transpose(0, 1).reshape(n, config.num_heads, -1)
         return out.to(q.dtype), lse.reshape(heads, n, group).transpose(0, 1).reshape(n, config.num_heads)

@@ -7,8 +7,8 @@ not care in which order it reads its keys. Only growing the cache copies it, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 import numpy as np

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outlay.tree.cache import Region
 from outlay.tree.token_tree import Node, Span, Tree
 
 SHARED_LENGTH = 32  # below this, reading what is shared apart costs more than reading it twice
@@ -98,9 +99,9 @@ def _plan_tree(
         pieces += _masked(below, region.start, torch.zeros(len(rows), 0, dtype=torch.bool), loose, rows)
 
 
-def _loose_slots(tree: Tree, group: Sequence[Node]) -> dict[object, list[tuple[int, int]]]:
+def _loose_slots(tree: Tree, group: Sequence[Node]) -> dict[Region, list[tuple[int, int]]]:
     """Returns, for each region, the (row, offset) pairs that rows see because they are tried, not decided."""
-    trying: dict[object, list[tuple[int, int]]] = {}
+    trying: dict[Region, list[tuple[int, int]]] = {}
     for row, node in enumerate(group):
         walk: Node | None = node
         while walk is not None and walk in tree.loose:
@@ -139,7 +140,9 @@ def _share(base: int, start: int, readers: list[tuple[int, tuple[int, ...]]]) ->
             pieces.append(Piece(base + begin, start + begin, length - begin, rows))
             begin = length
         else:
-            pieces += [Piece(base + begin, start + begin, seen - begin, group) for seen, group in readers if seen == length]
+            pieces += [
+                Piece(base + begin, start + begin, seen - begin, group) for seen, group in readers if seen == length
+            ]
         readers = [(seen, group) for seen, group in readers if seen > length]
     return pieces
 

@@ -27,7 +27,7 @@ class Node:
 
     def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region) -> None:
         self.tree, self.parent, self.token, self.region = tree, parent, token, region
-        self.position = parent.position + 1 if parent else 0
+        self.position: int = parent.position + 1 if parent else 0
         self.slot = region.take(self.position)
         self.children = 0
         self.pins = 1  # the tree's own

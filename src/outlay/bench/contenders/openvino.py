@@ -46,9 +46,7 @@ class OpenVino(Contender):
     def measure(self, task: Decode) -> Values:
         """Returns `tokens_per_second` and `step_ms`, from the times that the pipeline notes at each of its steps."""
         tokens = np.array(prompts(task.batch, task.prompt, self._vocab, next(self._seeds)), dtype=np.int64)
-        inputs = self._genai.TokenizedInputs(
-            self._openvino.Tensor(tokens), self._openvino.Tensor(np.ones_like(tokens))
-        )
+        inputs = self._genai.TokenizedInputs(self._openvino.Tensor(tokens), self._openvino.Tensor(np.ones_like(tokens)))
         options = self._genai.GenerationConfig()
         options.max_new_tokens = task.new
         options.ignore_eos = True

@@ -62,7 +62,7 @@ class Ours(Contender):
         if kernels.available():
             kernels.set_threads(threads)
         if threads not in self._lms:
-            self._lms[threads] = LM(self._model, Engine(prefix_cache=False))
+            self._lms[threads] = LM(self._model, Engine())
         return self._lms[threads]
 
     def _decode(self, lm: LM, task: Decode) -> Values:
@@ -75,6 +75,7 @@ class Ours(Contender):
         ]
         for handle in handles:
             handle.result()
+        lm.engine.clear()
         return decode_values([method.times for method in methods]) | {"own_ms": own_ms(methods)}
 
     def _pass_cost(self, lm: LM, task: PassCost) -> Values:
@@ -83,6 +84,7 @@ class Ours(Contender):
         (prompt,) = prompts(1, length, config.vocab_size, next(self._seeds))
         method = ChainPasses(task.widths, task.repeats)
         lm.submit(prompt, method=method, max_tokens=1).result()
+        lm.engine.clear()
         return {f"ms{width}": 1000 * min(seconds) for width, seconds in method.seconds.items()}
 
 

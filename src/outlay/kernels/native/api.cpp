@@ -16,14 +16,16 @@ struct Shape {
     int64_t rows;
 };
 
-// Every format at a width with a full and a partial block, compared with the portable kernels.
+// Every format at widths with full and partial blocks, compared with the portable kernels.
 bool agrees_with_scalar(const Kernels& kernels) {
     uint64_t state = 88172645463325252ull;
     const auto next = [&state] {
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
         return state;
     };
-    for (const Shape& shape : {Shape{kQ4, 40, 96, 7}, Shape{kQ8, 40, 96, 7}, Shape{kBf16, 40, 33, 7}, Shape{kF32, 40, 33, 7}}) {
+    constexpr Shape kShapes[] = {{kQ4, 40, 96, 7}, {kQ8, 40, 96, 7}, {kBf16, 40, 33, 7}, {kF32, 40, 33, 7}, {kBf16, 90, 33, 1},
+                                 {kF32, 90, 33, 1}};
+    for (const Shape& shape : kShapes) {
         OutlayLinear layer = {nullptr, shape.format, shape.m, shape.k, 0};
         std::vector<uint8_t> data(tile_bytes(layer) * tiles_of(layer));
         for (auto& byte : data) byte = uint8_t(next());

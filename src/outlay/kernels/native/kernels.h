@@ -7,6 +7,7 @@
 namespace outlay {
 
 constexpr int kTile = 16;       // output channels that are interleaved
+constexpr int kMaxTiles = 4;    // tiles of a float format that are computed together for a single row
 constexpr int kGroup = 32;      // weights that share a scale
 constexpr int kQ4Block = 320;   // bytes of a tile's group
 constexpr int kQ8Block = 544;

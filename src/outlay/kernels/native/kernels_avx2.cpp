@@ -166,6 +166,27 @@ void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outla
     dot_float<FloatWeights, R>(tile, k, rows, acc);
 }
 
+template <class Weights>
+inline void dot_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
+    __m256 total[outlay::kMaxTiles][2];
+    for (int t = 0; t < outlay::kMaxTiles; ++t) total[t][0] = total[t][1] = _mm256_setzero_ps();
+    for (int i = 0; i < k; ++i) {
+        const __m256 value = _mm256_broadcast_ss(x + i);
+        for (int t = 0; t < outlay::kMaxTiles; ++t)
+            for (int h = 0; h < 2; ++h)
+                total[t][h] = _mm256_fmadd_ps(value, Weights::load(tiles[t] + size_t(i) * Weights::kBytes, h), total[t][h]);
+    }
+    for (int t = 0; t < outlay::kMaxTiles; ++t)
+        for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[t] + 8 * h, total[t][h]);
+}
+
+void dot_bf16_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
+    dot_tiles<Bf16Weights>(tiles, k, x, acc);
+}
+void dot_f32_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
+    dot_tiles<FloatWeights>(tiles, k, x, acc);
+}
+
 }  // namespace
 
 const outlay::Kernels outlay::kAvx2Kernels = {"avx2",   quantize,  linear,    rms_norm, rope,

@@ -121,6 +121,32 @@ void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outla
     for (int r = 0; r < R; ++r) _mm512_storeu_ps(acc[r], total[r]);
 }
 
+inline __m512 load_bf16(const uint8_t* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
+void dot_bf16_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
+    __m512 total[outlay::kMaxTiles];
+    for (int t = 0; t < outlay::kMaxTiles; ++t) total[t] = _mm512_setzero_ps();
+    for (int i = 0; i < k; ++i) {
+        const __m512 value = _mm512_set1_ps(x[i]);
+        for (int t = 0; t < outlay::kMaxTiles; ++t) total[t] = _mm512_fmadd_ps(value, load_bf16(tiles[t] + size_t(i) * 32), total[t]);
+    }
+    for (int t = 0; t < outlay::kMaxTiles; ++t) _mm512_storeu_ps(acc[t], total[t]);
+}
+
+void dot_f32_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
+    __m512 total[outlay::kMaxTiles];
+    for (int t = 0; t < outlay::kMaxTiles; ++t) total[t] = _mm512_setzero_ps();
+    for (int i = 0; i < k; ++i) {
+        const __m512 value = _mm512_set1_ps(x[i]);
+        for (int t = 0; t < outlay::kMaxTiles; ++t)
+            total[t] = _mm512_fmadd_ps(value, _mm512_loadu_ps(tiles[t] + size_t(i) * 64), total[t]);
+    }
+    for (int t = 0; t < outlay::kMaxTiles; ++t) _mm512_storeu_ps(acc[t], total[t]);
+}
+
 }  // namespace
 
 const outlay::Kernels outlay::kAvx512Kernels = {"avx512vnni", quantize,  linear,    rms_norm, rope,

@@ -100,6 +100,16 @@ void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outla
     }
 }
 
+void dot_bf16_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
+    const RowView row = {x, nullptr, nullptr, nullptr, nullptr};
+    for (int t = 0; t < outlay::kMaxTiles; ++t) dot_bf16<1>(tiles[t], k, &row, acc + t);
+}
+
+void dot_f32_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
+    const RowView row = {x, nullptr, nullptr, nullptr, nullptr};
+    for (int t = 0; t < outlay::kMaxTiles; ++t) dot_f32<1>(tiles[t], k, &row, acc + t);
+}
+
 }  // namespace
 
 const outlay::Kernels outlay::kScalarKernels = {"scalar",  quantize,  linear, rms_norm, rope,

@@ -1,6 +1,6 @@
 // Walks the tiles of a linear layer. The including file provides, for blocks of R rows, the accumulators of a tile:
 //   dot_q4<R>, dot_q8<R>(tile, groups, rows, acc) and dot_bf16<R>, dot_f32<R>(tile, k, rows, acc)
-// with acc[R][16]. Whatever the block, an accumulator goes through the same operations in the same order.
+// with acc[R][16], and for one row dot_bf16_tiles, dot_f32_tiles with acc[outlay::kMaxTiles][16]. Whatever the block, an accumulator goes through the same operations in the same order.
 #pragma once
 #include <algorithm>
 
@@ -10,6 +10,9 @@ namespace {
 
 constexpr int kMaxRows = 4;          // rows of a block
 constexpr int64_t kRowPanel = 128;   // rows whose activations stay in the second-level cache
+
+void dot_bf16_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]);
+void dot_f32_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]);
 
 struct RowView {
     const float* x;
@@ -56,11 +59,33 @@ inline void dot_tile(const OutlayLinear& layer, const uint8_t* tile, const RowVi
     }
 }
 
+// One row of a float format has a single chain of additions in each tile: several tiles at once hide its latency.
+void linear_float_row(const OutlayLinear& layer, const outlay::Activations& in, int64_t row, int tile_begin, int tile_end,
+                      const outlay::Output& out) {
+    const size_t bytes = outlay::tile_bytes(layer);
+    for (int tile = tile_begin; tile < tile_end; tile += outlay::kMaxTiles) {
+        const int count = std::min(outlay::kMaxTiles, tile_end - tile);
+        const uint8_t* data[outlay::kMaxTiles];
+        for (int t = 0; t < outlay::kMaxTiles; ++t) data[t] = layer.data + size_t(tile + std::min(t, count - 1)) * bytes;
+        alignas(64) float acc[outlay::kMaxTiles][outlay::kTile];
+        if (layer.format == kBf16) {
+            dot_bf16_tiles(data, layer.k, in.x + row * layer.k, acc);
+        } else {
+            dot_f32_tiles(data, layer.k, in.x + row * layer.k, acc);
+        }
+        for (int t = 0; t < count; ++t) write_tile(acc + t, row, 1, tile + t, layer.m, out);
+    }
+}
+
 void linear(const OutlayLinear& layer, const outlay::Activations& in, int64_t row_begin, int64_t row_end, int tile_begin,
             int tile_end, const outlay::Output& out) {
     const size_t bytes = outlay::tile_bytes(layer);
     for (int64_t panel = row_begin; panel < row_end; panel += kRowPanel) {
         const int64_t panel_end = std::min(row_end, panel + kRowPanel);
+        if (panel_end - panel == 1 && (layer.format == kBf16 || layer.format == kF32)) {
+            linear_float_row(layer, in, panel, tile_begin, tile_end, out);
+            continue;
+        }
         for (int tile = tile_begin; tile < tile_end; ++tile) {
             const uint8_t* data = layer.data + tile * bytes;
             for (int64_t row = panel; row < panel_end; row += kMaxRows) {

@@ -1,0 +1,108 @@
+"""A method in a separate package is as good as ours: found, listed, run from the command line, and held to the laws."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "outlay-second-best"
+version = "1.0"
+
+[project.entry-points."outlay.methods"]
+second_best = "second_best:SecondBest"
+
+[tool.setuptools]
+py-modules = ["second_best"]
+"""
+
+METHOD = '''
+"""Takes the k-th most probable token each time."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from outlay import About, Method, Run, Work
+
+
+@dataclass(frozen=True)
+class SecondBest(Method):
+    k: int = 2
+
+    about: ClassVar[About] = About(
+        name="second_best", summary="the k-th most probable token", paper="", family="demonstration",
+        spends="one target pass a token", saves="nothing", exact=False,
+    )
+
+    def decode(self, run: Run) -> Work:
+        node = run.tip
+        while True:
+            logits = yield run.target.forward([node])
+            node = run.commit(int(logits[0].topk(self.k).indices[-1]))
+'''
+
+LAWS = """
+from outlay.testing import MethodLaws
+from second_best import SecondBest
+
+
+class TestSecondBest(MethodLaws):
+    method = SecondBest(k=3)
+
+
+class TestSecondBestByName(MethodLaws):
+    method = "second_best:k=2"
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The package, built and installed into a folder of its own, and an environment that sees it."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    (source / "second_best.py").write_text(METHOD)
+    (target / "test_second_best.py").write_text(LAWS)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, "--target", str(target), str(source)], check=True, timeout=120)
+    path = os.pathsep.join([str(target), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return target, os.environ | {"PYTHONPATH": path}
+
+
+def run(environment, *arguments):
+    _, variables = environment
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], env=variables, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_it_is_in_the_catalogue(environment):
+    listed = run(environment, "outlay", "methods")
+    assert "second_best" in listed.stdout
+    one = run(environment, "outlay", "methods", "second_best")
+    assert "k-th most probable" in one.stdout
+
+
+def test_it_runs_from_the_command_line(environment, default_path):
+    answer = run(
+        environment, "outlay", "run", "Hello", "--model", str(default_path), "--method", "second_best:k=2",
+        "--max-tokens", "4", "--json",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    assert len(result["tokens"]) == result["ledger"]["target_passes"] == 4
+
+
+def test_it_keeps_the_laws_that_ship_with_the_package(environment):
+    folder, _ = environment
+    outcome = run(environment, "pytest", "-q", "-p", "no:cacheprovider", str(folder / "test_second_best.py"))
+    assert outcome.returncode == 0, outcome.stdout
+    assert "16 passed" in outcome.stdout
