@@ -1,4 +1,6 @@
-"""Shared by all tests: the tests' folder on the path, one thread by default, and the default model where it is needed."""
+"""Shared by all tests: the tests' folder on the path, one thread by default, and the default model where it is
+needed.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a run spends, and how much it may spend.
 
-A `Ledger` is filled in one place only, the engine, where the work is done, so that no method can miscount. A `Budget` caps
-any of its entries. Ledgers add up and print as a table.
+A `Ledger` is filled in one place only, the engine, where the work is done, so that no method can miscount. A `Budget`
+caps any of its entries. Ledgers add up and print as a table.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from outlay.errors import UsageError, nearest
 
 @dataclass
 class Ledger:
-    """What was spent. Counts are integers; `seconds` is wall time; bytes and flops follow the models' real shapes and dtypes.
+    """What was spent. Counts are integers; `seconds` is wall time; bytes and flops follow the models' real shapes and
+    dtypes.
 
-    `target_passes` and `draft_passes` count the forward passes that the run took part in, `target_tokens` and `draft_tokens`
-    the positions that they computed for it. A multiply-add is 2 `flops`. `weight_bytes` is the run's share, by positions
-    computed, of the weights that its passes read; `kv_bytes` its share of the keys and values that attention read: what
-    several runs read together is counted once. `extras` holds what only one method counts, under its own names.
+    `target_passes` and `draft_passes` count the forward passes that the run took part in, `target_tokens` and
+    `draft_tokens` the positions that they computed for it. A multiply-add is 2 `flops`. `weight_bytes` is the run's
+    share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values that
+    attention read: what several runs read together is counted once. `extras` holds what only one method counts, under
+    its own names.
     """
 
     target_passes: int = 0
@@ -104,9 +106,9 @@ def _scaled(amount: float, units: tuple[str, ...]) -> str:
 class Budget:
     """Caps on entries of the ledger: `Budget(target_passes=64, seconds=2.0)`.
 
-    A run never spends more than its budget and ends with `finish_reason="budget"` and the best text so far when its next
-    piece of work would; `seconds` is looked at before each piece of work. Raises `UsageError` for an entry that does not
-    exist and for a cap that is not above zero.
+    A run never spends more than its budget and ends with `finish_reason="budget"` and the best text so far when its
+    next piece of work would; `seconds` is looked at before each piece of work. Raises `UsageError` for an entry that
+    does not exist and for a cap that is not above zero.
     """
 
     def __init__(self, **caps: float) -> None:

@@ -1,4 +1,6 @@
-"""Every method by name: those in `outlay.decode` and those that other packages offer as entry points `outlay.methods`."""
+"""Every method by name: those in `outlay.decode` and those that other packages offer as entry points
+`outlay.methods`.
+"""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ class Stream:
 class LM:
     """A language model with an engine. Every method of this class may be called from any thread.
 
-    A prompt is a string, a list of chat messages (`{"role": ..., "content": ...}`) or a list of token ids. A string is one
-    message of a user when the model has a chat template, unless `chat=False`; then, and without a template, it is the
-    beginning of the text.
+    A prompt is a string, a list of chat messages (`{"role": ..., "content": ...}`) or a list of token ids. A string is
+    one message of a user when the model has a chat template, unless `chat=False`; then, and without a template, it is
+    the beginning of the text.
     """
 
     def __init__(self, model: Model, engine: Engine) -> None:
@@ -72,7 +72,7 @@ class LM:
                 raise UsageError("the prompt is empty; give it some text")
             if chat and tokenizer.has_chat_template:
                 return tokenizer.render_chat([{"role": "user", "content": prompt}])
-            return tokenizer.encode(prompt, special=True)
+            return tokenizer.encode_prompt(prompt, special=True)
         if not prompt:
             raise UsageError("the prompt is empty; give it some text, messages or token ids")
         messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
@@ -123,12 +123,13 @@ class LM:
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """Answers a prompt and returns the result.
 
-        **Arguments:** `method` is a name, with options if need be (`"beam:width=8"`), or a method object; by default `greedy`
-        at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts. `budget` caps what is
-        spent. `seed` fixes every random draw. `max_tokens` (256) counts new tokens. `temperature` (0), `top_k`, `top_p`,
-        `min_p`, `repetition_penalty`, `presence_penalty`, `logit_bias` have the meaning of `transformers`. `stop`: strings that
-        end the text, which is cut before them. `ignore_eos` goes on past end tokens. `logprobs`: how many of the most
-        probable tokens to report for each token. `trace` is called with each event of the run.
+        **Arguments:** `method` is a name, with options if need be (`"beam:width=8"`), or a method object; by default
+        `greedy` at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts. `budget` caps
+        what is spent. `seed` fixes every random draw. `max_tokens` (256) counts new tokens. `temperature` (0),
+        `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`, `logit_bias` have the meaning of
+        `transformers`. `stop`: strings that end the text, which is cut before them. `ignore_eos` goes on past end
+        tokens. `logprobs`: how many of the most probable tokens to report for each token. `trace` is called with each
+        event of the run.
 
         Raises `UsageError` for an argument that can't be used and `FailureError` where the run fails.
         """
@@ -140,7 +141,7 @@ class LM:
             raise
 
     def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
-        """Answers several prompts together; each gets what it would get alone. The arguments are those of `generate`."""
+        """Answers several prompts together; each gets what it would get alone. The options are those of `generate`."""
         return [handle.result() for handle in [self.submit(prompt, **options) for prompt in prompts]]
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
@@ -189,11 +190,11 @@ def load(
 ) -> LM:
     """Loads a model: an alias (`outlay models` lists them), a folder in the hub's layout, a `.gguf` file or a hub id.
 
-    **Arguments:** `source` is the default model if it is left out. `dtype` is "auto" (as the file holds its weights, or what
-    is fastest), "float32", "bfloat16", "float16", "int8" or "int4". `threads` sets torch's and our own for the whole process.
-    `cache_tokens` limits how many tokens' keys and values are held at once. `prefix_cache=False` keeps nothing between
-    requests. `max_runs` is how many requests are worked on at a time. `progress` is called with a phase, what is done
-    and the total.
+    **Arguments:** `source` is the default model if it is left out. `dtype` is "auto" (as the file holds its weights,
+    or what is fastest), "float32", "bfloat16", "float16", "int8" or "int4". `threads` sets torch's and our own for the
+    whole process. `cache_tokens` limits how many tokens' keys and values are held at once. `prefix_cache=False` keeps
+    nothing between requests. `max_runs` is how many requests are worked on at a time. `progress` is called with a
+    phase, what is done and the total.
 
     Raises `UsageError` for a source that isn't known or can't be read, `FailureError` where fetching or memory fails.
     """

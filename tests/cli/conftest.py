@@ -103,7 +103,13 @@ def start():
 
     def run(*words, **options):
         environment = os.environ | {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"} | options.pop("env", {})
-        every = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        environment.pop("PYTHONUNBUFFERED", None)  # it would hide what happens to text that is still in a buffer
+        every = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "bufsize": 0,
+        } | options
         command = [sys.executable, "-m", "outlay", *map(str, words)]
         started.append(subprocess.Popen(command, env=environment, **every))
         return started[-1]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-
 from pathlib import Path
 
 import pytest
@@ -34,8 +33,8 @@ def test_a_signal_stops_with_the_text_so_far_and_its_ledger(start, tiny, tmp_pat
     assert err.startswith("tiny · greedy · finished: cancelled\n")
     assert text.strip().isalpha()
     assert f"{len(text) - 1:,}\n" in err, "the ledger counts the tokens that were written"
-    last = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
-    assert "finish" in [event["event"] for event in last]
+    events = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    assert "finish" in [event["event"] for event in events]
 
 
 def test_ctrl_c_prints_json_for_all_prompts(start, tiny, tmp_path):
@@ -98,5 +97,6 @@ def test_a_full_disk_gets_one_line(start):
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["rum"], ["run", ""]])
 def test_what_needs_no_model_does_not_wait_for_torch(words):
     program = "import sys; from outlay.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(SRC)})
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, timeout=60, env=environment)
     assert done.returncode == 0

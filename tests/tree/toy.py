@@ -14,8 +14,9 @@ VOCAB = 11
 
 def toy_config(windows=(None, None), softcap=None, layers=2):
     return DecoderConfig(
-        architecture="toy", vocab_size=VOCAB, hidden_size=24, num_layers=layers, num_heads=4, num_kv_heads=2, head_dim=8,
-        intermediate_size=1, max_positions=512, windows=windows, attention_scale=8**-0.5, attention_softcap=softcap,
+        architecture="toy", vocab_size=VOCAB, hidden_size=24, num_layers=layers, num_heads=4, num_kv_heads=2,
+        head_dim=8, intermediate_size=1, max_positions=512, windows=windows, attention_scale=8**-0.5,
+        attention_softcap=softcap,
     )  # fmt: skip
 
 

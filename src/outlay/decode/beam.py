@@ -1,8 +1,8 @@
 """Beam search: keep the `width` most probable beginnings, and the best finished texts by length-normalised probability.
 
-The beams are leaves of one token tree, so what they share is computed and stored once and a beam that is dropped gives its
-slots back. Scores, length penalty and early stopping follow `transformers` (`GenerationMixin._beam_search`, version 5).
-Deterministic; an approximate search for the most probable text.
+The beams are leaves of one token tree, so what they share is computed and stored once and a beam that is dropped gives
+its slots back. Scores, length penalty and early stopping follow `transformers` (`GenerationMixin._beam_search`,
+version 5). Deterministic; an approximate search for the most probable text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from outlay.tree.token_tree import Node
 
 @dataclass(frozen=True)
 class _Beam:
-    """A text's last node and its score: a sum of log-probabilities while it runs, divided by length ** penalty at its end."""
+    """A text's last node and its score: a sum of log-probabilities while it runs, divided by length ** penalty at its
+    end.
+    """
 
     node: Node
     score: float
@@ -29,8 +31,9 @@ class _Beam:
 
 @dataclass(frozen=True)
 class Beam(Method):
-    """Keeps `width` beams; `length_penalty` above 0 favours longer texts. `early_stopping` ends the search as soon as `width`
-    texts are finished (True), when no running beam looks likely to do better (False), or when none can ("never")."""
+    """Keeps `width` beams; `length_penalty` above 0 favours longer texts. `early_stopping` ends the search as soon as
+    `width` texts are finished (True), when no running beam looks likely to do better (False), or when none can
+    ("never")."""
 
     width: int = 4
     length_penalty: float = 1.0

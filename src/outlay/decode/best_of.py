@@ -1,8 +1,8 @@
 """Best of n: draw n texts and keep the one that the model finds most probable by the token.
 
-All samples share the prompt's keys and values and every pass. The score of a text is its mean log-probability under the
-model's raw logits, the end token included, so that it does not favour short texts. The samples are exact; choosing among
-them is not, by design.
+All samples share the prompt's keys and values and every pass. The score of a text is its mean log-probability under
+the model's raw logits, the end token included, so that it does not favour short texts. The samples are exact; choosing
+among them is not, by design.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ancestral sampling: each token is drawn from the model's distribution, after temperature and truncation.
 
-One pass of the target model a token. Exact: the text is distributed as the model with these sampling options; truncation by
-top-k (Fan et al. 2018), top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024) has the meaning that `transformers`
-gives it.
+One pass of the target model a token. Exact: the text is distributed as the model with these sampling options;
+truncation by top-k (Fan et al. 2018), top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024) has the meaning that
+`transformers` gives it.
 """
 
 from __future__ import annotations

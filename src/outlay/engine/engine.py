@@ -1,7 +1,7 @@
 """The engine: holds many runs, gathers the work that they ask for, and does one batched step for each worker a tick.
 
-One thread does the work, started when there is some and gone when there has been none for a while. Runs are handed in and
-their text handed out under locks, so any number of threads and event loops can use one engine.
+One thread does the work, started when there is some and gone when there has been none for a while. Runs are handed in
+and their text handed out under locks, so any number of threads and event loops can use one engine.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Engine:
             raise UsageError("the prompt is empty; give it at least one token")
         if len(prompt) >= context:
             raise UsageError(
-                f"the prompt has {len(prompt)} tokens, but {target.name} reads at most {context}, of which at least one must "
-                "be left for the answer"
+                f"the prompt has {len(prompt)} tokens, but {target.name} reads at most {context}, one of which "
+                "must be left for the answer"
             )
         vocab = target.decoder.config.vocab_size
         strange = next((token for token in prompt if not 0 <= token < vocab), None)
@@ -194,10 +194,8 @@ class Engine:
         try:
             if error is not None:
                 raise error
-            if live.waiting:
-                asked = live.work.send(results[0] if live.alone else results)
-            else:
-                asked = next(live.work)
+            answer = results[0] if live.alone and results else results
+            asked = live.work.send(answer) if live.waiting else next(live.work)
         except StopIteration:
             live.run.finish("stop")
         except Exception as failure:  # whatever a method raises belongs to its caller, and must not stop the others

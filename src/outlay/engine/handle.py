@@ -1,4 +1,6 @@
-"""The caller's end of a run: pieces of text as they come, the result, and cancellation, from any thread or event loop."""
+"""The caller's end of a run: pieces of text as they come, the result, and cancellation, from any thread or event
+loop.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class Handle:
         seen = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._pieces) > seen or self.done)
+                while len(self._pieces) == seen and not self.done:
+                    self._changed.wait()
                 fresh, ended = self._pieces[seen:], self.done
             yield from fresh
             seen += len(fresh)
@@ -85,7 +88,9 @@ class Handle:
         self.cancelled = True
 
     def result(self, timeout: float | None = None) -> Result:
-        """Waits for the end and returns the result. Raises the run's error, or `TimeoutError` after `timeout` seconds."""
+        """Waits for the end and returns the result. Raises the run's error, or `TimeoutError` after `timeout`
+        seconds.
+        """
         with self._changed:
             if not self._changed.wait_for(lambda: self.done, timeout):
                 raise TimeoutError(f"the run did not end within {timeout} s")

@@ -1,4 +1,6 @@
-"""What a method is: a generator that yields requests for work and is sent their results. It never runs a model itself."""
+"""What a method is: a generator that yields requests for work and is sent their results. It never runs a model
+itself.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,7 @@ class Method(ABC):
     def decode(self, run: Run) -> Work:
         """Yields requests and commits tokens until the run is finished; see `outlay.decode.greedy` for the shortest."""
 
-    def check(self, run: Run) -> None:
+    def check(self, run: Run) -> None:  # noqa: B027 - a hook that most methods leave as it is
         """Raises `UsageError` when the run's options don't fit this method. Called before the run starts."""
 
     @property

@@ -1,4 +1,6 @@
-"""How a planned pass is run: in one native call where the kernels have all that the model needs, layer by layer elsewhere."""
+"""How a planned pass is run: in one native call where the kernels have all that the model needs, layer by layer
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class LayeredPass:
 
 
 class FusedPass:
-    """Runs the whole pass in one call of the native kernels. What a row gets has the same bits in a pass of any width."""
+    """Runs the whole pass in one call of the native kernels. What a row gets has the same bits in a pass of any
+    width.
+    """
 
     name = "native"
 

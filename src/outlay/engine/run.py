@@ -58,7 +58,9 @@ class Seat:
         return Forward(self.run, self, tuple(nodes))
 
     def fork(self, tree: Tree, node: Node | None = None) -> Tree:
-        """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its end."""
+        """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its
+        end.
+        """
         twin = tree.fork(node)
         self.trees.append(twin)
         return twin
@@ -92,7 +94,9 @@ class Sampler:
         return distribution(self.penalized(logits, node), self._options)
 
     def pick(self, logits: Tensor, node: Node | None = None, stream: int = 0) -> int:
-        """Returns the token after `node`, given its logits [vocab]. Draws depend on the seed, the position and `stream`."""
+        """Returns the token after `node`, given its logits [vocab]. Draws depend on the seed, the position and
+        `stream`.
+        """
         if self.greedy:
             return int(self.penalized(logits, node).argmax())
         generator = self._run.random.at((node or self._run.tip).position, stream)
@@ -102,8 +106,9 @@ class Sampler:
 class Run:
     """What a method sees of its request.
 
-    `tree` is the token tree at the target model, `tip` its last decided node, `prompt` the prompt's token ids, `tokens` the
-    committed ones. A method calls `commit` or `accept` with what it decides and goes on; the engine ends it.
+    `tree` is the token tree at the target model, `tip` its last decided node, `prompt` the prompt's token ids,
+    `tokens` the committed ones. A method calls `commit` or `accept` with what it decides and goes on; the engine ends
+    it.
     """
 
     def __init__(
@@ -157,7 +162,9 @@ class Run:
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens this run can commit at most: its own limit, its budget's and the context's, whichever is least."""
+        """How many tokens this run can commit at most: its own limit, its budget's and the context's, whichever is
+        least.
+        """
         room = self._context - len(self.prompt)
         return int(min(self.options.max_tokens, room, self.options.budget.caps.get("tokens_out", room)))
 
@@ -198,7 +205,7 @@ class Run:
         self._offer = node
 
     def count(self, **amounts: float) -> None:
-        """Adds to the ledger what only the method knows: `drafted`, `accepted`, `rounds`, or an extra under any name."""
+        """Adds to the ledger what only the method knows: `drafted`, `accepted`, `rounds`, an extra under any name."""
         for name, amount in amounts.items():
             if name in ("drafted", "accepted", "rounds"):
                 setattr(self.ledger, name, getattr(self.ledger, name) + int(amount))
@@ -206,7 +213,9 @@ class Run:
                 self.ledger.extras[name] = self.ledger.extras.get(name, 0) + amount
 
     def finish(self, reason: str) -> None:
-        """Ends the run, once: what was offered is committed and held text delivered. A reason that stands already stays."""
+        """Ends the run, once: what was offered is committed and held text delivered. A reason that stands already
+        stays.
+        """
         if self._ended:
             return
         self._ended = True

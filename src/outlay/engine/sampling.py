@@ -1,7 +1,7 @@
 """From logits to the distribution that a run samples from, with the meaning that `transformers` gives to each option.
 
-The order is fixed: raw logits, logit bias, repetition and presence penalties, temperature, then truncation by top-k, top-p
-and min-p. At temperature 0 the most probable token is taken, the lowest id among equals.
+The order is fixed: raw logits, logit bias, repetition and presence penalties, temperature, then truncation by top-k,
+top-p and min-p. At temperature 0 the most probable token is taken, the lowest id among equals.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from outlay.errors import UsageError
 class Sampling:
     """How a token is chosen. Raises `UsageError` for a value out of range.
 
-    `temperature` 0 is greedy. `top_k` keeps the k most probable tokens, `top_p` the fewest that hold that much probability,
-    `min_p` those at least that probable relative to the best. `repetition_penalty` divides (or, below zero, multiplies) the
-    logits of tokens in the prompt and the text; `presence_penalty` is subtracted from those of tokens in the text.
-    `logit_bias` adds to the logits of token ids.
+    `temperature` 0 is greedy. `top_k` keeps the k most probable tokens, `top_p` the fewest that hold that much
+    probability, `min_p` those at least that probable relative to the best. `repetition_penalty` divides (or, below
+    zero, multiplies) the logits of tokens in the prompt and the text; `presence_penalty` is subtracted from those of
+    tokens in the text. `logit_bias` adds to the logits of token ids.
     """
 
     temperature: float = 0.0
@@ -66,7 +66,9 @@ def penalize(logits: Tensor, options: Sampling, prompt: Sequence[int], text: Seq
 
 
 def distribution(logits: Tensor, options: Sampling) -> Tensor:
-    """Returns the probabilities float32 [..., vocab] that temperature and truncation make of penalized logits [..., vocab]."""
+    """Returns the probabilities float32 [..., vocab] that temperature and truncation make of penalized logits [...,
+    vocab].
+    """
     if options.temperature == 0:
         one_hot = torch.zeros_like(logits, dtype=torch.float32)
         return one_hot.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)

@@ -10,7 +10,9 @@ from outlay.tree.token_tree import Node
 
 
 class Trace:
-    """Numbers a run's nodes and sends each event to `write` as a dict with `event` and `time` (seconds from the start)."""
+    """Numbers a run's nodes and sends each event to `write` as a dict with `event` and `time` (seconds from the
+    start).
+    """
 
     def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
         self._write = write

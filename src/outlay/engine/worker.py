@@ -47,7 +47,8 @@ class ModelWorker:
     def plant(self, prompt: Sequence[int], reserve: int) -> tuple[Tree, Node]:
         """Returns a tree that holds the prompt, and its last node; what is already in the cache is shared.
 
-        The last token is always the tree's own, because its logits are wanted. Raises `FailureError` when it doesn't fit.
+        The last token is always the tree's own, because its logits are wanted. Raises `FailureError` when it doesn't
+        fit.
         """
         known = self.prefixes.match(prompt[:-1]) if self.prefixes is not None else None
         shared = known.position + 1 if known else 0
@@ -85,7 +86,9 @@ class ModelWorker:
                 run.finish("budget")
 
     def _choose(self, forwards: Sequence[Forward]) -> list[tuple[Forward, list[Node]]]:
-        """Picks this tick's rows: first the short requests, whole, then chunks of the long ones, first come first served."""
+        """Picks this tick's rows: first the short requests, whole, then chunks of the long ones, first come first
+        served.
+        """
         taken: set[Node] = set()
         chosen = []
         room = CHUNK
@@ -208,7 +211,9 @@ def _by_tree(chosen: Sequence[tuple[Forward, list[Node]]]) -> list[tuple[Tree, l
 
 
 def _split(total: int, readers: Sequence[Run]) -> dict[Run, int]:
-    """Splits an integer equally among `readers`, who may appear more than once, so that the parts add up to it exactly."""
+    """Splits an integer equally among `readers`, who may appear more than once, so that the parts add up to it
+    exactly.
+    """
     if len(readers) == 1:
         return {readers[0]: total}
     parts: dict[Run, int] = {}

@@ -21,9 +21,9 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Attention of queries to keys that all heads of a group share, with its log-sum-exp.
 
-    q is [heads, n, head_dim], k and v [heads, length, head_dim], `bias` [n, length] is added to the scaled scores (0, or -inf
-    where a key is not seen; every row sees at least one). Returns the output [heads, n, head_dim] in q's dtype and the
-    natural log-sum-exp [heads, n] in float32.
+    q is [heads, n, head_dim], k and v [heads, length, head_dim], `bias` [n, length] is added to the scaled scores (0,
+    or -inf where a key is not seen; every row sees at least one). Returns the output [heads, n, head_dim] in q's dtype
+    and the natural log-sum-exp [heads, n] in float32.
     """
     if softcap is None and q.device.type == "cpu":
         mask = None if bias is None else bias[None, None]
@@ -48,7 +48,9 @@ def attend_reference(
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merges attention over two disjoint key sets: out [..., head_dim], lse [...] (-inf for an empty set, whose out is 0)."""
+    """Merges attention over two disjoint key sets: out [..., head_dim], lse [...] (-inf for an empty set, whose out
+    is 0).
+    """
     total = torch.logaddexp(lse, other_lse)
     finite = torch.where(total.isinf(), 0.0, total)  # both empty: weights 0, not NaN
     mine, others = torch.exp(lse - finite)[..., None], torch.exp(other_lse - finite)[..., None]

@@ -1,8 +1,8 @@
 """The cache of keys and values: one slot for each token of a tree, in spans that attention reads without gathering.
 
-Slots are handed out in `Region`s, contiguous spans that one branch of a tree fills. Nothing is ever moved within the cache:
-a slot that is freed inside a region is taken again by the region's next token, in whatever order, because attention does
-not care in which order it reads its keys. Only growing the cache copies it, and doubles it.
+Slots are handed out in `Region`s, contiguous spans that one branch of a tree fills. Nothing is ever moved within the
+cache: a slot that is freed inside a region is taken again by the region's next token, in whatever order, because
+attention does not care in which order it reads its keys. Only growing the cache copies it, and doubles it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from outlay.models.config import DecoderConfig
 
 
 class Region:
-    """A span of slots [start, start + size) that one tree fills, its `owner`; `top` is where its untouched part begins."""
+    """A span of slots [start, start + size) that one tree fills, its `owner`; `top` is where its untouched part
+    begins.
+    """
 
     __slots__ = ("cache", "holes", "in_use", "owner", "size", "start", "top")
 
@@ -37,7 +39,9 @@ class Region:
         return self.size - self.in_use
 
     def take(self, position: int) -> int:
-        """Returns a slot for the token at `position`: the lowest hole, so that a chain closes up, or the next untouched."""
+        """Returns a slot for the token at `position`: the lowest hole, so that a chain closes up, or the next
+        untouched.
+        """
         self.in_use += 1
         self.cache.in_use += 1
         if self.holes:
@@ -78,8 +82,8 @@ class Cache:
     """Keys and values of one model: `keys[layer]` and `values[layer]` are [num_kv_heads, capacity, head_dim].
 
     `capacity`, `in_use` and `limit` count slots (tokens). The cache starts small and doubles as it is needed, up to
-    `limit`; past that, and when the memory can't be had, `region` raises `FailureError`, which says how much was asked for.
-    Before it fails it calls `reclaim`, which may free slots that are kept for later and tells whether it did.
+    `limit`; past that, and when the memory can't be had, `region` raises `FailureError`, which says how much was asked
+    for. Before it fails it calls `reclaim`, which may free slots that are kept for later and tells whether it did.
     """
 
     def __init__(
@@ -106,12 +110,19 @@ class Cache:
         return self.in_use * self.bytes_per_slot
 
     def region(self, size: int) -> Region:
-        """Returns a new region of `size` slots. Raises `FailureError` when the cache is full."""
+        """Returns a new region of `size` slots, or of as many as are left. Raises `FailureError` when none are."""
         index = self._fit(size)
-        while index is None and self.capacity + size > self.limit and self.reclaim is not None and self.reclaim():
+        while index is None and self._growable() < size and self.reclaim is not None and self.reclaim():
             index = self._fit(size)
         if index is None:
-            self._grow(size)
+            size = min(size, max(self._growable(), *(length for _, length in self._free), 0))
+            if size == 0:
+                raise FailureError(
+                    f"the cache is full: {self.in_use} of at most {self.limit} tokens are held and more were asked for; "
+                    "run fewer requests at a time or load the model with a larger cache_tokens"
+                )
+            if self._fit(size) is None:
+                self._grow(size)
             index = self._fit(size)
             assert index is not None
         start, length = self._free[index]
@@ -124,7 +135,7 @@ class Cache:
     def claim(self, start: int, size: int) -> bool:
         """Takes the slots [start, start + size) if they are free, or can be had by growing; tells whether it did."""
         tail = self._tail()
-        if tail < size and start + tail == self.capacity and self.capacity + size - tail <= self.limit:
+        if tail < size <= self._growable() and start + tail == self.capacity:
             self._grow(size)
         index = bisect_left(self._free, (start, 0))
         if index == len(self._free) or self._free[index][0] != start or self._free[index][1] < size:
@@ -151,6 +162,10 @@ class Cache:
         """Returns how many slots are free at the cache's end."""
         return self._free[-1][1] if self._free and sum(self._free[-1]) == self.capacity else 0
 
+    def _growable(self) -> int:
+        """Returns how many slots the cache's end could have, if the cache grew to its limit."""
+        return self._tail() + self.limit - self.capacity
+
     def _fit(self, size: int) -> int | None:
         best = [(length, index) for index, (_, length) in enumerate(self._free) if length >= size]
         return min(best)[1] if best else None
@@ -168,11 +183,6 @@ class Cache:
 
     def _grow(self, size: int) -> None:
         needed = self.capacity + size - self._tail()
-        if needed > self.limit:
-            raise FailureError(
-                f"the cache is full: {self.in_use} of at most {self.limit} tokens are held and {size} more were asked for; "
-                "run fewer requests at a time or load the model with a larger cache_tokens"
-            )
         capacity = min(self.limit, max(needed, 2 * self.capacity))
         try:
             for layer in range(self.config.num_layers):
@@ -180,7 +190,8 @@ class Cache:
         except (RuntimeError, MemoryError) as error:
             gigabytes = capacity * self.bytes_per_slot / 1e9
             raise FailureError(
-                f"no memory for a cache of {capacity} tokens ({gigabytes:.1f} GB): load the model with a smaller cache_tokens"
+                f"no memory for a cache of {capacity} tokens ({gigabytes:.1f} GB): load the model with a smaller "
+                "cache_tokens"
             ) from error
         self.positions = np.concatenate([self.positions, np.empty(capacity - self.capacity, dtype=np.int64)])
         self.release(self.capacity, capacity - self.capacity)

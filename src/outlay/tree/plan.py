@@ -1,9 +1,9 @@
 """The plan of a pass: which keys each new row reads, worked out once a tick and used by every layer.
 
-A plan is a list of pieces. A piece is a contiguous span of slots and the rows that read it; where all of its rows see all
-of it, it has no mask. A span that several trees share becomes one piece for all of their rows, so it is read once
-(Hydragen, Juravsky et al. 2024). What a row reads is the union of its pieces, which are disjoint, and the merge of their
-results by log-sum-exp is exact.
+A plan is a list of pieces. A piece is a contiguous span of slots and the rows that read it; where all of its rows see
+all of it, it has no mask. A span that several trees share becomes one piece for all of their rows, so it is read once
+(Hydragen, Juravsky et al. 2024). What a row reads is the union of its pieces, which are disjoint, and the merge of
+their results by log-sum-exp is exact.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ SHARED_LENGTH = 32  # below this, reading what is shared apart costs more than r
 
 @dataclass(frozen=True)
 class Piece:
-    """Slots [start, start + length), read by `rows` (indices into the pass). `mask` is bool [rows, length], True where a
-    row sees a slot, or None where every row sees every slot. `base` is the position where the piece begins in a text."""
+    """Slots [start, start + length), read by `rows` (indices into the pass). `mask` is bool [rows, length], True where
+    a row sees a slot, or None where every row sees every slot. `base` is the position where the piece begins in a
+    text."""
 
     base: int
     start: int
@@ -36,9 +37,9 @@ class Piece:
 class Plan:
     """One pass over `n` new nodes: their tokens, positions and slots, int64 [n], and what each of them reads.
 
-    `pieces[window]` holds the pieces for layers with that sliding window (None: full attention), in the order of the text,
-    so that what a row reads comes in the same order whoever shares the pass. `keys_seen[i]` is how many
-    keys row i attends to under full attention, itself included. `once` says that every row is in exactly one piece.
+    `pieces[window]` holds the pieces for layers with that sliding window (None: full attention), in the order of the
+    text, so that what a row reads comes in the same order whoever shares the pass. `keys_seen[i]` is how many keys row
+    i attends to under full attention, itself included. `once` says that every row is in exactly one piece.
     """
 
     tokens: Tensor
@@ -55,8 +56,8 @@ class Plan:
 def plan_pass(
     work: Sequence[tuple[Tree, Sequence[Node]]], slot_positions: Tensor, windows: Sequence[int | None] = (None,)
 ) -> Plan:
-    """Plans one pass over the nodes of several trees; each node comes after those above it, which are computed or listed
-    before it. `slot_positions` is the cache's, int64 [capacity]."""
+    """Plans one pass over the nodes of several trees; each node comes after those above it, which are computed or
+    listed before it. `slot_positions` is the cache's, int64 [capacity]."""
     nodes = [node for _, group in work for node in group]
     positions = torch.tensor([node.position for node in nodes])
     pieces: list[Piece] = []

@@ -1,8 +1,9 @@
 """The token tree: a node is one token after one prefix; its keys and values are computed once and live in one slot.
 
-A `Tree` belongs to one run. Its *trunk* is the path to `tip`, what is decided; the nodes below the tip are *loose*, what is
-being tried. `extend` grows loose nodes, `keep` decides, `free` gives up, `fork` starts another tree on the same path. None
-of them copies keys or values: trees share nodes, and a node is held as long as a tree, a child or a pin holds it.
+A `Tree` belongs to one run. Its *trunk* is the path to `tip`, what is decided; the nodes below the tip are *loose*,
+what is being tried. `extend` grows loose nodes, `keep` decides, `free` gives up, `fork` starts another tree on the
+same path. None of them copies keys or values: trees share nodes, and a node is held as long as a tree, a child or a
+pin holds it.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class Watcher(Protocol):
 class Span:
     """What a trunk holds of one region.
 
-    `ordered` says that its tokens lie in the region's first `count` slots in the order of their positions, from `base` on:
-    a row then sees a prefix of them. Otherwise `positions` holds, for each slot, the position of the trunk's token there,
-    or -1.
+    `ordered` says that its tokens lie in the region's first `count` slots in the order of their positions, from `base`
+    on: a row then sees a prefix of them. Otherwise `positions` holds, for each slot, the position of the trunk's token
+    there, or -1.
     """
 
     __slots__ = ("base", "count", "ordered", "positions", "region", "top")
@@ -111,7 +112,9 @@ class Span:
         return twin
 
     def seen_by(self, positions: Tensor) -> Tensor:
-        """Returns which of the first `top` slots hold trunk tokens at or before each of `positions` [n]: bool [n, top]."""
+        """Returns which of the first `top` slots hold trunk tokens at or before each of `positions` [n]: bool [n,
+        top].
+        """
         if self.positions is None:
             held = torch.arange(self.base, self.base + self.count)
             return held <= positions[:, None]
@@ -245,9 +248,10 @@ class Tree:
 
     def _room_below(self, parent: Node | None) -> Region:
         for region in (parent.region if parent else None, self._regions[-1] if self._regions else None):
-            if region is not None and self._owns(region):
-                if region.room or (region.size and region.extend(max(STEP, region.size // 2))):
-                    return region
+            if region is None or not self._owns(region):
+                continue
+            if region.room or (region.size and (region.extend(max(STEP, region.size // 2)) or region.extend(1))):
+                return region
         region = self.cache.region(min(self._reserve, self.cache.limit))
         region.owner = self
         self._regions.append(region)
@@ -256,8 +260,9 @@ class Tree:
 
     def _owns(self, region: Region) -> bool:
         """A region is filled by one tree at a time; one whose tree is gone may be continued from its end."""
-        if region.owner is None and self.tip is not None and self.tip.region is region:
-            if self.tip.slot == region.start + region.top - 1:
-                region.owner = self
-                self._regions.append(region)
+        tip = self.tip
+        ends_here = tip is not None and tip.region is region and tip.slot == region.start + region.top - 1
+        if region.owner is None and ends_here:
+            region.owner = self
+            self._regions.append(region)
         return region.owner is self

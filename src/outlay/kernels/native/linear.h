@@ -1,6 +1,7 @@
 // Walks the tiles of a linear layer. The including file provides, for blocks of R rows, the accumulators of a tile:
-//   dot_q4<R>, dot_q8<R>(tile, groups, rows, acc) and dot_bf16<R>, dot_f32<R>(tile, k, rows, acc)
-// with acc[R][16], and for one row dot_bf16_tiles, dot_f32_tiles with acc[outlay::kMaxTiles][16]. Whatever the block, an accumulator goes through the same operations in the same order.
+//   dot_q4<R>, dot_q8<R>(tile, groups, rows, acc) and dot_bf16<R>, dot_f32<R>(tile, k, rows, acc) with acc[R][16],
+//   and for a single row dot_bf16_tiles, dot_f32_tiles(tiles, k, x, acc) with acc[outlay::kMaxTiles][16].
+// Whatever the block, an accumulator goes through the same operations in the same order.
 #pragma once
 #include <algorithm>
 

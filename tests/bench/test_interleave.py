@@ -1,0 +1,164 @@
+"""The interleaver: order, medians, paired ratios, and contenders that fail without stopping the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager
+
+import pytest
+from bench.contenders import Broken, Choosy, Clock, Dying, Hanging, Restless, Slow, Unloadable
+
+from outlay.bench.interleave import Outcome, interleave, spread
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_contenders_take_turns_at_each_task_and_the_order_shifts_by_round():
+    outcome = interleave([Clock("a"), Clock("b"), Clock("c")], [1, 2], rounds=2)
+    moments = {(n, t, r): v["at"] for (n, t), rounds in outcome.values.items() for r, v in enumerate(rounds)}
+    order = [(name, task, turn) for name, task, turn in sorted(moments, key=moments.__getitem__)]
+    assert [step[1:] for step in order] == [(1, 0)] * 3 + [(2, 0)] * 3 + [(1, 1)] * 3 + [(2, 1)] * 3
+    assert [step[0] for step in order] == [*"bca", *"bca", *"cab", *"cab"]
+
+
+def test_each_contender_has_one_process_for_the_whole_run_and_it_is_gone_afterwards():
+    outcome = interleave([Clock("a"), Clock("b")], [1, 2], rounds=2)
+    pids = {name: facts["process"] for name, facts in outcome.facts.items()}
+    assert len({os.getpid(), *pids.values()}) == 3
+    for (name, _), rounds in outcome.values.items():
+        assert [values["pid"] for values in rounds] == [pids[name]] * 2
+    assert not any(map(is_alive, pids.values()))
+
+
+def test_the_first_round_warms_up_and_is_not_counted():
+    outcome = interleave([Clock("a")], [1], rounds=3)
+    assert outcome.series("a", 1, "speed") == [2, 3, 4]
+
+
+def test_medians_and_ratios_are_paired_by_round():
+    outcome = Outcome(
+        values={
+            ("ours", 1): [{"s": 10.0}, {"s": 40.0}, {"s": 30.0}, None],
+            ("peer", 1): [{"s": 5.0}, {"s": 10.0}, {"s": 10.0}, {"s": 1000.0}],
+        }
+    )
+    assert outcome.median("ours", 1, "s") == 30
+    assert outcome.ratio(("ours", 1), ("peer", 1), "s") == (3, 2, 4)
+    assert outcome.ratio(("ours", 1), ("nobody", 1), "s") is None
+    assert outcome.ratio(("ours", 1), ("peer", 1), "other") is None
+
+
+def test_the_spread_of_nothing_is_none():
+    assert spread([None, None]) is None
+    assert spread([None, 2.0]) == (2, 2, 2)
+
+
+def test_a_task_goes_only_to_those_that_take_it_with_their_environment():
+    outcome = interleave([Clock("a"), Choosy("b")], [1, 2], rounds=1)
+    assert set(outcome.values) == {("a", 1), ("a", 2), ("b", 1)}
+    assert [outcome.facts[name]["seen"] for name in "ab"] == ["", "set"]
+
+
+def test_a_contender_that_cannot_load_leaves_its_reason_and_the_others_go_on():
+    outcome = interleave([Unloadable("bad"), Clock("good")], [1], rounds=2)
+    assert outcome.failures == {"bad": "not installed: pip install it"}
+    assert outcome.median("bad", 1, "speed") is None
+    assert outcome.median("good", 1, "speed") == 2.5
+
+
+def test_a_contender_that_fails_in_the_middle_keeps_what_it_did_before():
+    outcome = interleave([Broken("bad"), Clock("good")], [1], rounds=3)
+    assert outcome.failures == {"bad": "ValueError: no such luck"}
+    assert outcome.series("bad", 1, "speed") == [2, None, None]
+    assert outcome.ratio(("good", 1), ("bad", 1), "speed") == (1, 1, 1)
+
+
+def test_a_contender_that_hangs_is_ended_at_the_limit():
+    started = time.monotonic()
+    outcome = interleave([Hanging("bad"), Clock("good")], [1], rounds=1, task_limit=0.5)
+    assert outcome.failures == {"bad": "no answer within 0.5 s"}
+    assert outcome.median("good", 1, "speed") == 2
+    assert time.monotonic() - started < 50
+    assert not is_alive(outcome.facts["bad"]["process"])
+
+
+def test_a_contender_that_dies_is_reported_with_its_signal():
+    outcome = interleave([Dying("bad"), Clock("good")], [1], rounds=1)
+    assert outcome.failures["bad"].startswith("died of SIGABRT")
+    assert outcome.median("good", 1, "speed") == 2
+
+
+def test_a_process_that_works_while_it_waits_is_noticed():
+    outcome = interleave([Restless("restless"), Slow("slow")], [1], rounds=1)
+    assert outcome.idle["restless"] > 0.3
+    assert outcome.idle["slow"] < 0.1
+
+
+def test_a_task_is_measured_inside_its_context():
+    events = []
+
+    @contextmanager
+    def around(task):
+        events.append(("enter", task))
+        yield
+        events.append(("leave", task))
+
+    interleave([Clock("a")], [1, 2], rounds=1, around=around)
+    assert events == [("enter", 1), ("leave", 1), ("enter", 2), ("leave", 2)] * 2
+
+
+def test_all_processes_are_gone_when_a_run_is_interrupted():
+    seen = []
+
+    @contextmanager
+    def interrupted(task):
+        seen.extend(children())
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        interleave([Clock("a"), Hanging("b")], [1], rounds=1, around=interrupted)
+    assert len(seen) == 2
+    assert not any(map(is_alive, seen))
+
+
+def test_a_contender_ends_by_itself_when_its_parent_is_killed(tmp_path):
+    script = """
+        from bench.contenders import Clock
+        from outlay.bench.interleave import Worker
+        worker = Worker(Clock("a"))
+        print(worker.receive(100)["process"], flush=True)
+        input()
+    """
+    path = os.pathsep.join(filter(None, sys.path))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def children():
+    listed = subprocess.run(["ps", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [int(pid) for pid, parent, args in rows if int(parent) == os.getpid() and "interleave" in args]
