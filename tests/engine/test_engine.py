@@ -297,3 +297,36 @@ def test_stop_strings(pieces, stops, text):
             break
     sent += stream.flush()
     assert sent == text == stream.text
+
+
+def test_a_trace_that_cannot_be_written_fails_its_run_and_no_other(lm):
+    def full(event):
+        raise OSError("the disk is full")
+
+    other = lm.submit("Once", max_tokens=10, ignore_eos=True)
+    with pytest.raises(OSError, match="disk is full"):
+        lm.generate("Once", max_tokens=10, trace=full)
+    assert len(other.result(60).tokens) == 10
+
+
+def test_a_trace_tells_the_whole_story(lm):
+    events = []
+    result = lm.generate("Once", method="beam:width=3", max_tokens=6, ignore_eos=True, trace=events.append)
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "start"
+    assert "finish" in kinds
+    assert [event["tokens"] for event in events if event["event"] == "finish"] == [result.tokens]
+    grown = {row["node"] for event in events if event["event"] == "grow" for row in event["nodes"]}
+    passed = [node for event in events if event["event"] == "pass" for node in event["nodes"]]
+    assert set(passed) <= grown
+    assert len(passed) == result.ledger.target_tokens
+    assert all(event["width"] >= len(event["nodes"]) for event in events if event["event"] == "pass")
+    times = [event["time"] for event in events]
+    assert times == sorted(times)
+
+
+def test_an_engine_can_be_closed_and_used_again(lm):
+    running = lm.submit("Once", max_tokens=500, ignore_eos=True)
+    lm.engine.close()
+    assert running.done
+    assert len(lm.generate("Once", max_tokens=3, ignore_eos=True).tokens) == 3

@@ -241,3 +241,8 @@ def test_regions_never_overlap_and_all_come_back(sizes, data):
         region.give(region.start)
     assert cache.free_slots() == 200
     assert cache.in_use == 0
+
+
+def test_a_cache_that_cannot_be_allocated_says_how_much_was_asked_for():
+    with pytest.raises(FailureError, match=r"no memory for a cache of 1000000000000 tokens \(256000\.0 GB\)"):
+        Toy().cache(limit=10**12, capacity=10**12)

@@ -69,13 +69,14 @@ class Outcome:
     """What came out. `values[name, task]` has one entry a round, None where the contender gave no answer.
 
     `facts` is what each contender's `load` returned, `failures` why a contender dropped out, `idle` the greatest share of
-    a core that its process used while another was at work.
+    a core that its process used while another was at work, `seconds` what its tasks took in all, prompts and warming up too.
     """
 
     values: dict[tuple[str, Hashable], list[Values | None]] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
+    seconds: dict[tuple[str, Hashable], float] = field(default_factory=dict)
 
     def series(self, name: str, task: Hashable, metric: str) -> list[float | None]:
         """Returns one metric of one contender, an entry a round."""
@@ -159,12 +160,15 @@ def _measure(
 ) -> Values | None:
     if worker.name in outcome.failures:
         return None
+    key, started = (worker.name, task), time.perf_counter()
     try:
         with around(task):
             values, idle = worker.ask(task, limit)
     except FailureError as error:
         outcome.failures[worker.name] = str(error)
         return None
+    finally:
+        outcome.seconds[key] = outcome.seconds.get(key, 0.0) + time.perf_counter() - started
     outcome.idle[worker.name] = max(outcome.idle.get(worker.name, 0.0), idle)
     time.sleep(PAUSE)
     return values

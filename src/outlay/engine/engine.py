@@ -6,8 +6,10 @@ and their text handed out under locks, so any number of threads and event loops 
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +27,16 @@ from outlay.errors import UsageError
 from outlay.models.load import Model
 
 LINGER = 5.0  # seconds that the idle thread waits for more work before it ends
+
+
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """An interpreter that ends while the thread is inside torch aborts the process, so the thread has to end before."""
+    for engine in list(_ENGINES):
+        engine.close()
 
 
 @dataclass
@@ -51,6 +63,8 @@ class Engine:
         self._queue: list[_Live] = []
         self._live: list[_Live] = []
         self._thread: threading.Thread | None = None
+        self._closing = False
+        _ENGINES.add(self)
         self._workers: dict[tuple[str, str], ModelWorker] = {}
         self.ledger = Ledger()
         self.ticks = 0
@@ -106,6 +120,17 @@ class Engine:
             )
         return self._workers[key]
 
+    def close(self) -> None:
+        """Cancels what is running and waits until the engine's thread has ended. The engine can be used again."""
+        with self._lock:
+            self._closing, thread = True, self._thread
+            for live in [*self._queue, *self._live]:
+                live.handle.cancel()
+            self._lock.notify_all()
+        if thread is not None:
+            thread.join()
+        self._closing = False
+
     def clear(self) -> None:
         """Forgets the prefixes kept for reuse. What running requests hold stays."""
         with self._ticking:
@@ -118,7 +143,7 @@ class Engine:
         while True:
             with self._lock:
                 if not self._live and not self._queue:
-                    self._lock.wait_for(lambda: bool(self._queue), timeout=LINGER)
+                    self._lock.wait_for(lambda: bool(self._queue) or self._closing, timeout=LINGER)
                 if not self._live and not self._queue:
                     self._thread = None
                     return
@@ -170,10 +195,9 @@ class Engine:
             self._end(live, failure)
             return
         if live.write_trace is not None:
-            run.trace = Trace(live.write_trace)
+            run.trace = tree.watch = Trace(live.write_trace)
             run.trace.begun(method=run.method.label, model=live.target.name, prompt=list(run.prompt))
             run.trace.grew(prompt_end.path())
-            tree.watch = run.trace
         live.work = run.method.decode(run)
         self._resume(live)
 
@@ -214,6 +238,7 @@ class Engine:
             live.work.close()
         if error is None:
             run.finish(run.finish_reason or "stop")
+            error = run.trace.error if run.trace is not None else None
         seats = [seat for seat in (getattr(run, "target", None), run.draft) if seat is not None]
         for seat in seats:
             tip = seat.tree.tip

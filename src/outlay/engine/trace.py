@@ -19,6 +19,7 @@ class Trace:
         self._numbers: dict[Node, int] = {}
         self._last = 0
         self._started = time.perf_counter()
+        self.error: Exception | None = None
 
     def begun(self, **about: object) -> None:
         """The run starts; `about` says what it is."""
@@ -60,4 +61,9 @@ class Trace:
         return number
 
     def _send(self, event: str, **fields: object) -> None:
-        self._write({"event": event, "time": round(time.perf_counter() - self._started, 6), **fields})
+        if self.error is not None:
+            return
+        try:
+            self._write({"event": event, "time": round(time.perf_counter() - self._started, 6), **fields})
+        except Exception as error:  # the caller's own, which its run reports at the end
+            self.error = error
