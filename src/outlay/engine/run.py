@@ -13,7 +13,7 @@ from torch import Tensor
 from outlay.budget import Budget, Ledger
 from outlay.engine.method import Forward, Method
 from outlay.engine.random import RandomStreams
-from outlay.engine.sampling import Sampling, distribution, draw, penalize
+from outlay.engine.sampling import Sampling, distribution, draw, most_probable, penalize
 from outlay.engine.text import TextStream
 from outlay.engine.trace import Trace
 from outlay.tree.token_tree import Node, Tree
@@ -98,7 +98,7 @@ class Sampler:
         `stream`.
         """
         if self.greedy:
-            return int(self.penalized(logits, node).argmax())
+            return most_probable(self.penalized(logits, node))
         generator = self._run.random.at((node or self._run.tip).position, stream)
         return draw(self.probs(logits, node), generator)
 

@@ -100,6 +100,13 @@ def _nucleus(scores: Tensor, top_p: float) -> Tensor:
     return masked.scatter_(-1, ids, values.masked_fill(~keep, -torch.inf))
 
 
+def most_probable(logits: Tensor) -> int:
+    """Returns the token with the highest of logits [vocab], the lowest id among equals."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return int(logits.numpy().argmax())  # several times quicker than torch's over one row
+    return int(logits.argmax())
+
+
 def draw(probs: Tensor, generator: torch.Generator) -> int:
     """Returns a token drawn from probs [vocab] by inverting their cumulative sum at one uniform number."""
     support = probs.nonzero().squeeze(-1)

@@ -118,8 +118,8 @@ class Cache:
             size = min(size, max(self._growable(), *(length for _, length in self._free), 0))
             if size == 0:
                 raise FailureError(
-                    f"the cache is full: {self.in_use} of at most {self.limit} tokens are held and more were asked for; "
-                    "run fewer requests at a time or load the model with a larger cache_tokens"
+                    f"the cache is full: {self.in_use} of at most {self.limit} tokens are held and more were asked "
+                    "for; run fewer requests at a time or load the model with a larger cache_tokens"
                 )
             if self._fit(size) is None:
                 self._grow(size)
