@@ -14,6 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Leaves out what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
+
+
 @pytest.fixture(scope="session")
 def default_path():
     """The default model's file, fetched once into the user's cache."""

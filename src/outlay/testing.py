@@ -57,8 +57,15 @@ class _RandomStore:
         return torch.randn(shape, generator=generator) * 1.5 / shape[-1] ** 0.5
 
 
-def tiny_model(seed: int = 0, *, layers: int = 2, context: int = 512) -> Model:
-    """Returns a random model of the Llama family over bytes: 257 tokens, the last of which ends a text; float32."""
+def tiny_model(
+    seed: int = 0,
+    *,
+    layers: int = 2,
+    context: int = 512,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Model:
+    """Returns a random model of the Llama family over bytes: 257 tokens, the last of which ends a text."""
     hidden, inner, vocab, kv = 32, 64, 257, 16
     config = decoder_config(
         {
@@ -81,10 +88,10 @@ def tiny_model(seed: int = 0, *, layers: int = 2, context: int = 512) -> Model:
         }.items():  # fmt: skip
             shapes[f"{prefix}{part}.weight"] = shape
     builder = Builder(
-        config, _RandomStore(shapes, seed), names.HF[config.names], format="float32", float_format="float32",
-        device=torch.device("cpu"), interleaved=False, transposed=False, plus_one=False,
+        config, _RandomStore(shapes, seed), names.HF[config.names], format=dtype, float_format=dtype,
+        device=torch.device(device), interleaved=False, transposed=False, plus_one=False,
     )  # fmt: skip
-    return Model(f"tiny-{seed}", builder.build(), _byte_tokenizer(), f"tiny-{seed}-{layers}-{context}", "float32")
+    return Model(f"tiny-{seed}", builder.build(), _byte_tokenizer(), f"tiny-{seed}-{layers}-{context}", dtype)
 
 
 def _byte_tokenizer() -> Tokenizer:

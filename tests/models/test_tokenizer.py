@@ -31,7 +31,7 @@ TEXTS = [
     "日本語のテキスト 한국어 텍스트 ไทย हिन्दी العربية",
     "😀 👨‍👩‍👧‍👦 🇫🇷 👍🏽 ✨",
     "a" * 100 + "    " * 10 + "!?" * 20,
-    "<html><body class=\"x\">&amp;</body></html>",
+    '<html><body class="x">&amp;</body></html>',
     "e\u0301 \u00e9 \u200b \ufeff \u00a0 \u2003 \x00 \x7f",
     "SELECT * FROM t WHERE a='b'; -- \\n \\\\",
     "",

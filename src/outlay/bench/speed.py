@@ -152,7 +152,13 @@ def _around(task: Any) -> AbstractContextManager[None]:
 
 def _write(path: Path, settings: Settings, outcome: Outcome, machine: dict[str, Any]) -> None:
     values = [
-        {"contender": name, "task": type(task).__name__, **asdict(task), "seconds": outcome.seconds[name, task], "rounds": rounds}  # type: ignore[call-overload]
+        {
+            "contender": name,
+            "task": type(task).__name__,
+            **asdict(task),
+            "seconds": outcome.seconds[name, task],
+            "rounds": rounds,
+        }  # type: ignore[call-overload]
         for (name, task), rounds in outcome.values.items()
     ]
     whole = {

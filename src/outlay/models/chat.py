@@ -58,8 +58,10 @@ def _without_generation_marks(source: str) -> str:
     for mark in ("generation", "endgeneration"):
         for opening in ("{%-", "{%"):
             for closing in ("-%}", "%}"):
-                source = source.replace(f"{opening} {mark} {closing}", f"{opening} if true {closing}" if mark[0] == "g"
-                                        else f"{opening} endif {closing}")
+                source = source.replace(
+                    f"{opening} {mark} {closing}",
+                    f"{opening} if true {closing}" if mark[0] == "g" else f"{opening} endif {closing}",
+                )
     return source
 
 

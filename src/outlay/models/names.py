@@ -27,8 +27,7 @@ _LLAMA: Names = {
 
 HF: dict[str, Names] = {
     "llama": _LLAMA,
-    "phi3": _LLAMA
-    | {"qkv": "model.layers.{i}.self_attn.qkv_proj", "gate_up": "model.layers.{i}.mlp.gate_up_proj"},
+    "phi3": _LLAMA | {"qkv": "model.layers.{i}.self_attn.qkv_proj", "gate_up": "model.layers.{i}.mlp.gate_up_proj"},
     "gemma2": _LLAMA
     | {
         "post_attn_norm": "model.layers.{i}.post_attention_layernorm",
