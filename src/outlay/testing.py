@@ -103,9 +103,9 @@ def _byte_tokenizer() -> Tokenizer:
     return Tokenizer(inner, eos_token_ids=(256,))
 
 
-def tiny_lm(seed: int = 0, *, prefix_cache: bool = True, max_runs: int = 64, **shape: int) -> LM:
+def tiny_lm(seed: int = 0, *, prefix_cache: bool = True, max_runs: int = 64, context: int = 512) -> LM:
     """Returns `tiny_model` with an engine of its own."""
-    return LM(tiny_model(seed, **shape), Engine(prefix_cache=prefix_cache, max_runs=max_runs))
+    return LM(tiny_model(seed, context=context), Engine(prefix_cache=prefix_cache, max_runs=max_runs))
 
 
 class MethodLaws:

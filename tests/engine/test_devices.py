@@ -1,4 +1,4 @@
-"""Passes on a device other than the CPU, as far as that can be seen without one: shapes, dtypes and where tensors lie."""
+"""Passes on another device than the CPU, as far as can be seen without one: shapes, dtypes, where tensors lie."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ def test_the_default_model_answers_in_every_format(default_path: Path, dense: An
     prompt = [{"role": "user", "content": "What is the capital of France?"}]
     reference = load_model(default_path, dtype="float32")
     tokens = reference.tokenizer.render_chat(prompt)
-    tokens += reference.tokenizer.encode("The capital of France is Paris.") + [2]
+    tokens += [*reference.tokenizer.encode("The capital of France is Paris."), 2]
     exact = dense.logits(reference.decoder, tokens)
     assert exact[-9:-1].argmax(-1).tolist() == tokens[-8:]
     for dtype, limit in {"auto": 0.12, "int8": 0.12, "bfloat16": 0.03, "int4": 0.12}.items():

@@ -243,6 +243,20 @@ def test_regions_never_overlap_and_all_come_back(sizes, data):
     assert cache.in_use == 0
 
 
+def test_what_lies_in_memory_never_reaches_a_row(monkeypatch):
+    """Masked slots that were never computed hold nothing that could poison a product."""
+    toy = Toy()
+    monkeypatch.setattr(torch, "empty", lambda *shape, **kind: torch.full(*shape, torch.nan, **kind))
+    cache = toy.cache(capacity=4)
+    tree = Tree(cache)
+    tree.append([1, 2, 3])
+    toy.compute(cache, [(tree, tree.tip.path())])
+    tree.extend([tree.tip] * 3, [4, 5, 6])  # take slots, and are never computed
+    for _ in range(30):
+        grown = tree.extend([tree.tip, tree.tip], [7, 8])
+        assert_fresh(toy, toy.compute(cache, [(tree, grown)]))
+
+
 def test_a_cache_that_cannot_be_allocated_says_how_much_was_asked_for():
     with pytest.raises(FailureError, match=r"no memory for a cache of 1000000000000 tokens \(256000\.0 GB\)"):
         Toy().cache(limit=10**12, capacity=10**12)

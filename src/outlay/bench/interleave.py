@@ -68,8 +68,9 @@ class Spread(NamedTuple):
 class Outcome:
     """What came out. `values[name, task]` has one entry a round, None where the contender gave no answer.
 
-    `facts` is what each contender's `load` returned, `failures` why a contender dropped out, `idle` the greatest share of
-    a core that its process used while another was at work, `seconds` what its tasks took in all, prompts and warming up too.
+    `facts` is what each contender's `load` returned, `failures` why a contender dropped out, `idle` the greatest share
+    of a core that its process used while another was at work, `seconds` what its tasks took in all, warming up
+    and prompts included.
     """
 
     values: dict[tuple[str, Hashable], list[Values | None]] = field(default_factory=dict)
@@ -201,7 +202,7 @@ class Worker:
         self.close()
 
     def ask(self, task: Hashable, limit: float) -> tuple[Values, float]:
-        """Has a task measured; returns the values and the share of a core that the process used while it waited before."""
+        """Has a task measured; returns the values and the share of a core that the process used while it waited."""
         try:
             self._connection.send(task)
         except OSError:

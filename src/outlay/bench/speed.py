@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,15 +151,20 @@ def _around(task: Any) -> AbstractContextManager[None]:
     return busy_cores(max(1, (os.cpu_count() or 1) - task.threads + 1))
 
 
+def _fields(task: Hashable) -> dict[str, Any]:
+    assert isinstance(task, Decode | PassCost | ReadMemory)
+    return asdict(task)
+
+
 def _write(path: Path, settings: Settings, outcome: Outcome, machine: dict[str, Any]) -> None:
     values = [
         {
             "contender": name,
             "task": type(task).__name__,
-            **asdict(task),
+            **_fields(task),
             "seconds": outcome.seconds[name, task],
             "rounds": rounds,
-        }  # type: ignore[call-overload]
+        }
         for (name, task), rounds in outcome.values.items()
     ]
     whole = {

@@ -200,7 +200,8 @@ class Cache:
     def _resize(self, layer: int, capacity: int) -> None:
         shape = (self.config.num_kv_heads, capacity, self.config.head_dim)
         for store in (self.keys, self.values):
-            grown = torch.empty(shape, dtype=self.dtype, device=self.device)
+            # Zeros, because a masked slot is multiplied by 0, and what was in memory may be infinite or NaN.
+            grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
             if layer == len(store):
                 store.append(grown)
             else:
