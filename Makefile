@@ -25,7 +25,7 @@ lint: $(VENV)/.tested
 bench: $(VENV)/.benched
 	$(BIN)/outlay bench speed
 
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard src/outlay/kernels/native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -330,3 +330,11 @@ def test_an_engine_can_be_closed_and_used_again(lm):
     lm.engine.close()
     assert running.done
     assert len(lm.generate("Once", max_tokens=3, ignore_eos=True).tokens) == 3
+
+
+def test_a_mistake_in_the_engine_hangs_nobody(lm, monkeypatch):
+    monkeypatch.setattr(lm.engine, "_police", lambda live: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lm.generate("Once", max_tokens=3)
+    monkeypatch.undo()
+    assert len(lm.generate("Once", max_tokens=3, ignore_eos=True).tokens) == 3

@@ -57,7 +57,7 @@ class Settings:
 
     def disturbed(self, threads: int) -> Decode:
         """Returns the task of one prompt while another program keeps a core busy."""
-        return Decode(1, threads, self.prompt, self.new[1], busy=True)
+        return Decode(1, threads, self.prompt, 8, busy=True)
 
     def contenders(self, source: str, path: Path) -> list[Contender]:
         """Returns who takes part, memory and ourselves first."""

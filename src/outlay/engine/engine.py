@@ -113,7 +113,7 @@ class Engine:
 
     def worker(self, model: Model, role: str = "target") -> ModelWorker:
         """Returns the worker that runs `model` as "target" or "draft"."""
-        key = (model.fingerprint + model.format, role)
+        key = (f"{model.fingerprint} {model.format} {model.decoder.device}", role)
         if key not in self._workers:
             self._workers[key] = ModelWorker(
                 model, role=role, cache_tokens=self._cache_tokens, prefix_cache=self._prefix_cache
@@ -150,7 +150,16 @@ class Engine:
                 room = self._max_runs - len(self._live)
                 admitted, self._queue = self._queue[:room], self._queue[room:]
             with self._ticking:
-                self._tick(admitted)
+                try:
+                    self._tick(admitted)
+                except Exception as failure:  # a mistake of ours: whoever waits must hear of it
+                    self._fail_all([*self._live, *admitted], failure)
+
+    def _fail_all(self, lives: Sequence[_Live], failure: Exception) -> None:
+        self._live.clear()
+        for live in lives:
+            if not live.handle.done:
+                live.handle.end(None, failure)
 
     def _tick(self, admitted: Sequence[_Live]) -> None:
         """Admits, sends every worker its requests, and lets each run go on with its results."""

@@ -132,14 +132,14 @@ class ModelWorker:
                 run.trace.passed(self.role, mine, len(order), len(costs), elapsed, self.cache.bytes())
 
     def _settle(self, forward: Forward, nodes: list[Node], rows: dict[Node, torch.Tensor]) -> None:
+        """Hands a request the logits that this pass gave, and finishes it when it has all."""
+        asked = set(forward.nodes)
         for node in nodes:
-            if node in rows and node in forward.nodes:
+            if node in asked:
                 forward.rows[node] = rows[node]
                 forward.run.remember(node, rows[node])
         forward.pending = [
-            node
-            for node in forward.pending
-            if not node.computed or (node in forward.nodes and node not in forward.rows)
+            node for node in forward.pending if not node.computed or (node in asked and node not in forward.rows)
         ]
         if not forward.pending:
             picked = [forward.rows[node] for node in forward.nodes]

@@ -14,9 +14,10 @@ using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
 // Long enough to bridge the serial steps within a pass, short enough not to matter to anyone else.
-constexpr auto kWorkerSpin = microseconds(30);
-constexpr auto kCallerSpin = microseconds(10);
+constexpr auto kWorkerSpin = microseconds(100);
+constexpr auto kCallerSpin = microseconds(60);
 constexpr auto kLongWait = microseconds(400);
+constexpr auto kSoon = milliseconds(10);
 constexpr auto kFirstAlone = milliseconds(5);
 constexpr auto kLongestAlone = milliseconds(80);
 
@@ -99,10 +100,10 @@ void Pool::share(int64_t n, Call call, const void* context) {
     }
     const auto now = Clock::now();
     if (now - start > kLongWait) {
-        alone_for_ = std::clamp<Clock::duration>(alone_for_ * 2, kFirstAlone, kLongestAlone);
+        // Soon after the last time, the other core is somebody else's for now; once in a while, it was a hiccup.
+        const bool again = alone_for_.count() && start - alone_until_ < kSoon;
+        alone_for_ = again ? std::min<Clock::duration>(alone_for_ * 2, kLongestAlone) : Clock::duration(kFirstAlone);
         alone_until_ = now + alone_for_;
-    } else if (now - alone_until_ > 4 * kLongestAlone) {
-        alone_for_ = Clock::duration::zero();
     }
 }
 
