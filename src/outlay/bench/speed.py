@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from outlay.bench.contenders.transformers import Transformers
 from outlay.bench.interleave import Contender, Outcome, interleave
 from outlay.bench.machine import describe
 from outlay.bench.speed_report import report
-from outlay.bench.tasks import Decode, PassCost, ReadMemory, Task
+from outlay.bench.speed_settings import Settings
+from outlay.bench.tasks import Decode
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.lm import DEFAULT_MODEL
 from outlay.models import hub
@@ -30,45 +31,6 @@ from outlay.models.load import DTYPES
 
 PEERS = ("transformers", "openvino-genai", "llama-cpp-python")
 VERSIONS = ("outlay", "torch", "numpy", *PEERS)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured. `new[batch]` is how many tokens each prompt of a batch gets."""
-
-    formats: tuple[str, ...]
-    peers: tuple[str, ...]
-    threads: tuple[int, ...]
-    rounds: int
-    prompt: int
-    new: dict[int, int]
-    busy: bool
-
-    def tasks(self) -> list[Task]:
-        """Returns all tasks, those that are compared with each other side by side."""
-        tasks: list[Task] = []
-        for threads in self.threads:
-            tasks.append(ReadMemory(threads))
-            tasks += [Decode(batch, threads, self.prompt, new) for batch, new in self.new.items()]
-        tasks.append(PassCost(self.threads[0]))
-        if self.busy:
-            tasks.append(self.disturbed(self.threads[-1]))
-        return tasks
-
-    def disturbed(self, threads: int) -> Decode:
-        """Returns the task of one prompt while another program keeps a core busy."""
-        return Decode(1, threads, self.prompt, 8, busy=True)
-
-    def contenders(self, source: str, path: Path) -> list[Contender]:
-        """Returns who takes part, memory and ourselves first."""
-        batches = max(self.new)
-        peers: dict[str, list[Contender]] = {
-            "transformers": [Transformers(path, dtype, (1, batches)) for dtype in ("bfloat16", "float32")],
-            "openvino-genai": [OpenVino(path, self.threads)],
-            "llama-cpp-python": [LlamaCpp(path, batches, self.prompt + max(self.new.values()))],
-        }
-        ours = [Ours(source, format) for format in self.formats]
-        return [Memory(), *ours, *(contender for name in self.peers for contender in peers[name])]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     tasks = settings.tasks()
     outcome = interleave(
-        settings.contenders(str(path), path), tasks, settings.rounds, around=_around, progress=Progress()
+        contenders(settings, str(path), path), tasks, settings.rounds, around=_around, progress=Progress()
     )
     machine = describe(VERSIONS) | {"seconds": round(time.perf_counter() - started, 1), "model": path.name}
     print(report(settings, outcome, machine))
@@ -104,9 +66,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def contenders(settings: Settings, source: str, path: Path) -> list[Contender]:
+    """Returns who takes part: memory, ourselves, and the peers."""
+    batches = max(settings.new)
+    peers: dict[str, list[Contender]] = {
+        "transformers": [Transformers(path, dtype, (1, batches)) for dtype in ("bfloat16", "float32")],
+        "openvino-genai": [OpenVino(path, settings.threads)],
+        "llama-cpp-python": [LlamaCpp(path, batches, settings.prompt + max(settings.new.values()))],
+    }
+    ours = [Ours(source, format) for format in settings.formats]
+    return [Memory(), *ours, *(contender for name in settings.peers for contender in peers[name])]
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """Returns what the options ask for. Raises `UsageError` for names and numbers that can't be used."""
-    quick_formats = ("auto", "float32")
+    quick_formats = ("auto", "bfloat16")
     formats = _names("format", args.formats, _formats()) if args.formats is not None else ()
     if not formats:
         formats = quick_formats if args.quick else ("auto", "int8", "bfloat16", "float32", "auto" + WITHOUT_KERNELS)
@@ -122,6 +96,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         prompt=16 if args.quick else 32,
         new={1: 24, 16: 8} if args.quick else {1: 48, 4: 24, 16: 16},
         busy=args.busy,
+        brief=args.quick,
     )
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from outlay.bench.interleave import Outcome, Spread
+from outlay.bench.speed_settings import Settings
 from outlay.bench.table import number, table, times
-from outlay.bench.tasks import Decode, PassCost, ReadMemory
-
-if TYPE_CHECKING:
-    from outlay.bench.speed import Settings
+from outlay.bench.tasks import Decode, ReadMemory
 
 SPEED = "tokens_per_second"
 QUIET = 0.03  # of a core: what a process that waits may use
@@ -60,7 +57,7 @@ class SpeedReport:
 
     def decoding(self, threads: int) -> str:
         """Tokens a second and milliseconds a step, a row for each contender."""
-        tasks = [self.task(batch, threads) for batch in self.settings.new]
+        tasks = self.settings.decodes(threads)
         header = ["", *(f"{unit} x{task.batch}" for task in tasks for unit in ("tok/s", "ms"))]
         rows = []
         for name in self.names:
@@ -75,7 +72,7 @@ class SpeedReport:
 
     def against_peers(self, threads: int) -> str:
         """Our speed with the weights as the file holds them over each peer's."""
-        tasks = [self.task(batch, threads) for batch in self.settings.new]
+        tasks = self.settings.decodes(threads)
         header = ["", *(f"batch {task.batch}" for task in tasks)]
         rows = [
             [peer, *(times(self.outcome.ratio((self.ours[0], task), (peer, task), SPEED)) for task in tasks)]
@@ -93,7 +90,7 @@ class SpeedReport:
             weight = self.outcome.facts.get(name, {}).get("weight_bytes")
             if weight is None or bandwidth is None:
                 continue
-            took = self.outcome.median(name, self.task(1, threads), "step_ms")
+            took = self.outcome.median(name, self.settings.decode(1, threads), "step_ms")
             over = times(self.over_floor(name, threads))
             rows.append([name, number(weight / 1e6), number(1000 * weight / bandwidth), number(took), over])
         speed = f"{bandwidth / 1e9:.1f} GB/s" if bandwidth else "not measured"
@@ -104,11 +101,11 @@ class SpeedReport:
         weight = self.outcome.facts.get(name, {}).get("weight_bytes")
         bandwidths = self.outcome.series("memory", ReadMemory(threads), "bytes_per_second")
         floors = [1000 * weight / bandwidth if weight and bandwidth else None for bandwidth in bandwidths]
-        return self.outcome.paired(self.outcome.series(name, self.task(1, threads), "step_ms"), floors)
+        return self.outcome.paired(self.outcome.series(name, self.settings.decode(1, threads), "step_ms"), floors)
 
     def passes(self) -> str:
         """The cost of a pass by its width."""
-        task = PassCost(self.settings.threads[0])
+        task = self.settings.passes()
         header = ["new nodes", *map(str, task.widths)]
         rows = [[n, *(number(self.outcome.median(n, task, f"ms{w}")) for w in task.widths)] for n in self.ours]
         title = f"Milliseconds of a pass after {task.prompt} tokens, with all its logits, {_threads(task.threads)}"
@@ -116,7 +113,7 @@ class SpeedReport:
 
     def own_share(self) -> str:
         """What a tick takes beside its pass."""
-        tasks = [self.task(batch, threads) for threads in self.settings.threads for batch in self.settings.new]
+        tasks = [task for threads in self.settings.threads for task in self.settings.decodes(threads)]
         header = ["", *(f"batch {task.batch}, {_threads(task.threads)}" for task in tasks)]
         rows = [[name, *(number(self.outcome.median(name, task, "own_ms")) for task in tasks)] for name in self.ours]
         return _section("The engine's own milliseconds a tick", header, [row for row in rows if set(row[1:]) != {"-"}])
@@ -125,8 +122,7 @@ class SpeedReport:
         """What another program on a core costs."""
         if not self.settings.busy:
             return ""
-        quiet = self.task(1, self.settings.threads[-1])
-        busy = replace(quiet, busy=True)
+        quiet, busy = self.settings.decode(1, self.settings.threads[-1]), self.settings.disturbed()
         rows = [
             [
                 name,
@@ -144,7 +140,7 @@ class SpeedReport:
     def goals(self) -> str:
         """The goals of the project beside what was reached, with the least number of threads."""
         threads, ours = self.settings.threads[0], self.ours[0]
-        one, many = self.task(1, threads), self.task(max(self.settings.new), threads)
+        one, many = self.settings.decode(1, threads), self.settings.decode(max(self.settings.new), threads)
         baseline = self.baseline(one) or "transformers"
         rows = [
             _least(f"batch 1 over {peer}", least, self.outcome.ratio((ours, one), (peer, one), SPEED))
@@ -174,10 +170,6 @@ class SpeedReport:
         return "\n".join(
             f"{name} kept up to {share:.0%} of a core busy while others were measured" for name, share in found
         )
-
-    def task(self, batch: int, threads: int) -> Decode:
-        """Returns the decoding task of this batch and number of threads."""
-        return Decode(batch, threads, self.settings.prompt, self.settings.new[batch])
 
 
 def _least(what: str, wanted: float, ratio: Spread | None) -> list[str]:

@@ -1,0 +1,57 @@
+"""How much the speed suite measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from outlay.bench.tasks import Decode, PassCost, ReadMemory, Task
+
+DISTURBED_TOKENS = 5  # some engines take seconds a token when a core is shared
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured on whom.
+
+    `new[batch]` is how many tokens each prompt of a batch gets. With `brief`, batches above 1 are measured with the least
+    number of threads only.
+    """
+
+    formats: tuple[str, ...]
+    peers: tuple[str, ...]
+    threads: tuple[int, ...]
+    rounds: int
+    prompt: int
+    new: dict[int, int]
+    busy: bool
+    brief: bool
+
+    def tasks(self) -> list[Task]:
+        """Returns all tasks, in their order."""
+        tasks: list[Task] = []
+        for threads in self.threads:
+            tasks += [ReadMemory(threads), *self.decodes(threads)]
+        tasks.append(self.passes())
+        if self.busy:
+            tasks.append(self.disturbed())
+        return tasks
+
+    def decodes(self, threads: int) -> list[Decode]:
+        """Returns the decoding tasks with this number of threads, the smallest batch first."""
+        return [
+            self.decode(batch, threads)
+            for batch in sorted(self.new)
+            if batch == 1 or threads == self.threads[0] or not self.brief
+        ]
+
+    def decode(self, batch: int, threads: int) -> Decode:
+        """Returns one decoding task."""
+        return Decode(batch, threads, self.prompt, self.new[batch])
+
+    def passes(self) -> PassCost:
+        """Returns the task that measures passes by their width."""
+        return PassCost(self.threads[0], repeats=1 if self.brief else 3)
+
+    def disturbed(self) -> Decode:
+        """Returns the task of decoding one prompt while another program keeps a core busy."""
+        return Decode(1, self.threads[-1], self.prompt, DISTURBED_TOKENS, busy=True)
