@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PROMPT ?= Why is the sky blue?
 
-.PHONY: run test test-slow lint bench wheel clean
+.PHONY: run test lint bench wheel clean
 
 run: $(VENV)/.installed
 	$(BIN)/outlay run "$(PROMPT)"
@@ -12,10 +12,6 @@ run: $(VENV)/.installed
 test: $(VENV)/.tested lint
 	$(BIN)/outlay pull smollm2-135m
 	$(BIN)/python -m pytest
-
-test-slow: $(VENV)/.tested
-	$(BIN)/outlay pull smollm2-135m
-	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ def is_alive(pid):
 def test_contenders_take_turns_at_each_task_and_the_order_shifts_by_round():
     outcome = interleave([Clock("a"), Clock("b"), Clock("c")], [1, 2], rounds=2)
     moments = {(n, t, r): v["at"] for (n, t), rounds in outcome.values.items() for r, v in enumerate(rounds)}
-    order = [(name, task, turn) for name, task, turn in sorted(moments, key=moments.__getitem__)]
+    order = sorted(moments, key=moments.__getitem__)
     assert [step[1:] for step in order] == [(1, 0)] * 3 + [(2, 0)] * 3 + [(1, 1)] * 3 + [(2, 1)] * 3
     assert [step[0] for step in order] == [*"bca", *"bca", *"cab", *"cab"]
 
@@ -158,7 +158,6 @@ def test_a_contender_ends_by_itself_when_its_parent_is_killed(tmp_path):
 
 
 def children():
-    listed = subprocess.run(["ps", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [int(pid) for pid, parent, args in rows if int(parent) == os.getpid() and "interleave" in args]

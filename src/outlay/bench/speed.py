@@ -23,7 +23,7 @@ from outlay.bench.interleave import Contender, Outcome, interleave
 from outlay.bench.machine import describe
 from outlay.bench.speed_report import report
 from outlay.bench.speed_settings import Settings
-from outlay.bench.tasks import Decode
+from outlay.bench.tasks import Decode, Task
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.lm import DEFAULT_MODEL
 from outlay.models import hub
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
         contenders(settings, str(path), path), tasks, settings.rounds, around=_around, progress=Progress()
     )
     machine = describe(VERSIONS) | {"seconds": round(time.perf_counter() - started, 1), "model": path.name}
-    print(report(settings, outcome, machine))
     if args.out is not None:
         _write(args.out, settings, outcome, machine)
+    print(report(settings, outcome, machine))
     ours = [f"outlay {format}" for format in settings.formats]
     if all(name in outcome.failures for name in ours):
         raise FailureError(f"none of our own formats could be measured: {outcome.failures[ours[0]]}")
@@ -127,7 +127,7 @@ def _around(task: Any) -> AbstractContextManager[None]:
 
 
 def _fields(task: Hashable) -> dict[str, Any]:
-    assert isinstance(task, Decode | PassCost | ReadMemory)
+    assert isinstance(task, Task)
     return asdict(task)
 
 

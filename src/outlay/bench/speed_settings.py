@@ -13,8 +13,8 @@ DISTURBED_TOKENS = 5  # some engines take seconds a token when a core is shared
 class Settings:
     """What is measured on whom.
 
-    `new[batch]` is how many tokens each prompt of a batch gets. With `brief`, batches above 1 are measured with the least
-    number of threads only.
+    `new[batch]` is how many tokens each prompt of a batch gets. With `brief`, batches above 1 are measured with the
+    least number of threads only.
     """
 
     formats: tuple[str, ...]

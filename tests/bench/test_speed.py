@@ -1,0 +1,227 @@
+"""The speed suite: its options, its tasks, its report over an outcome made by hand, and a small run of the real thing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import pytest
+import torch
+
+from outlay.bench import speed
+from outlay.bench.busy import busy_cores
+from outlay.bench.contenders.llamacpp import LlamaCpp
+from outlay.bench.contenders.memory import Memory
+from outlay.bench.contenders.openvino import OpenVino
+from outlay.bench.contenders.ours import Ours, Stamped, own_ms
+from outlay.bench.contenders.transformers import Transformers
+from outlay.bench.interleave import Outcome, Spread
+from outlay.bench.machine import describe
+from outlay.bench.speed_report import report
+from outlay.bench.table import number, table, times
+from outlay.bench.tasks import Decode, PassCost, ReadMemory, decode_values, prompts
+from outlay.decode.greedy import Greedy
+from outlay.errors import UsageError
+from outlay.testing import tiny_model
+
+MACHINE = {"versions": {"torch": "1"}, "model": "m.gguf", "processor": "p", "cores": 2, "date": "d", "seconds": 9.0}
+
+
+def settings(*words):
+    parser = argparse.ArgumentParser()
+    speed.add_arguments(parser)
+    return speed.settings_of(parser.parse_args(words))
+
+
+def test_by_default_everything_is_measured_with_one_and_two_threads():
+    chosen = settings()
+    assert chosen.formats == ("auto", "int8", "bfloat16", "float32", "auto/torch")
+    assert chosen.peers == ("transformers", "openvino-genai", "llama-cpp-python")
+    decodes = [task for task in chosen.tasks() if isinstance(task, Decode)]
+    assert [(task.batch, task.threads) for task in decodes] == [(1, 1), (4, 1), (16, 1), (1, 2), (4, 2), (16, 2)]
+    assert [task.widths for task in chosen.tasks() if isinstance(task, PassCost)] == [[1, 2, 4, 8, 16, 32, 64, 128]]
+
+
+def test_a_quick_run_measures_large_batches_with_one_thread_only():
+    decodes = [task for task in settings("--quick").tasks() if isinstance(task, Decode)]
+    assert [(task.batch, task.threads) for task in decodes] == [(1, 1), (16, 1), (1, 2)]
+
+
+def test_a_shared_core_is_measured_with_the_most_threads_where_it_is_asked_for():
+    tasks = settings("--busy", "--threads", "1,2").tasks()
+    assert [task.threads for task in tasks if isinstance(task, Decode) and task.busy] == [2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--formats", "int5"], "no format 'int5' .did you mean 'int"),
+        (["--peers", "llama"], "no peer 'llama'"),
+        (["--threads", "0"], "numbers from 1 on"),
+        (["--threads", "two"], "numbers from 1 on"),
+        (["--rounds", "0"], "--rounds must be 1 or more"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_in_one_line(words, message):
+    with pytest.raises(UsageError, match=message):
+        settings(*words)
+
+
+def test_an_output_file_in_no_folder_is_refused_before_anything_runs(tmp_path):
+    parser = argparse.ArgumentParser()
+    speed.add_arguments(parser)
+    with pytest.raises(UsageError, match="no folder"):
+        speed.run(parser.parse_args(["--model", "nothing", "--out", str(tmp_path / "none" / "a.json")]))
+
+
+def test_without_peers_we_are_alone(tmp_path):
+    names = [one.name for one in speed.contenders(settings("--peers", "none", "--quick"), "m", tmp_path)]
+    assert names == ["memory", "outlay auto", "outlay bfloat16"]
+
+
+def test_the_decode_phase_is_where_all_sequences_have_begun_and_none_has_ended():
+    early, late = [0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]
+    values = decode_values([early, late])
+    assert values["tokens_per_second"] == pytest.approx(2)
+    assert values["step_ms"] == pytest.approx(1000)
+
+
+def test_prompts_differ_from_each_other_and_by_seed():
+    batch = prompts(4, 8, 1000, seed=1) + prompts(4, 8, 1000, seed=2)
+    assert len({tuple(prompt) for prompt in batch}) == 8
+    assert batch[:4] == prompts(4, 8, 1000, seed=1)
+    assert all(0 <= token < 1000 for prompt in batch for token in prompt)
+
+
+def test_numbers_have_three_digits_and_ratios_their_range():
+    assert [number(value) for value in (None, 1.2345, 12.345, 1234.5)] == ["-", "1.23", "12.3", "1234"]
+    assert times(Spread(3.5, 3.0, 4.25)) == "3.50x (3.00-4.25)"
+    assert times(None) == "-"
+
+
+def test_a_table_puts_numbers_to_the_right_and_lets_remarks_run_on():
+    lines = table(["", "tok/s", "ms"], [["ours", "200", "5"], ["a longer name", "not measured: a long reason"]])
+    assert lines.splitlines() == [
+        "               tok/s  ms",
+        "ours             200   5",
+        "a longer name  not measured: a long reason",
+    ]
+
+
+def made_outcome(chosen):
+    outcome = Outcome(failures={"llama-cpp-python": "not installed: pip install it"})
+    outcome.facts = {"memory": {}, "outlay auto": {"weight_bytes": 100_000_000}, "transformers float32": {}}
+    outcome.facts["transformers bfloat16"] = {}
+    one, many = chosen.decode(1, 1), chosen.decode(16, 1)
+
+    def decoded(rate, batch, own=0.25):
+        return [{"tokens_per_second": rate, "step_ms": 1000 * batch / rate, "own_ms": own}]
+
+    outcome.values = {
+        ("memory", ReadMemory(1)): [{"bytes_per_second": 25e9}],
+        ("outlay auto", one): decoded(200.0, 1),
+        ("outlay auto", many): decoded(600.0, 16, 0.75),
+        ("outlay auto", chosen.passes()): [{f"ms{width}": 5.0 + width for width in chosen.passes().widths}],
+        ("transformers float32", one): decoded(20.0, 1),
+        ("transformers bfloat16", one): decoded(40.0, 1),
+    }
+    if chosen.busy:
+        outcome.values["outlay auto", chosen.disturbed()] = decoded(100.0, 1)
+    outcome.idle = {"transformers float32": 0.5, "outlay auto": 0.001}
+    return outcome
+
+
+def test_the_report_answers_every_question_of_the_suite():
+    chosen = settings("--quick", "--threads", "1", "--formats", "auto", "--busy")
+    text = report(chosen, made_outcome(chosen), MACHINE)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "outlay auto 200 5 600 26.7" in rows  # decoding
+    assert "llama-cpp-python not measured: not installed: pip install it" in rows
+    assert "transformers float32 10.00x (10.00-10.00) -" in rows
+    assert "outlay auto 100 4 5 1.25x (1.25-1.25)" in rows  # the floor: 100 MB at 25 GB/s
+    assert "outlay auto 6 7 9 13 21 37 69 133" in rows  # passes
+    assert "outlay auto 0.25 0.75" in rows  # the engine's own share
+    assert "outlay auto 5 10 2.00x (2.00-2.00)" in rows  # a shared core
+    assert "batch 1 over transformers bfloat16 3.5x or more 5.00x (5.00-5.00) yes" in rows  # the faster baseline
+    assert "batch 16 over batch 1 4.0x or more 3.00x (3.00-3.00) no" in rows
+    assert "the engine's own share, batch 16 0.5 ms or less 0.75 ms no" in rows
+    assert "transformers float32 kept up to 50% of a core busy while others were measured" in rows
+
+
+def test_the_report_of_a_run_in_which_everything_failed_says_why():
+    chosen = settings("--quick", "--threads", "1", "--formats", "auto", "--peers", "none")
+    text = report(chosen, Outcome(failures={"outlay auto": "no such file", "memory": "none"}), MACHINE)
+    assert "not measured: no such file" in text
+
+
+def test_memory_is_read_at_a_speed_that_machines_have():
+    values = Memory().measure(ReadMemory(threads=torch.get_num_threads(), megabytes=64, repeats=2))
+    assert 1e8 < values["bytes_per_second"] < 1e13
+
+
+def test_spinners_are_gone_after_the_block():
+    with busy_cores(1, limit=30):
+        spinning = [pid for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == os.getpid()]
+        assert spinning
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in spinning)
+
+
+def _parent(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return int(stat.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+
+
+def test_peers_take_only_what_is_theirs(tmp_path):
+    file = tmp_path / "m.gguf"
+    four = Decode(batch=4, threads=1, prompt=8, new=4)
+    assert not Transformers(file, "float32", (1, 16)).takes(four)
+    assert OpenVino(file, (1,)).takes(four)
+    assert LlamaCpp(file, 4, 12).takes(four)
+    for contender in (Transformers(file, "float32"), OpenVino(file, (1,)), LlamaCpp(file, 4, 12)):
+        assert not contender.takes(PassCost(1))
+        assert not contender.takes(ReadMemory(1))
+
+
+@pytest.fixture
+def ours():
+    contender = Ours("tiny", "float32")
+    contender._model = tiny_model(context=1024)
+    return contender
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_our_contender_measures_decoding_and_leaves_the_cache_empty(ours, batch):
+    threads = torch.get_num_threads()
+    values = ours.measure(Decode(batch, threads, prompt=8, new=8))
+    assert values["step_ms"] == pytest.approx(1000 * batch / values["tokens_per_second"])
+    assert 0 < values["own_ms"] < values["step_ms"]
+    (worker,) = ours._lm(threads).engine.workers
+    assert worker.cache.in_use == 0
+
+
+def test_our_contender_measures_a_pass_of_each_width_and_leaves_the_cache_empty(ours):
+    threads = torch.get_num_threads()
+    values = ours.measure(PassCost(threads, widest=8, prompt=32, repeats=1))
+    assert list(values) == ["ms1", "ms2", "ms4", "ms8"]
+    assert all(value > 0 for value in values.values())
+    (worker,) = ours._lm(threads).engine.workers
+    assert worker.cache.in_use == 0
+    assert worker.ledger.target_tokens == 32 + 2 * (1 + 2 + 4 + 8)
+
+
+def test_the_own_share_of_a_tick_is_what_is_not_its_pass():
+    methods = [Stamped(Greedy(), lambda: 0.0) for _ in range(2)]
+    methods[0].times, methods[0].readings = [0.0, 1.0, 2.0, 3.0], [0.9, 1.6, 2.3, 3.0]
+    methods[1].times, methods[1].readings = [1.0, 2.0, 3.0, 4.0], [1.6, 2.3, 3.0, 3.7]
+    assert own_ms(methods) == pytest.approx(300)
+
+
+def test_the_machine_is_described_with_the_versions_that_are_there():
+    found = describe(("torch", "no-such-distribution"))
+    assert list(found["versions"]) == ["torch"]
+    assert found["cores"] >= 1
+    json.dumps(found)
