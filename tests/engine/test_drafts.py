@@ -54,8 +54,8 @@ def test_a_drafted_chain_writes_what_greedy_writes_alone_and_in_a_mixed_batch(dr
     expected = [tiny_lm().generate(prompt, max_tokens=30, ignore_eos=True).tokens for prompt in PROMPTS]
     lm = tiny_lm()
     handles = [
-        lm.submit(prompt, method=Chain(depth=1 + i % 4) if i % 3 else "greedy", draft=draft, max_tokens=30, ignore_eos=True)
-        for i, prompt in enumerate(PROMPTS)
+        lm.submit(prompt, method=method, draft=draft, max_tokens=30, ignore_eos=True)
+        for prompt, method in zip(PROMPTS, ["greedy", Chain(2), Chain(3), "greedy", Chain(1), Chain(4)], strict=True)
     ]
     results = [handle.result(60) for handle in handles]
     assert [result.tokens for result in results] == expected
@@ -65,6 +65,6 @@ def test_a_drafted_chain_writes_what_greedy_writes_alone_and_in_a_mixed_batch(dr
     assert total.draft_tokens == sum(w.ledger.draft_tokens for w in lm.engine.workers if w.role == "draft")
     if draft.fingerprint == lm.model.fingerprint:
         assert total.accepted == total.drafted, "a model agrees with itself"
-        assert results[1].ledger.target_passes <= 30 / 3 + 1
+        assert results[2].ledger.target_passes <= 30 / 4 + 1
     lm.engine.clear()
     assert all(worker.cache.in_use == 0 for worker in lm.engine.workers)

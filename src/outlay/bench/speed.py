@@ -27,6 +27,7 @@ from outlay.bench.tasks import Decode, Task
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.lm import DEFAULT_MODEL
 from outlay.models import hub
+from outlay.models.linear import fast_bfloat16
 from outlay.models.load import DTYPES
 
 PEERS = ("transformers", "openvino-genai", "llama-cpp-python")
@@ -68,11 +69,16 @@ def run(args: argparse.Namespace) -> int:
 
 def contenders(settings: Settings, source: str, path: Path) -> list[Contender]:
     """Returns who takes part: memory, ourselves, and the peers."""
-    batches = max(settings.new)
+    most = max(settings.new)
+    wide = (
+        ["float32"] if settings.brief and not fast_bfloat16() else ["bfloat16", "float32"]
+    )  # the slower takes a minute
     peers: dict[str, list[Contender]] = {
-        "transformers": [Transformers(path, dtype, (1, batches)) for dtype in ("bfloat16", "float32")],
+        "transformers": [
+            Transformers(path, dtype, (1, most) if dtype in wide else (1,)) for dtype in ("bfloat16", "float32")
+        ],
         "openvino-genai": [OpenVino(path, settings.threads)],
-        "llama-cpp-python": [LlamaCpp(path, batches, settings.prompt + max(settings.new.values()))],
+        "llama-cpp-python": [LlamaCpp(path, most, settings.prompt + max(settings.new.values()))],
     }
     ours = [Ours(source, format) for format in settings.formats]
     return [Memory(), *ours, *(contender for name in settings.peers for contender in peers[name])]
