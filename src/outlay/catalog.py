@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 import types
 import typing
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -79,8 +79,6 @@ def parse(text: str) -> Method:
 
 
 def _required(option: Any) -> bool:
-    from dataclasses import MISSING
-
     return option.default is MISSING and option.default_factory is MISSING
 
 
