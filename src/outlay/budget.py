@@ -22,7 +22,7 @@ class Ledger:
     `draft_tokens` the positions that they computed for it. A multiply-add is 2 `flops`. `weight_bytes` is the run's
     share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values that
     attention read: what several runs read together is counted once. `extras` holds what only one method counts, under
-    its own names.
+    its own names. `ran_on` names the code that did the passes, "native avx512vnni" or "torch".
     """
 
     target_passes: int = 0
@@ -40,9 +40,10 @@ class Ledger:
     kv_bytes: int = 0
     seconds: float = 0.0
     extras: dict[str, float] = field(default_factory=dict)
+    ran_on: tuple[str, ...] = ()
 
     def __add__(self, other: Ledger) -> Ledger:
-        """Returns the sum, entry by entry; extras are added by name."""
+        """Returns the sum, entry by entry; extras are added by name, and what both ran on is joined."""
         total = Ledger()
         total += self
         total += other
@@ -50,26 +51,31 @@ class Ledger:
 
     def __iadd__(self, other: Ledger) -> Ledger:
         """Adds `other` to this ledger in place."""
+        mine, theirs = self.__dict__, other.__dict__
         for name in ENTRIES:
-            amount = getattr(other, name)
-            if amount:
-                setattr(self, name, getattr(self, name) + amount)
+            if theirs[name]:
+                mine[name] += theirs[name]
         for name, amount in other.extras.items():
             self.extras[name] = self.extras.get(name, 0) + amount
+        if other.ran_on != self.ran_on:
+            self.ran_on = tuple(sorted({*self.ran_on, *other.ran_on}))
         return self
 
     def __str__(self) -> str:
         return self.table()
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns every entry by name, `extras` as a dict of their own."""
-        return {name: getattr(self, name) for name in ENTRIES} | {"extras": dict(self.extras)}
+        """Returns every entry by name, `extras` as a dict of their own and `ran_on` as a list."""
+        counted = {name: getattr(self, name) for name in ENTRIES}
+        return counted | {"extras": dict(self.extras), "ran_on": list(self.ran_on)}
 
     def table(self) -> str:
         """Returns the entries that are not zero, a line each, with rates where they tell something."""
         rows = [(name.replace("_", " "), _amount(name, getattr(self, name))) for name in ENTRIES if getattr(self, name)]
         rows += [(name.replace("_", " "), f"{amount:,.6g}") for name, amount in self.extras.items()]
         rows += self._rates()
+        if self.ran_on:
+            rows.append(("ran on", ", ".join(self.ran_on)))
         width = max((len(name) for name, _ in rows), default=0)
         height = max((len(amount) for _, amount in rows), default=0)
         return "\n".join(f"{name:<{width}}  {amount:>{height}}" for name, amount in rows)
@@ -83,7 +89,7 @@ class Ledger:
         return rates
 
 
-ENTRIES: tuple[str, ...] = tuple(entry.name for entry in fields(Ledger) if entry.name != "extras")
+ENTRIES: tuple[str, ...] = tuple(entry.name for entry in fields(Ledger) if entry.name not in ("extras", "ran_on"))
 
 
 def _amount(name: str, amount: float) -> str:

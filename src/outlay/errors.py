@@ -18,6 +18,12 @@ class FailureError(OutlayError, RuntimeError):
     """What was asked for is right but could not be done; the command line exits with status 1."""
 
 
+def one_line(error: BaseException) -> str:
+    """Returns what an error says, on one line; that of somebody else with its kind before it."""
+    text = str(error) if isinstance(error, OutlayError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns " (did you mean 'a' or 'b'?)" for the names in `known` that are closest to `word`, or ""."""
     close = get_close_matches(word, list(known), n=2, cutoff=0.5)

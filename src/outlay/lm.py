@@ -18,8 +18,9 @@ from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method
 from outlay.engine.run import RunOptions
 from outlay.engine.sampling import Sampling
-from outlay.errors import UsageError
+from outlay.errors import UsageError, nearest
 from outlay.models.load import Model, load_model
+from outlay.tree.cache import KV_DTYPES
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 MAX_TOKENS = 256
@@ -118,7 +119,7 @@ class LM:
             method = Greedy() if temperature == 0 else Sample()
         chosen = catalog.parse(method) if isinstance(method, str) else method
         tokens = self.encode(prompt, chat=chat)
-        return self.engine.submit(self.model, chosen, tokens, options, draft=self._draft(draft), trace=trace)
+        return self.engine.submit(self.model, chosen, tokens, options, draft=self.draft(draft), trace=trace)
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """Answers a prompt and returns the result.
@@ -140,9 +141,12 @@ class LM:
             handle.cancel()
             raise
 
-    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
+    def generate_batch(self, prompts: Sequence[Prompt], *, chat: bool = True, **options: Any) -> list[Result]:
         """Answers several prompts together; each gets what it would get alone. The options are those of `generate`."""
-        return [handle.result() for handle in [self.submit(prompt, **options) for prompt in prompts]]
+        encoded = [self.encode(prompt, chat=chat) for prompt in prompts]
+        with self.engine.together():
+            handles = [self.submit(tokens, **options) for tokens in encoded]
+        return [handle.result() for handle in handles]
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Answers a prompt piece by piece; the arguments are those of `generate`."""
@@ -167,7 +171,8 @@ class LM:
         if strange is not None:
             raise UsageError(f"logit_bias names token {strange}, but the vocabulary goes from 0 to {vocab - 1}")
 
-    def _draft(self, draft: str | Model | LM | None) -> Model | None:
+    def draft(self, draft: str | Model | LM | None) -> Model | None:
+        """Returns the model that `draft` means, loaded once, on the device of this one."""
         if isinstance(draft, LM):
             return draft.model
         if isinstance(draft, str):
@@ -186,6 +191,7 @@ def load(
     cache_tokens: int | None = None,
     prefix_cache: bool = True,
     max_runs: int = 64,
+    kv_dtype: str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> LM:
     """Loads a model: an alias (`outlay models` lists them), a folder in the hub's layout, a `.gguf` file or a hub id.
@@ -193,8 +199,9 @@ def load(
     **Arguments:** `source` is the default model if it is left out. `dtype` is "auto" (as the file holds its weights,
     or what is fastest), "float32", "bfloat16", "float16", "int8" or "int4". `threads` sets torch's and our own for the
     whole process. `cache_tokens` limits how many tokens' keys and values are held at once. `prefix_cache=False` keeps
-    nothing between requests. `max_runs` is how many requests are worked on at a time. `progress` is called with a
-    phase, what is done and the total.
+    nothing between requests. `max_runs` is how many requests are worked on at a time. `kv_dtype` is how keys and values
+    are held: "float32", "bfloat16", "int8" (with a scale for each 32 dimensions of a head), or "auto", as activations
+    are. `progress` is called with a phase, what is done and the total.
 
     Raises `UsageError` for a source that isn't known or can't be read, `FailureError` where fetching or memory fails.
     """
@@ -204,8 +211,14 @@ def load(
         torch.set_num_threads(threads)
         if kernels.available():
             kernels.set_threads(threads)
+    if kv_dtype != "auto" and kv_dtype not in KV_DTYPES:
+        known = ("auto", *KV_DTYPES)
+        raise UsageError(
+            f"kv_dtype {kv_dtype!r} is not known{nearest(kv_dtype, known)}; it is one of {', '.join(known)}"
+        )
     model = load_model(source or DEFAULT_MODEL, dtype=dtype, device=device, progress=progress)
-    return LM(model, Engine(cache_tokens=cache_tokens, prefix_cache=prefix_cache, max_runs=max_runs))
+    held = KV_DTYPES.get(kv_dtype)
+    return LM(model, Engine(cache_tokens=cache_tokens, prefix_cache=prefix_cache, max_runs=max_runs, kv_dtype=held))
 
 
 DEFAULT_MODEL = "smollm2-135m"

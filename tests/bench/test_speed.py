@@ -18,9 +18,10 @@ from outlay.bench.contenders.ours import Ours, Stamped, own_ms
 from outlay.bench.contenders.transformers import Transformers
 from outlay.bench.interleave import Outcome, Spread
 from outlay.bench.machine import describe
-from outlay.bench.speed_report import report
+from outlay.bench.speed_report import overview, report
+from outlay.bench.speed_result import as_dict
 from outlay.bench.table import number, table, times
-from outlay.bench.tasks import Decode, PassCost, ReadMemory, decode_values, prompts
+from outlay.bench.tasks import Decode, PassCost, Prompt, ReadMemory, decode_values, prompts
 from outlay.decode.greedy import Greedy
 from outlay.errors import UsageError
 from outlay.testing import tiny_model
@@ -40,7 +41,9 @@ def test_by_default_everything_is_measured_with_one_and_two_threads():
     assert chosen.peers == ("transformers", "openvino-genai", "llama-cpp-python")
     decodes = [task for task in chosen.tasks() if isinstance(task, Decode)]
     assert [(task.batch, task.threads) for task in decodes] == [(1, 1), (4, 1), (16, 1), (1, 2), (4, 2), (16, 2)]
-    assert [task.widths for task in chosen.tasks() if isinstance(task, PassCost)] == [[1, 2, 4, 8, 16, 32, 64, 128]]
+    widths = [1, 2, 4, 8, 16, 32, 64, 128]
+    assert [task.widths for task in chosen.tasks() if isinstance(task, PassCost)] == [widths, widths]
+    assert [task.threads for task in chosen.tasks() if isinstance(task, Prompt)] == [1, 2]
 
 
 def test_a_quick_run_measures_large_batches_with_one_thread_only():
@@ -122,7 +125,7 @@ def made_outcome(chosen):
         ("memory", ReadMemory(1)): [{"bytes_per_second": 25e9}],
         ("outlay auto", one): decoded(200.0, 1),
         ("outlay auto", many): decoded(600.0, 16, 0.75),
-        ("outlay auto", chosen.passes()): [{f"ms{width}": 5.0 + width for width in chosen.passes().widths}],
+        ("outlay auto", chosen.passes(1)): [{f"ms{width}": 5.0 + width for width in chosen.passes(1).widths}],
         ("transformers float32", one): decoded(20.0, 1),
         ("transformers bfloat16", one): decoded(40.0, 1),
     }
@@ -134,7 +137,7 @@ def made_outcome(chosen):
 
 def test_the_report_answers_every_question_of_the_suite():
     chosen = settings("--quick", "--threads", "1", "--formats", "auto", "--busy")
-    text = report(chosen, made_outcome(chosen), MACHINE)
+    text = report(json.loads(json.dumps(as_dict(chosen, made_outcome(chosen), MACHINE))))
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "outlay auto 200 5 600 26.7" in rows  # decoding
     assert "llama-cpp-python not measured: not installed: pip install it" in rows
@@ -143,15 +146,26 @@ def test_the_report_answers_every_question_of_the_suite():
     assert "outlay auto 6 7 9 13.0 21.0 37.0 69.0 133" in rows  # passes
     assert "outlay auto 0.25 0.75" in rows  # the engine's own share
     assert "outlay auto 5 10.0 2.00x (2.00-2.00)" in rows  # a shared core
+    assert "over one row 1.00 1.17 1.50 2.17 3.50 6.17 11.50 22.17" in rows
+    assert "outlay auto: 16 rows over one 1.3x or less 3.50x (3.50-3.50) no" in rows
+    assert "a core shared with another program, slower 2.5x or less 2.00x (2.00-2.00) yes" in rows
     assert "batch 1 over transformers bfloat16 3.5x or more 5.00x (5.00-5.00) yes" in rows  # the faster baseline
-    assert "batch 16 over batch 1 4.0x or more 3.00x (3.00-3.00) no" in rows
+    assert "batch 16 over batch 1 10x or more 3.00x (3.00-3.00) no" in rows
     assert "the engine's own share, batch 16 0.5 ms or less 0.75 ms no" in rows
     assert "transformers float32 kept up to 50% of a core busy while others were measured" in rows
 
 
+def test_the_overview_is_a_table_of_speeds_with_ours_first():
+    chosen = settings("--quick", "--threads", "1", "--formats", "auto")
+    lines = overview(as_dict(chosen, made_outcome(chosen), MACHINE)).splitlines()
+    assert lines[0] == "m.gguf, 1 thread of p, d, tokens a second:"
+    assert lines[2:5] == ["| | batch 1 | batch 16 |", "| --- | --- | --- |", "| **outlay auto** | **200** | **600** |"]
+    assert "| transformers float32 | 20.0 | - |" in lines
+
+
 def test_the_report_of_a_run_in_which_everything_failed_says_why():
     chosen = settings("--quick", "--threads", "1", "--formats", "auto", "--peers", "none")
-    text = report(chosen, Outcome(failures={"outlay auto": "no such file", "memory": "none"}), MACHINE)
+    text = report(as_dict(chosen, Outcome(failures={"outlay auto": "no such file", "memory": "none"}), MACHINE))
     assert "not measured: no such file" in text
 
 

@@ -36,7 +36,7 @@ def test_json_is_one_object_of_the_documented_shape(outlay, tiny):
     assert list(row) == FIELDS
     assert len(row["tokens"]) == row["ledger"]["tokens_out"] == 12
     assert (row["finish_reason"], row["method"], row["model"]) == ("length", "greedy", "tiny")
-    assert list(row["ledger"]) == [*ENTRIES, "extras"]
+    assert list(row["ledger"]) == [*ENTRIES, "extras", "ran_on"]
 
 
 def test_json_and_plain_text_agree(outlay, tiny):

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+import torch
 
-from outlay import About, Ledger, Method
+from outlay import LM, About, Ledger, Method
+from outlay.engine.engine import Engine
 from outlay.testing import PROMPTS, tiny_lm, tiny_model
 
 
@@ -24,7 +26,8 @@ class Chain(Method):
             drafted = yield from self.draft(run)
             nodes = [run.tip]
             for token in drafted:
-                nodes += run.tree.extend([nodes[-1]], [token])
+                nodes += run.tree.extend([nodes[-1]], [token], "draft")
+                run.mark(nodes[-1], round=run.ledger.rounds)
             logits = yield run.target.forward(nodes)
             last = nodes[0]
             for node, row in zip(nodes[1:], logits, strict=False):
@@ -68,3 +71,59 @@ def test_a_drafted_chain_writes_what_greedy_writes_alone_and_in_a_mixed_batch(dr
         assert results[2].ledger.target_passes <= 30 / 4 + 1
     lm.engine.clear()
     assert all(worker.cache.in_use == 0 for worker in lm.engine.workers)
+
+
+def test_results_and_traces_say_which_tokens_were_drafted():
+    lm, events = tiny_lm(), []
+    result = lm.generate("Once", method=Chain(2), draft=lm.model, max_tokens=9, ignore_eos=True, trace=events.append)
+    assert result.origins == ["draft", "draft", ""] * 3, "a model agrees with itself"
+    origins = {
+        row["node"]: row.get("origin", "") for event in events if event["event"] == "grow" for row in event["nodes"]
+    }
+    kept = [node for event in events if event["event"] == "keep" for node in event["nodes"]][-9:]
+    assert [origins[node] for node in kept] == result.origins
+    marked = {event["node"]: event["round"] for event in events if event["event"] == "mark"}
+    assert [marked[node] for node in kept if node in marked] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8", "bfloat16"])
+def test_a_drafted_chain_writes_what_greedy_writes_in_every_weight_format(dtype):
+    """Activations are rounded to int8 there, so that a difference in the last bit would grow."""
+    model = tiny_model(dtype=dtype)
+    expected = [LM(model, Engine()).generate(prompt, max_tokens=200, ignore_eos=True).tokens for prompt in PROMPTS]
+    lm = LM(model, Engine())
+    methods = ["greedy", Chain(2), Chain(5), Chain(3), Chain(1), Chain(4)]
+    handles = [
+        lm.submit(prompt, method=method, draft=tiny_model(seed=0), max_tokens=200, ignore_eos=True)
+        for prompt, method in zip(PROMPTS, methods, strict=True)
+    ]
+    results = [handle.result(60) for handle in handles]
+    assert [result.tokens for result in results] == expected
+    assert any(0 < result.ledger.accepted < result.ledger.drafted for result in results)
+
+
+@dataclass(frozen=True)
+class Logits(Method):
+    """Keeps the logits after the prompt; after 7 and 9 behind it, too, by way of a fork at a node not computed yet."""
+
+    forked: bool
+    kept: list
+
+    about: ClassVar[About] = About("logits", "logits", "", "test", "", "")
+
+    def decode(self, run):
+        self.kept.append((yield run.target.forward([run.tip])))
+        if self.forked:
+            node = run.tree.extend([run.tip], [7])[0]
+            twin = run.target.fork(run.tree, node)
+            run.commit(8)  # gives up `node`, which the fork still holds
+            twin.append([9])
+            self.kept.append((yield run.target.forward([twin.tip])))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_a_node_that_its_tree_gave_up_is_computed_where_a_fork_still_holds_it(dtype):
+    model, kept = tiny_model(dtype=dtype), []
+    for prompt, forked in (([1, 2, 3, 7, 9], False), ([1, 2, 3], True)):
+        LM(model, Engine()).generate(prompt, method=Logits(forked, kept), max_tokens=9, ignore_eos=True)
+    torch.testing.assert_close(kept[2], kept[0], rtol=1e-5, atol=1e-5)

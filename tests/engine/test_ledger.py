@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,6 +87,35 @@ def test_ledgers_add_up_and_print():
     assert "tokens per target pass" in table
     assert len({len(line) for line in table.splitlines()}) == 1, "the columns line up"
     assert total.as_dict()["extras"] == {"visits": 3, "rounds": 4}
+
+
+def test_what_ran_is_joined_whatever_the_order():
+    one, two = Ledger(ran_on=("torch",)), Ledger(ran_on=("native avx2",))
+    assert (one + two).ran_on == (two + one).ran_on == ("native avx2", "torch")
+    assert (one + one).ran_on == (one + Ledger()).ran_on == ("torch",)
+    assert (one + two).as_dict()["ran_on"] == ["native avx2", "torch"]
+    assert "ran on" in one.table()
+    assert "ran on" not in Ledger(flops=1).table()
+
+
+@pytest.mark.parametrize("limit", ["none", "avx2", "scalar", ""])
+def test_the_ledger_says_which_code_did_the_passes(limit):
+    program = (
+        "from outlay import LM, kernels\nfrom outlay.engine.engine import Engine\n"
+        "from outlay.testing import tiny_model\n"
+        "for dtype in ('float32', 'int4'):\n"
+        "    lm = LM(tiny_model(dtype=dtype), Engine())\n"
+        "    print(lm.generate('a', max_tokens=2, ignore_eos=True).ledger.as_dict()['ran_on'])\n"
+        "print(kernels.isa())"
+    )
+    environment = {**os.environ, "OUTLAY_ISA": limit, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    floats, quantized, isa = result.stdout.split("\n")[:3]
+    assert floats == "['torch']", "no kernel of ours holds float32 weights"
+    assert quantized == ("['torch']" if isa == "none" else f"['native {isa}']")
+    assert isa == limit or limit in ("", "avx2", "scalar")
 
 
 def test_budgets_parse():

@@ -26,7 +26,7 @@ def visible_keys(pieces, n):
     """For each row, the slots that it sees, in order."""
     seen = [[] for _ in range(n)]
     for piece in pieces:
-        rows = range(n) if piece.rows is None else piece.rows.tolist()
+        rows = range(n) if piece.rows is None else piece.rows
         for i, row in enumerate(rows):
             limit = piece.length if piece.limits is None else int(piece.limits[i])
             for j in range(min(limit, piece.length)):

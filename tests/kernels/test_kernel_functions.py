@@ -1,4 +1,8 @@
+from functools import partial
+
+import pytest
 import torch
+import torch.nn.functional as F
 
 from outlay import kernels
 
@@ -23,7 +27,22 @@ def test_rms_norm():
         assert torch.equal(torch.cat([kernels.rms_norm(row[None], weight, 1e-5) for row in x]), result)
 
 
-def test_silu_mul():
-    gate, up = torch.randn(3, 101) * 20, torch.randn(3, 101)
-    expected = torch.nn.functional.silu(gate.double()) * up.double()
-    assert torch.allclose(kernels.silu_mul(gate, up).double(), expected, rtol=1e-6, atol=1e-30)
+def test_layer_norm():
+    for size in (576, 64, 13):
+        x, weight, bias = torch.randn(7, size) + 3, torch.randn(size), torch.randn(size)
+        expected = torch.nn.functional.layer_norm(x.double(), (size,), weight.double(), bias.double(), 1e-5)
+        result = kernels.layer_norm(x, weight, bias, 1e-5)
+        assert (result - expected).abs().max() < 5e-6
+        assert torch.equal(torch.cat([kernels.layer_norm(row[None], weight, bias, 1e-5) for row in x]), result)
+
+
+@pytest.mark.parametrize(
+    ("kind", "exactly"),
+    [("silu", F.silu), ("gelu", F.gelu), ("gelu_tanh", partial(F.gelu, approximate="tanh")), ("relu", F.relu)],
+)
+def test_activations(kind, exactly):
+    x, up = torch.cat([torch.linspace(-20, 20, 4003), torch.tensor([0.0, 100.0, -100.0])]), torch.randn(4006)
+    assert (kernels.activate(kind, x) - exactly(x.double())).abs().max() < 3e-6
+    near = x.abs() < 5
+    assert (kernels.activate(kind, x) - exactly(x.double()))[near].abs().max() < 1e-6
+    assert torch.equal(kernels.activate(kind, x, up), kernels.activate(kind, x) * up)

@@ -1,49 +1,117 @@
 """The fused decoder against the same network written in torch, and against itself at other widths."""
 
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, pairwise
 
 import pytest
 import torch
-from kernel_helpers import attend_exactly, make_layer, rows_of
+import torch.nn.functional as F
+from kernel_helpers import make_layer, rows_of
 
 from outlay import kernels
-from outlay.kernels import FusedDecoder, FusedLayer, FusedWeights, Piece, Plan
+from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, KeyValues, Piece, Plan
 
 HIDDEN, HEADS, KV_HEADS, DIM, WIDE, VOCAB, LAYERS, CAPACITY = 96, 6, 2, 32, 160, 203, 3, 96
 EPS, SCALE = 1e-5, DIM**-0.5
 
 
-def make_weights(form, extras=False, rope_dim=DIM):
-    vector = lambda size, seed: 1 + 0.1 * rows_of(1, size, seed)[0]  # noqa: E731
-    qkv = (HEADS + 2 * KV_HEADS) * DIM
-    layers = []
-    for i in range(LAYERS):
-        seed = 10 * i
-        layers.append(
-            FusedLayer(
-                input_norm=vector(HIDDEN, seed),
-                qkv=make_layer(form, qkv, HIDDEN, seed + 1),
-                o=make_layer(form, HIDDEN, HEADS * DIM, seed + 2),
-                post_norm=vector(HIDDEN, seed + 3),
-                gate_up=make_layer(form, 2 * WIDE, HIDDEN, seed + 4),
-                down=make_layer(form, HIDDEN, WIDE, seed + 5),
-                qkv_bias=rows_of(1, qkv, seed + 6)[0] if extras else None,
-                q_norm=vector(DIM, seed + 7) if extras else None,
-                k_norm=vector(DIM, seed + 8) if extras else None,
-            )
+@dataclass(frozen=True)
+class Kind:
+    """What a decoder is made of beside its linear layers."""
+
+    biases: bool = False
+    head_norms: bool = False
+    layer_norm: bool = False
+    post_norms: bool = False
+    rope_dim: int = DIM  # 0: positions are not rotated
+    softcaps: bool = False
+    activation: str = "silu"
+    gated: bool = True
+
+
+LLAMA = Kind()
+KINDS = {
+    "llama": LLAMA,
+    "qwen": Kind(biases=True, head_norms=True, rope_dim=DIM // 2),
+    "gemma2": Kind(post_norms=True, softcaps=True, activation="gelu_tanh"),
+    "gpt2": Kind(biases=True, layer_norm=True, rope_dim=0, activation="gelu", gated=False),
+    "opt": Kind(biases=True, layer_norm=True, rope_dim=0, activation="relu", gated=False),
+}
+
+
+def make_weights(form, kind=LLAMA):
+    seeds = count()
+
+    def vector(size):
+        return 1 + 0.1 * rows_of(1, size, next(seeds))[0]
+
+    def linear(m, k):
+        return FusedLinear(make_layer(form, m, k, next(seeds)), vector(m) - 1 if kind.biases else None)
+
+    def make_norm():
+        return FusedNorm(vector(HIDDEN), vector(HIDDEN) - 1 if kind.layer_norm else None)
+
+    layers = [
+        FusedLayer(
+            attn_norm=make_norm(),
+            qkv=linear((HEADS + 2 * KV_HEADS) * DIM, HIDDEN),
+            out=linear(HIDDEN, HEADS * DIM),
+            mlp_norm=make_norm(),
+            gate_up=linear(2 * WIDE if kind.gated else WIDE, HIDDEN),
+            down=linear(HIDDEN, WIDE),
+            q_norm=vector(DIM) if kind.head_norms else None,
+            k_norm=vector(DIM) if kind.head_norms else None,
+            post_attn_norm=make_norm() if kind.post_norms else None,
+            post_mlp_norm=make_norm() if kind.post_norms else None,
         )
-    angles = torch.arange(CAPACITY)[:, None] * 10000.0 ** (-torch.arange(0, rope_dim, 2) / rope_dim)
-    head = make_layer("q8" if form == "q4" else form, VOCAB, HIDDEN, 99)
-    return FusedWeights(layers, vector(HIDDEN, 98), head, angles.cos(), angles.sin(), HEADS, KV_HEADS, DIM, EPS, SCALE)
+        for _ in range(LAYERS)
+    ]
+    angles = torch.arange(CAPACITY)[:, None] * 10000.0 ** (-torch.arange(0, kind.rope_dim, 2) / max(kind.rope_dim, 1))
+    return FusedWeights(
+        layers,
+        make_norm(),
+        make_layer("q8" if form == "q4" else form, VOCAB, HIDDEN, 99),
+        HEADS,
+        KV_HEADS,
+        DIM,
+        EPS,
+        SCALE,
+        cos=angles.cos() if kind.rope_dim else None,
+        sin=angles.sin() if kind.rope_dim else None,
+        attention_softcap=2.0 if kind.softcaps else None,
+        logit_softcap=1.5 if kind.softcaps else None,
+        activation=kind.activation,
+        gated=kind.gated,
+    )
 
 
-def make_decoder(weights):
-    cache = [[torch.full((KV_HEADS, CAPACITY, DIM), torch.nan) for _ in range(LAYERS)] for _ in range(2)]
-    return FusedDecoder(weights, *cache)
+def make_cache(dtype=torch.float32):
+    if dtype != torch.int8:
+        return KeyValues(*(torch.full((KV_HEADS, CAPACITY, DIM), torch.nan, dtype=dtype) for _ in range(2)))
+    parts = [torch.full((KV_HEADS, CAPACITY, DIM), 77, dtype=dtype) for _ in range(2)]
+    return KeyValues(*parts, *(torch.full((KV_HEADS, CAPACITY, DIM // 16), torch.nan) for _ in range(2)))
 
 
-def norm(x, weight):
-    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight.double()
+def make_decoder(weights, dtype=torch.float32):
+    return FusedDecoder(weights, [make_cache(dtype) for _ in range(LAYERS)])
+
+
+def norm(x, part):
+    if part is None:
+        return x
+    if part.bias is not None:
+        return F.layer_norm(x, (HIDDEN,), part.weight.double(), part.bias.double(), EPS)
+    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * part.weight.double()
+
+
+def apply(linear, x):
+    y = x @ linear.packed.dequantize().double().T
+    return y if linear.bias is None else y + linear.bias
+
+
+def cap(x, limit):
+    return x if limit is None else limit * torch.tanh(x / limit)
 
 
 def rotate(x, cos, sin):
@@ -54,23 +122,32 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
+def attend(weights, q, k, v):
+    group = HEADS // KV_HEADS
+    scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1)) * SCALE
+    scores = cap(scores, weights.attention_softcap)
+    later = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+    return torch.einsum(
+        "hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), v.repeat_interleave(group, 1)
+    )
+
+
 def reference(weights, hidden):
     """Logits of all rows of one causal sequence from position 0, in float64."""
+    act = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
     n, x = len(hidden), hidden.double()
     for layer in weights.layers:
-        qkv = norm(x, layer.input_norm) @ layer.qkv.dequantize().double().T
-        if layer.qkv_bias is not None:
-            qkv = qkv + layer.qkv_bias
+        qkv = apply(layer.qkv, norm(x, layer.attn_norm))
         q, k, v = (part.view(n, -1, DIM) for part in qkv.split([HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM], dim=1))
         if layer.q_norm is not None:
-            q, k = norm(q, layer.q_norm), norm(k, layer.k_norm)
-        q, k = (rotate(part, weights.cos[:n], weights.sin[:n]) for part in (q, k))
-        seen = [list(range(i + 1)) for i in range(n)]
-        attended, _ = attend_exactly(q, k.transpose(0, 1), v.transpose(0, 1), seen, SCALE)
-        x = x + attended.view(n, -1) @ layer.o.dequantize().double().T
-        gate, up = (norm(x, layer.post_norm) @ layer.gate_up.dequantize().double().T).chunk(2, dim=1)
-        x = x + torch.nn.functional.silu(gate) * up @ layer.down.dequantize().double().T
-    return norm(x, weights.final_norm) @ weights.head.dequantize().double().T
+            q, k = norm(q, FusedNorm(layer.q_norm)), norm(k, FusedNorm(layer.k_norm))
+        if weights.cos is not None:
+            q, k = (rotate(part, weights.cos[:n], weights.sin[:n]) for part in (q, k))
+        x = x + norm(apply(layer.out, attend(weights, q, k, v).reshape(n, -1)), layer.post_attn_norm)
+        inner = apply(layer.gate_up, norm(x, layer.mlp_norm))
+        gate, up = inner.chunk(2, dim=1) if weights.gated else (inner, 1.0)
+        x = x + norm(apply(layer.down, act[weights.activation](gate) * up), layer.post_mlp_norm)
+    return cap(norm(x, weights.final_norm) @ weights.head.dequantize().double().T, weights.logit_softcap)
 
 
 def causal(begin, end):
@@ -88,22 +165,34 @@ def run_in_chunks(decoder, hidden, bounds):
 
 
 @pytest.mark.parametrize(("form", "bound"), [("f32", 1e-5), ("bf16", 1e-5), ("q8", 3e-2), ("q4", 3e-2)])
-@pytest.mark.parametrize(("extras", "rope_dim"), [(False, DIM), (True, DIM), (True, DIM // 2)])
-def test_equals_torch(form, bound, extras, rope_dim):
-    weights, hidden = make_weights(form, extras, rope_dim), rows_of(37, HIDDEN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_torch(form, bound, kind):
+    weights, hidden = make_weights(form, KINDS[kind]), rows_of(37, HIDDEN)
     logits = run_in_chunks(make_decoder(weights), hidden, [0, 20, 37])
     expected = reference(weights, hidden)
     assert (logits - expected).norm() / expected.norm() < bound
 
 
-@pytest.mark.parametrize("form", ["q4", "q8", "bf16", "f32"])
-def test_same_bits_stepping_and_in_chunks_on_one_and_two_threads(form):
-    weights, hidden = make_weights(form, extras=True), rows_of(70, HIDDEN)
-    expected = run_in_chunks(make_decoder(weights), hidden, list(range(71)))
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.int8, 2e-2)])
+def test_a_narrow_cache_stays_near(dtype, bound):
+    weights, hidden = make_weights("f32"), rows_of(37, HIDDEN)
+    logits = run_in_chunks(make_decoder(weights, dtype), hidden, [0, 20, 37])
+    expected = reference(weights, hidden)
+    assert 1e-4 < (logits - expected).norm() / expected.norm() < bound
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("q4", torch.float32), ("q8", torch.bfloat16), ("q4", torch.int8), ("bf16", torch.int8), ("f32", torch.float32)],
+)
+def test_same_bits_stepping_and_in_chunks_on_one_and_two_threads(form, dtype, kind):
+    weights, hidden = make_weights(form, KINDS[kind]), rows_of(70, HIDDEN)
+    expected = run_in_chunks(make_decoder(weights, dtype), hidden, list(range(71)))
     for threads in (1, 2):
         kernels.set_threads(threads)
         for bounds in ([0, 70], [0, 1, 3, 7, 24, 64, 70], [0, 33, 70]):
-            assert torch.equal(run_in_chunks(make_decoder(weights), hidden, bounds), expected)
+            assert torch.equal(run_in_chunks(make_decoder(weights, dtype), hidden, bounds), expected)
 
 
 def test_same_bits_for_a_tree_as_for_its_paths():
@@ -111,12 +200,11 @@ def test_same_bits_for_a_tree_as_for_its_paths():
     weights, hidden = make_weights("q4"), rows_of(23, HIDDEN)
     tree = make_decoder(weights)
     prefix = torch.arange(20)
-    tree.run(hidden[:20].clone(), prefix, prefix, causal(0, 20), head=False)
+    tree.run(hidden[:20].clone(), prefix, prefix, causal(0, 20), logits=False)
     slots = torch.tensor([50, 41, 77])
     mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.uint8)
     plan = Plan([Piece(0, 20), Piece(0, 3, slots=slots, mask=mask)], 3)
-    logits, best = tree.run(hidden[20:].clone(), torch.tensor([20, 21, 21]), slots, plan, argmax=True)
-    assert torch.equal(best, logits.argmax(dim=1))
+    logits, _ = tree.run(hidden[20:].clone(), torch.tensor([20, 21, 21]), slots, plan)
     for child in (21, 22):
         path = [*range(21), child]
         assert torch.equal(
@@ -130,13 +218,33 @@ def test_head_rows_layer_ranges_and_hidden():
     decoder, residual = make_decoder(weights), hidden.clone()
     logits, _ = decoder.run(residual, at, at, plan)
     rows = torch.tensor([8, 2])
-    chosen, best = decoder.run(hidden.clone(), at, at, plan, head_rows=rows, argmax=True)
-    assert torch.equal(chosen, logits[rows])
-    assert torch.equal(best, chosen.argmax(dim=1))
+    assert torch.equal(decoder.run(hidden.clone(), at, at, plan, head_rows=rows)[0], logits[rows])
     partly = hidden.clone()
-    assert decoder.run(partly, at, at, plan, head=False, layers=(0, 2)) == (None, None)
+    assert decoder.run(partly, at, at, plan, logits=False, layers=(0, 2)) == (None, None)
     assert torch.equal(decoder.run(partly, at, at, plan, layers=(2, LAYERS))[0], logits)
     assert torch.equal(partly, residual)
+
+
+@pytest.mark.parametrize("vocab", [1, 203, 256, 700])
+def test_top_logits_are_the_largest_the_lower_token_first(vocab):
+    weights = make_weights("f32", KINDS["gemma2"])
+    weight = make_layer("f32", vocab, HIDDEN, 99).dequantize()
+    weight[vocab // 2 :: 3] = weight[0].clone()  # equals, in several blocks
+    weights = replace(weights, head=kernels.pack_f32(weight))
+    decoder, hidden, at = make_decoder(weights), rows_of(9, HIDDEN), torch.arange(9)
+    for k in sorted({1, 2, 7, 300, vocab}):
+        if k > vocab:
+            continue
+        logits, top = decoder.run(hidden.clone(), at, at, causal(0, 9), top=k, lse=True)
+        expected = logits.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(top.tokens, expected.indices[:, :k])
+        assert torch.equal(top.logits, expected.values[:, :k])
+        assert (top.lse - logits.double().logsumexp(1)).abs().max() < 1e-6
+        rows = torch.tensor([4])
+        nothing, alone = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top=k, lse=True)
+        assert nothing is None
+        assert torch.equal(alone.tokens, top.tokens[rows])
+        assert torch.equal(alone.lse, top.lse[rows])
 
 
 def test_calls_from_several_threads():

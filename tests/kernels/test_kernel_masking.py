@@ -9,18 +9,25 @@ import pytest
 PROGRAM = """
 import hashlib, torch
 from outlay import kernels
-from outlay.kernels import Piece, Plan
+from outlay.kernels import KeyValues, Piece, Plan
 print(kernels.isa())
 if kernels.available():
     torch.manual_seed(0)
-    w, x = torch.randn(40, 96), torch.randn(7, 96)
+    w, x = torch.randn(90, 96), torch.randn(37, 96)
     layers = [kernels.pack_q4(*kernels.quantize_q4(w)), kernels.pack_q8(*kernels.quantize_q8(w))]
     layers += [kernels.pack_bf16(w), kernels.pack_f32(w)]
-    results = [layer(x) for layer in layers]
+    results = [layer(part) for layer in layers for width in (1, 3, 6, 10, 12, 18, 37) for part in x.split(width)]
     q, k, v = torch.randn(7, 4, 40), torch.randn(2, 90, 40), torch.randn(2, 90, 40)
     plan = Plan([Piece(0, 70), Piece(75, 13, mask=torch.rand(7, 13) < 0.5)], 7)
-    results += kernels.attend(q, k, v, plan, 0.2, lse=True)
-    results += [kernels.rms_norm(x, w[0], 1e-5), kernels.silu_mul(x, -x), kernels.exp(torch.linspace(-90, 90, 1001))]
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        scales = [torch.zeros(2, 90, 5) for _ in range(2)] if dtype == torch.int8 else []
+        cache = KeyValues(*(torch.zeros(2, 90, 40, dtype=dtype) for _ in range(2)), *scales)
+        kernels.store(cache, torch.arange(90), k.transpose(0, 1), v.transpose(0, 1))
+        results += [part.view(torch.uint8) for part in (cache.keys, cache.values, *scales)]
+        results += kernels.attend(q, cache, plan, 0.2, softcap=3.0, lse=True)
+    results += [kernels.rms_norm(x, w[0], 1e-5), kernels.layer_norm(x, w[0], w[1], 1e-5)]
+    results += [kernels.activate(kind, x, -x) for kind in ("silu", "gelu", "gelu_tanh", "relu")]
+    results += [kernels.exp(torch.linspace(-90, 90, 1001))]
     print(hashlib.sha256(b"".join(r.numpy().tobytes() for r in results)).hexdigest())
 """
 
@@ -37,12 +44,32 @@ def test_none_masks_everything():
     assert run_under("none") == ["none"]
 
 
-@pytest.mark.parametrize("limit", ["avx2", ""])
-def test_same_bits_as_scalar(limit):
+def test_an_unknown_limit_masks_everything():
+    assert run_under("avx99") == ["none"]
+
+
+@pytest.fixture(scope="module")
+def scalar_digest():
     name, digest = run_under("scalar")
     assert name == "scalar"
+    return digest
+
+
+# From the fastest to the slowest. Under a limit, what is faster must not run.
+LEVELS = ["amx", "avx512vnni", "avx2"]
+
+
+@pytest.mark.parametrize("limit", ["", *LEVELS])
+def test_same_bits_as_scalar(limit, scalar_digest):
     found = run_under(limit)
     if found == ["none"]:
         pytest.skip("this processor has no AVX2")
-    assert limit in ("", found[0])
-    assert found[1] == digest
+    assert found[0] in (LEVELS[LEVELS.index(limit) :] if limit else LEVELS)
+    assert found[1] == scalar_digest
+
+
+def test_emulated_amx_gives_the_bits_of_scalar(scalar_digest):
+    found = run_under("amx-emulated")
+    if found[0] in ("avx2", "none"):
+        pytest.skip("this processor has no AVX-512")
+    assert found == ["amx-emulated", scalar_digest]

@@ -42,6 +42,9 @@ class Laws(RuleBasedStateMachine):
         logits = self.toy.compute(self.cache, pairs)
         assert not self.computed & set(logits), "a node was computed twice"
         self.computed |= set(logits)
+        self.check(logits)
+
+    def check(self, logits):
         assert_fresh(self.toy, logits)
 
     def _tree(self, data):
@@ -157,7 +160,7 @@ def test_a_chain_is_read_as_one_span_without_a_mask():
     toy.compute(cache, [(tree, tree.tip.path())])
     for token in range(40):  # past its reserve: the region grows in place
         tree.keep(tree.extend([tree.tip], [token % VOCAB])[0])
-        plan = plan_pass([(tree, [tree.tip])], torch.from_numpy(cache.positions))
+        plan = plan_pass([(tree, [tree.tip])], cache.positions)
         assert len(plan.pieces[None]) == 1
         assert plan.pieces[None][0].mask is None
         assert plan.pieces[None][0].length == 4 + token
@@ -174,7 +177,7 @@ def test_what_several_trees_share_is_one_piece():
     for token, twin in enumerate(twins):
         twin.append([token])
     work = [(twin, [twin.tip]) for twin in twins]
-    pieces = plan_pass(work, torch.from_numpy(cache.positions)).pieces[None]
+    pieces = plan_pass(work, cache.positions).pieces[None]
     assert sorted((piece.length, len(piece.rows)) for piece in pieces) == [(1, 1)] * 4 + [(50, 4)]
     assert_fresh(toy, toy.compute(cache, work))
 
@@ -190,7 +193,7 @@ def test_trees_that_leave_a_span_at_different_points_share_its_beginning():
     for token, twin in enumerate(twins):
         twin.append([token])
     work = [(twin, [twin.tip]) for twin in twins]
-    pieces = plan_pass(work, torch.from_numpy(cache.positions)).pieces[None]
+    pieces = plan_pass(work, cache.positions).pieces[None]
     assert sorted((piece.length, len(piece.rows)) for piece in pieces) == [(1, 1)] * 3 + [(40, 3), (50, 1)]
     assert_fresh(toy, toy.compute(cache, work))
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
-from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,15 @@ from outlay.bench.contenders.memory import Memory
 from outlay.bench.contenders.openvino import OpenVino
 from outlay.bench.contenders.ours import WITHOUT_KERNELS, Ours
 from outlay.bench.contenders.transformers import Transformers
-from outlay.bench.interleave import Contender, Outcome, interleave
+from outlay.bench.interleave import Contender, interleave
 from outlay.bench.machine import describe
+from outlay.bench.options import check_folder_of, names
+from outlay.bench.progress import Progress
 from outlay.bench.speed_report import report
+from outlay.bench.speed_result import as_dict
 from outlay.bench.speed_settings import Settings
-from outlay.bench.tasks import Decode, Task
-from outlay.errors import FailureError, UsageError, nearest
+from outlay.bench.tasks import Decode
+from outlay.errors import FailureError, UsageError
 from outlay.lm import DEFAULT_MODEL
 from outlay.models import hub
 from outlay.models.linear import fast_bfloat16
@@ -49,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the report, and writes it; returns the exit status."""
     settings = settings_of(args)
-    if args.out is not None and not args.out.resolve().parent.is_dir():
-        raise UsageError(f"there is no folder {args.out.resolve().parent} to write {args.out.name} into")
+    check_folder_of(args.out)
     path = hub.resolve(args.model)
     started = time.perf_counter()
     tasks = settings.tasks()
@@ -58,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
         contenders(settings, str(path), path), tasks, settings.rounds, around=_around, progress=Progress()
     )
     machine = describe(VERSIONS) | {"seconds": round(time.perf_counter() - started, 1), "model": path.name}
+    found = as_dict(settings, outcome, machine)
     if args.out is not None:
-        _write(args.out, settings, outcome, machine)
-    print(report(settings, outcome, machine))
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(report(found))
     ours = [f"outlay {format}" for format in settings.formats]
     if all(name in outcome.failures for name in ours):
         raise FailureError(f"none of our own formats could be measured: {outcome.failures[ours[0]]}")
@@ -87,7 +87,7 @@ def contenders(settings: Settings, source: str, path: Path) -> list[Contender]:
 def settings_of(args: argparse.Namespace) -> Settings:
     """Returns what the options ask for. Raises `UsageError` for names and numbers that can't be used."""
     quick_formats = ("auto", "bfloat16")
-    formats = _names("format", args.formats, _formats()) if args.formats is not None else ()
+    formats = names("format", args.formats, _formats()) if args.formats is not None else ()
     if not formats:
         formats = quick_formats if args.quick else ("auto", "int8", "bfloat16", "float32", "auto" + WITHOUT_KERNELS)
     threads = _threads(args.threads)
@@ -96,7 +96,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise UsageError(f"--rounds must be 1 or more, not {rounds}")
     return Settings(
         formats=formats,
-        peers=() if args.peers == "none" else _names("peer", args.peers, PEERS),
+        peers=() if args.peers == "none" else names("peer", args.peers, PEERS),
         threads=threads,
         rounds=rounds,
         prompt=16 if args.quick else 32,
@@ -108,14 +108,6 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def _formats() -> tuple[str, ...]:
     return (*DTYPES, *(format + WITHOUT_KERNELS for format in DTYPES))
-
-
-def _names(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    strange = next((name for name in names if name not in known), None)
-    if strange is not None:
-        raise UsageError(f"there is no {kind} {strange!r}{nearest(strange, known)}; there are {', '.join(known)}")
-    return names
 
 
 def _threads(text: str) -> tuple[int, ...]:
@@ -130,46 +122,3 @@ def _around(task: Any) -> AbstractContextManager[None]:
     if not (isinstance(task, Decode) and task.busy):
         return nullcontext()
     return busy_cores(max(1, (os.cpu_count() or 1) - task.threads + 1))
-
-
-def _fields(task: Hashable) -> dict[str, Any]:
-    assert isinstance(task, Task)
-    return asdict(task)
-
-
-def _write(path: Path, settings: Settings, outcome: Outcome, machine: dict[str, Any]) -> None:
-    values = [
-        {
-            "contender": name,
-            "task": type(task).__name__,
-            **_fields(task),
-            "seconds": outcome.seconds[name, task],
-            "rounds": rounds,
-        }
-        for (name, task), rounds in outcome.values.items()
-    ]
-    whole = {
-        "machine": machine,
-        "settings": asdict(settings),
-        "contenders": outcome.facts,
-        "failures": outcome.failures,
-        "idle_cores": outcome.idle,
-        "values": values,
-    }
-    path.write_text(json.dumps(whole, indent=1) + "\n")
-
-
-class Progress:
-    """Shows how far a run is on stderr: one line, written over, on a terminal; a line for each phase elsewhere."""
-
-    def __init__(self) -> None:
-        self._live, self._phase = sys.stderr.isatty(), ""
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """Shows `phase` and how much of the whole is done."""
-        if self._live:
-            end = "\r" if done + 1 < total else "\r\x1b[K"
-            print(f"\r\x1b[Koutlay: {phase} ({done + 1} of {total})", end=end, file=sys.stderr, flush=True)
-        elif phase != self._phase:
-            print(f"outlay: {phase}", file=sys.stderr, flush=True)
-        self._phase = phase

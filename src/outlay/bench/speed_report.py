@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from outlay.bench.interleave import Outcome, Spread
+from outlay.bench.speed_result import read
 from outlay.bench.speed_settings import Settings
-from outlay.bench.table import number, table, times
-from outlay.bench.tasks import Decode, ReadMemory
+from outlay.bench.table import console, number, table, times
+from outlay.bench.tasks import Decode, Prompt, ReadMemory
 
 SPEED = "tokens_per_second"
 QUIET = 0.03  # of a core: what a process that waits may use
 
 
-def report(settings: Settings, outcome: Outcome, machine: dict[str, Any]) -> str:
-    """Returns the whole report as text."""
-    return "\n\n".join(filter(None, SpeedReport(settings, outcome).sections(machine)))
+def report(found: Mapping[str, Any]) -> str:
+    """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    return "\n\n".join(filter(None, SpeedReport(*read(found)).sections(found["machine"])))
+
+
+def overview(found: Mapping[str, Any]) -> str:
+    """Returns tokens a second with one thread, ours and everyone's, as a table of Markdown."""
+    settings, outcome = read(found)
+    speeds = SpeedReport(settings, outcome)
+    threads = settings.threads[0]
+    tasks = settings.decodes(threads)
+    machine = found["machine"]
+    lines = [
+        f"{machine['model']}, {_threads(threads)} of {machine['processor']}, {machine['date'][:10]}, tokens a second:",
+        "",
+        "| | " + " | ".join(f"batch {task.batch}" for task in tasks) + " |",
+        "| --- |" + " --- |" * len(tasks),
+    ]
+    for name in speeds.names:
+        cells = [number(outcome.median(name, task, SPEED)) for task in tasks]
+        if set(cells) != {"-"}:
+            version = outcome.facts.get(name, {}).get("version")
+            label = f"{name.split()[0]} {version}{name.removeprefix(name.split()[0])}" if version else name
+            strong = "**" if name == speeds.ours[0] else ""
+            lines.append("| " + " | ".join(f"{strong}{cell}{strong}" for cell in (label, *cells)) + " |")
+    return "\n".join(lines)
 
 
 class SpeedReport:
@@ -34,15 +58,20 @@ class SpeedReport:
         by_threads = [
             part
             for threads in self.settings.threads
-            for part in (self.decoding(threads), self.against_peers(threads), self.floor(threads))
+            for part in (
+                self.decoding(threads),
+                self.against_peers(threads),
+                self.floor(threads),
+                self.prompt(threads),
+                self.passes(threads),
+            )
         ]
         return [
             self.heading(machine),
             *by_threads,
-            self.passes(),
             self.own_share(),
             self.disturbed(),
-            self.goals(),
+            *(self.goals(threads) for threads in self.settings.threads),
             self.restless(),
         ]
 
@@ -103,13 +132,38 @@ class SpeedReport:
         floors = [1000 * weight / bandwidth if weight and bandwidth else None for bandwidth in bandwidths]
         return self.outcome.paired(self.outcome.series(name, self.settings.decode(1, threads), "step_ms"), floors)
 
-    def passes(self) -> str:
-        """The cost of a pass by its width."""
-        task = self.settings.passes()
+    def prompt(self, threads: int) -> str:
+        """How fast a long prompt is read, and our speed over each other engine's."""
+        task = Prompt(threads)
+        rows = [
+            [name, number(speed), times(self.outcome.ratio((self.ours[0], task), (name, task), SPEED))]
+            for name in self.names
+            if (speed := self.outcome.median(name, task, SPEED)) is not None
+        ]
+        return _section(
+            f"A prompt of {task.length} tokens, {_threads(threads)}", ["", "tok/s", f"{self.ours[0]} over it"], rows
+        )
+
+    def passes(self, threads: int) -> str:
+        """The cost of a pass by its width, in milliseconds and over that of one row."""
+        task = self.settings.passes(threads)
         header = ["new nodes", *map(str, task.widths)]
-        rows = [[n, *(number(self.outcome.median(n, task, f"ms{w}")) for w in task.widths)] for n in self.ours]
+        rows = []
+        for name in self.ours:
+            cells = [number(self.outcome.median(name, task, f"ms{width}")) for width in task.widths]
+            if cells[0] != "-":
+                over = [self.over_one_row(name, width, threads) for width in task.widths]
+                rows.append([name, *cells])
+                rows.append(["  over one row", *("-" if ratio is None else f"{ratio.median:.2f}" for ratio in over)])
         title = f"Milliseconds of a pass after {task.prompt} tokens, with all its logits, {_threads(task.threads)}"
-        return _section(title, header, [row for row in rows if row[1] != "-"])
+        return _section(title, header, rows)
+
+    def over_one_row(self, name: str, width: int, threads: int) -> Spread | None:
+        """Returns the time of a pass over `width` rows over that of one row, paired by round."""
+        task = self.settings.passes(threads)
+        return self.outcome.paired(
+            self.outcome.series(name, task, f"ms{width}"), self.outcome.series(name, task, "ms1")
+        )
 
     def own_share(self) -> str:
         """What a tick takes beside its pass."""
@@ -137,22 +191,35 @@ class SpeedReport:
             f"A core shared with another program, {_threads(quiet.threads)}", ["", "ms", "ms, shared", "slower"], rows
         )
 
-    def goals(self) -> str:
-        """The goals of the project beside what was reached, with the least number of threads."""
-        threads, ours = self.settings.threads[0], self.ours[0]
+    def goals(self, threads: int) -> str:
+        """The goals of the project beside what was reached."""
+        ours = self.ours[0]
         one, many = self.settings.decode(1, threads), self.settings.decode(max(self.settings.new), threads)
         baseline = self.baseline(one) or "transformers"
         rows = [
             _least(f"batch 1 over {peer}", least, self.outcome.ratio((ours, one), (peer, one), SPEED))
-            for peer, least in ((baseline, 3.5), ("llama-cpp-python", 1.0), ("openvino-genai", 1.0))
+            for peer, least in ((baseline, 3.5), ("llama-cpp-python", 1.33), ("openvino-genai", 1.33))
         ]
+        prompt = Prompt(threads)
+        if self.outcome.median(ours, prompt, SPEED):
+            over = self.outcome.ratio((ours, prompt), ("llama-cpp-python", prompt), SPEED)
+            rows.append(_least(f"a prompt of {prompt.length} tokens over llama-cpp-python", 5.0, over))
         gain = self.outcome.ratio((ours, many), (ours, one), SPEED)
-        rows.append(_least(f"batch {many.batch} over batch 1", 4.0, gain))
-        rows += [_most(f"{name} over its floor", 2.0, self.over_floor(name, threads)) for name in self.ours]
+        rows.append(_least(f"batch {many.batch} over batch 1", 10.0, gain))
+        rows += [
+            _most(f"{name}: {width} rows over one", most, self.over_one_row(name, width, threads))
+            for width, most in ((16, 1.3), (32, 1.6), (64, 2.2))
+            for name in self.ours[:2]
+            if self.outcome.median(name, self.settings.passes(threads), "ms1")
+        ]
+        rows += [_most(f"{name} over its floor", 1.6, self.over_floor(name, threads)) for name in self.ours]
         for task in (one, many):
             own = self.outcome.median(ours, task, "own_ms")
             met = "-" if own is None else _yes(own <= 0.5)
             rows.append([f"the engine's own share, batch {task.batch}", "0.5 ms or less", f"{number(own)} ms", met])
+        if self.settings.busy and threads == self.settings.threads[-1]:
+            slower = self.outcome.ratio((ours, self.settings.disturbed()), (ours, one), "step_ms")
+            rows.append(_most("a core shared with another program, slower", 2.5, slower))
         return _section(f"Goals, {_threads(threads)}", ["", "wanted", "reached", "met"], rows)
 
     def baseline(self, task: Decode) -> str | None:
@@ -174,12 +241,12 @@ class SpeedReport:
 
 def _least(what: str, wanted: float, ratio: Spread | None) -> list[str]:
     met = "-" if ratio is None else _yes(ratio.median >= wanted)
-    return [what, f"{wanted:.1f}x or more", times(ratio), met]
+    return [what, f"{wanted:.3g}x or more", times(ratio), met]
 
 
 def _most(what: str, wanted: float, ratio: Spread | None) -> list[str]:
     met = "-" if ratio is None else _yes(ratio.median <= wanted)
-    return [what, f"{wanted:.1f}x or less", times(ratio), met]
+    return [what, f"{wanted:.3g}x or less", times(ratio), met]
 
 
 def _yes(met: bool) -> str:
@@ -192,3 +259,6 @@ def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
+
+
+TABLES = {"report": lambda found: console("outlay bench speed --busy", report(found)), "overview": overview}

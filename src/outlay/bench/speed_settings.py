@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from outlay.bench.tasks import Decode, PassCost, ReadMemory, Task
+from outlay.bench.tasks import Decode, PassCost, Prompt, ReadMemory, Task
 
 DISTURBED_TOKENS = 5  # some engines take seconds a token when a core is shared
 
@@ -31,7 +31,8 @@ class Settings:
         tasks: list[Task] = []
         for threads in self.threads:
             tasks += [ReadMemory(threads), *self.decodes(threads)]
-        tasks.append(self.passes())
+            tasks += [] if self.brief else [Prompt(threads)]
+        tasks += [self.passes(threads) for threads in self.threads if threads == self.threads[0] or not self.brief]
         if self.busy:
             tasks.append(self.disturbed())
         return tasks
@@ -48,9 +49,9 @@ class Settings:
         """Returns one decoding task."""
         return Decode(batch, threads, self.prompt, self.new[batch])
 
-    def passes(self) -> PassCost:
+    def passes(self, threads: int) -> PassCost:
         """Returns the task that measures passes by their width."""
-        return PassCost(self.threads[0], repeats=1 if self.brief else 3)
+        return PassCost(threads, repeats=1 if self.brief else 3)
 
     def disturbed(self) -> Decode:
         """Returns the task of decoding one prompt while another program keeps a core busy."""

@@ -25,6 +25,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(map(line, [header, *rows]))
 
 
+def console(command: str, output: str) -> str:
+    """Returns what a command prints, as a block of Markdown."""
+    return f"```\n$ {command}\n{output.rstrip()}\n```"
+
+
 def number(value: float | None) -> str:
     """Returns three digits of a number, or "-" where there is none."""
     if value is None:

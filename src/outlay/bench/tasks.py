@@ -22,6 +22,14 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """Reads one prompt of `length` tokens, up to the logits of its last."""
+
+    threads: int
+    length: int = 1000
+
+
+@dataclass(frozen=True)
 class PassCost:
     """Passes over 1, 2, 4 ... `widest` new nodes, a chain after a prompt of `prompt` tokens, with all their logits."""
 
@@ -45,7 +53,7 @@ class ReadMemory:
     repeats: int = 3
 
 
-Task = Decode | PassCost | ReadMemory
+Task = Decode | Prompt | PassCost | ReadMemory
 
 
 def prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:

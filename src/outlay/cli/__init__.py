@@ -22,10 +22,13 @@ from outlay.errors import OutlayError, UsageError, nearest
 
 COMMANDS = {
     "run": "answer a prompt and show what it cost",
+    "trace": "turn the trace of a run into a page to look at",
+    "compare": "the same prompts under several methods, side by side",
     "methods": "the catalogue of methods; one method in detail",
     "models": "what can be loaded, what is on disk, what runs here",
     "pull": "fetch a model",
     "bench": "run a benchmark",
+    "lm_eval": "run the tasks of the lm_eval package",
 }
 CLOSED_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 

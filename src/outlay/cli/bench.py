@@ -8,7 +8,11 @@ from importlib import import_module
 from outlay.cli.arguments import Parser
 from outlay.errors import UsageError, nearest
 
-SUITES = {"speed": "tokens a second and the cost of a pass, beside other engines, in one run"}
+SUITES = {
+    "accuracy": "what each weight and cache format costs in perplexity, beside the same weights in float32",
+    "docs": "renews the tables of the documentation from the results in benchmarks/results",
+    "speed": "tokens a second and the cost of a pass, beside other engines, in one run",
+}
 
 DESCRIPTION = "Runs a benchmark and prints its table."
 EXAMPLES = "suites:\n" + "\n".join(f"  {name:<9} {what}" for name, what in SUITES.items())

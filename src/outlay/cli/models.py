@@ -71,7 +71,7 @@ def _page(facts: dict[str, Any]) -> str:
     machine = [
         ("kept in", _short(facts["cache"])),
         ("runs", ", ".join(facts["architectures"])),
-        ("kernels", f"ours, for {facts['kernels']}" if facts["kernels"] else "torch's"),
+        ("passes", f"native {facts['kernels']}" if facts["kernels"] else "torch"),
     ]
     parts = [
         terminal.table(("model", "licence", "size", "on disk", "what it is"), rows, sys.stdout),

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from outlay.cli import terminal
 from outlay.cli.arguments import number, one_of
 from outlay.cli.interrupt import Interruption
-from outlay.cli.prompts import Prompt, read_prompts
+from outlay.cli.prompts import read_prompts
 from outlay.cli.trace_file import TraceFile
 from outlay.errors import OutlayError, UsageError
+from outlay.prompts import Prompt
 
 if TYPE_CHECKING:
     from outlay.budget import Ledger
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
   outlay run "Hello" --trace run.jsonl --quiet
 """
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+KV_DTYPES = ("auto", "float32", "bfloat16", "int8")
 PASSED_ON = (
     "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop",
     "logprobs",
@@ -59,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--draft", metavar="M", help="a small model, for the methods that draft")
     how.add_argument("--budget", metavar="k=v,...", help="caps on the ledger, such as target_passes=64,seconds=2")
     how.add_argument("--dtype", type=one_of(DTYPES), default="auto", metavar="D", help=" ".join(DTYPES))
+    how.add_argument("--kv-dtype", type=one_of(KV_DTYPES), default="auto", metavar="D",
+                     help="how keys and values are held: " + " ".join(KV_DTYPES))  # fmt: skip
     how.add_argument("--device", default="cpu", metavar="D", help="a device of torch (default: cpu)")
     how.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
 
@@ -95,7 +99,14 @@ def run(args: argparse.Namespace) -> int:
             options = _options(args)
             from outlay.lm import load
 
-            lm = load(args.model, dtype=args.dtype, device=args.device, threads=args.threads, progress=progress)
+            lm = load(
+                args.model,
+                dtype=args.dtype,
+                kv_dtype=args.kv_dtype,
+                device=args.device,
+                threads=args.threads,
+                progress=progress,
+            )
         return _answer(lm, prompts, options, trace, args)
 
 

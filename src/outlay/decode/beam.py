@@ -7,13 +7,13 @@ version 5). Deterministic; an approximate search for the most probable text.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from outlay.engine.method import About, Method, Work
+from outlay.engine.method import About, Method, Request, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
 from outlay.tree.token_tree import Node
@@ -60,11 +60,10 @@ class Beam(Method):
             raise UsageError("beam search ends at end tokens only; leave out the stop strings")
 
     def decode(self, run: Run) -> Work:
-        limit, eos = run.max_tokens, sorted(run.eos_token_ids)
+        limit, eos, vocab = run.max_tokens, run.eos_token_ids, run.target.worker.decoder.config.vocab_size
         running, finished = [_Beam(run.tip, 0.0)], list[_Beam]()
         for length in range(1, limit + 1):
-            logits = yield run.target.forward([beam.node for beam in running])
-            grown = self._best(run, running, logits, max(2, 1 + len(eos)) * self.width)
+            grown = yield from self._best(run, running, min(max(2, 1 + len(eos)) * self.width, vocab))
             ends = [token in run.eos_token_ids or length == limit for _, token, _ in grown]
             going_on = [choice for choice, end in zip(grown, ends, strict=True) if not end][: self.width]
             ending = [choice for choice, end in zip(grown[: self.width], ends[: self.width], strict=True) if end]
@@ -83,18 +82,21 @@ class Beam(Method):
         run.accept(finished[0].node if finished else running[0].node)
 
     @staticmethod
-    def _best(run: Run, running: list[_Beam], logits: Tensor, count: int) -> list[tuple[Node, int, float]]:
+    def _best(run: Run, running: list[_Beam], count: int) -> Generator[Request, Any, list[tuple[Node, int, float]]]:
         """Returns the `count` best (parent, token, score) over all beams, best first."""
-        logprobs = torch.stack(
-            [
-                run.sampler.penalized(row, beam.node) + beam.score
-                for row, beam in zip(logits.log_softmax(-1), running, strict=True)
-            ]
-        )
-        best = logprobs.flatten().topk(min(count, logprobs.numel()))
-        vocab = logprobs.shape[1]
+        nodes = [beam.node for beam in running]
+        if run.sampler.raw:
+            top = yield run.target.top(nodes, count, lse=True)
+            tokens, logprobs = top.tokens, top.logits - top.lse[:, None]
+        else:
+            logits = yield run.target.forward(nodes)
+            rows = zip(logits.log_softmax(-1), nodes, strict=True)
+            logprobs, tokens = torch.stack([run.sampler.penalized(*row) for row in rows]).topk(count)
+        scores = logprobs + torch.tensor([[beam.score] for beam in running], device=logprobs.device)
+        best = scores.flatten().topk(min(count, scores.numel()))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(running[index // vocab].node, index % vocab, score) for index, score in pairs]
+        choices = tokens.flatten().tolist()
+        return [(nodes[index // tokens.shape[1]], choices[index], score) for index, score in pairs]
 
     @staticmethod
     def _extend(run: Run, choices: list[tuple[Node, int, float]]) -> list[_Beam]:

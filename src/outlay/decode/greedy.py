@@ -35,5 +35,4 @@ class Greedy(Method):
     def decode(self, run: Run) -> Work:
         node = run.tip
         while True:
-            logits = yield run.target.forward([node])
-            node = run.commit(run.sampler.pick(logits[0]))
+            node = run.commit((yield from run.next_token(node)))

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +55,21 @@ class _Live:
 
 
 class Engine:
-    """Runs methods over models. `max_runs` are worked on at a time; those that come later wait their turn."""
+    """Runs methods over models. `max_runs` are worked on at a time; those that come later wait their turn.
 
-    def __init__(self, *, cache_tokens: int | None = None, prefix_cache: bool = True, max_runs: int = 64) -> None:
+    `kv_dtype` is how keys and values are held: a float dtype or int8; None: as the model's activations.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
+        max_runs: int = 64,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         self._cache_tokens, self._prefix_cache, self._max_runs = cache_tokens, prefix_cache, max_runs
+        self._kv_dtype = kv_dtype
         self._lock = threading.Condition()  # guards the queue and the thread; never held during a tick
         self._ticking = threading.Lock()
         self._queue: list[_Live] = []
@@ -111,12 +123,20 @@ class Engine:
             self._lock.notify()
         return handle
 
+    def together(self) -> AbstractContextManager[bool]:
+        """A context in which the engine admits nothing, so that all that is submitted in it starts in the same tick."""
+        return self._lock
+
     def worker(self, model: Model, role: str = "target") -> ModelWorker:
         """Returns the worker that runs `model` as "target" or "draft"."""
         key = (f"{model.fingerprint} {model.format} {model.decoder.device}", role)
         if key not in self._workers:
             self._workers[key] = ModelWorker(
-                model, role=role, cache_tokens=self._cache_tokens, prefix_cache=self._prefix_cache
+                model,
+                role=role,
+                cache_tokens=self._cache_tokens,
+                prefix_cache=self._prefix_cache,
+                kv_dtype=self._kv_dtype,
             )
         return self._workers[key]
 
@@ -204,7 +224,7 @@ class Engine:
             self._end(live, failure)
             return
         if live.write_trace is not None:
-            run.trace = tree.watch = Trace(live.write_trace)
+            run.trace = tree.watch = Trace(live.write_trace, live.target.tokenizer)
             run.trace.begun(method=run.method.label, model=live.target.name, prompt=list(run.prompt))
             run.trace.grew(prompt_end.path())
         live.work = run.method.decode(run)
@@ -268,6 +288,7 @@ class Engine:
                 ledger=run.ledger,
                 method=run.method.label,
                 model=live.target.name,
+                origins=run.origins,
                 logprobs=run.logprobs if run.options.logprobs is not None else None,
             )
         )

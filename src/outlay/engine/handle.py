@@ -16,7 +16,8 @@ from outlay.engine.run import TokenLogprob
 @dataclass(frozen=True)
 class Result:
     """What a run gave. `finish_reason` is "stop" (an end token, a stop string, or the method's own end), "length"
-    (`max_tokens` or the context), "budget" or "cancelled". `tokens` includes the end token, `text` does not show it."""
+    (`max_tokens` or the context), "budget" or "cancelled". `tokens` includes the end token, `text` does not show it.
+    `origins` names, for each token, what proposed it: empty for the model's own choice."""
 
     text: str
     tokens: list[int]
@@ -24,6 +25,7 @@ class Result:
     ledger: Ledger
     method: str
     model: str
+    origins: list[str]
     logprobs: list[TokenLogprob] | None = None
 
 
@@ -32,6 +34,7 @@ class Handle:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._ended = threading.Event()  # of its own, so that who waits for the end is not woken at each piece
         self._pieces: list[str] = []
         self._result: Result | None = None
         self._error: BaseException | None = None
@@ -91,9 +94,8 @@ class Handle:
         """Waits for the end and returns the result. Raises the run's error, or `TimeoutError` after `timeout`
         seconds.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
-                raise TimeoutError(f"the run did not end within {timeout} s")
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the run did not end within {timeout} s")
         if self._error is not None:
             raise self._error
         assert self._result is not None
@@ -112,6 +114,7 @@ class Handle:
     def end(self, result: Result | None, error: BaseException | None = None) -> None:
         """Called by the engine, once, at the end."""
         self._result, self._error = result, error
+        self._ended.set()
         self._change(lambda: None)
 
     def _change(self, change: Callable[[], None]) -> None:

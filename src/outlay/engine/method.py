@@ -9,11 +9,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import Tensor
-
 from outlay.tree.token_tree import Node
 
 if TYPE_CHECKING:
+    from outlay.engine.passes import Output
     from outlay.engine.run import Run, Seat
 
 
@@ -45,15 +44,18 @@ class Worker(Protocol):
 
 @dataclass
 class Forward(Request):
-    """Logits of `nodes`: the result is float32 [len(nodes), vocab], in their order.
+    """Logits of `nodes`: the result is float32 [len(nodes), vocab], in their order; or, with `top`, a `Top` of each
+    node's `top` largest, with their log-sum-exp if `lse`.
 
     What lies above a node and is not computed yet, such as the prompt, is computed first, in chunks.
     """
 
     seat: Seat
     nodes: tuple[Node, ...]
+    top: int = 0
+    lse: bool = False
     pending: list[Node] = field(default_factory=list, init=False)
-    rows: dict[Node, Tensor] = field(default_factory=dict, init=False)
+    rows: dict[Node, tuple[Output, int]] = field(default_factory=dict, init=False)
 
     @property
     def worker(self) -> Worker:

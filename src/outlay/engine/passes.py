@@ -4,34 +4,81 @@ elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from outlay import kernels
-from outlay.kernels import FusedDecoder, FusedLayer, FusedWeights
+from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Top
 from outlay.models.decoder import Decoder, Layer
-from outlay.models.linear import NativeLinear
+from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
+from outlay.models.linear import Linear, NativeLinear
 from outlay.models.mlp import Mlp
-from outlay.models.norm import RMSNorm
+from outlay.models.norm import LayerNorm, Norm
 from outlay.tree.attention import TreeAttention
-from outlay.tree.cache import Cache
+from outlay.tree.cache import KV_DTYPES, Cache
 from outlay.tree.plan import Piece, Plan
+
+
+@dataclass(frozen=True)
+class Want:
+    """What is wanted of the head's rows: all logits, the `top` largest, and the log-sum-exp that goes with them."""
+
+    logits: bool = True
+    top: int = 0
+    lse: bool = False
+
+
+LOGITS = Want()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a pass gives: `logits` float32 [rows, vocab], `top` with [rows, k] of them."""
+
+    logits: Tensor | None
+    top: Top | None
+
+    def rows(self, begin: int, end: int, top: int) -> Tensor | Top:
+        """Returns rows [begin, end): the `top` largest logits of each, or all of them where that is 0."""
+        if not top:
+            assert self.logits is not None, "the pass was not asked for logits"
+            return self.logits[begin:end]
+        assert self.top is not None, "the pass was not asked for the largest logits"
+        lse = self.top.lse if self.top.lse is None else self.top.lse[begin:end]
+        return Top(self.top.tokens[begin:end, :top], self.top.logits[begin:end, :top], lse)
+
+
+def join(parts: Sequence[Tensor | Top]) -> Tensor | Top:
+    """Puts rows of several passes below each other."""
+    tops = [part for part in parts if isinstance(part, Top)]
+    if not tops:
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    sums = [top.lse for top in tops if top.lse is not None]
+    lse = torch.cat(sums) if len(sums) == len(tops) else None
+    return Top(torch.cat([top.tokens for top in tops]), torch.cat([top.logits for top in tops]), lse)
 
 
 class LayeredPass:
     """Runs the decoder's own layers with attention over the tree in torch: any model, any device; the reference."""
 
-    name = "torch"
-
     def __init__(self, decoder: Decoder, cache: Cache) -> None:
         self._decoder, self._cache = decoder, cache
+        native = any(isinstance(layer.out, NativeLinear) for layer in decoder.layers)
+        self.name = f"torch with native {kernels.isa()} products" if native else "torch"
+        self._forward = GraphedForward(decoder, CudaGraphs()) if graphed(decoder) else decoder.forward
 
-    def __call__(self, plan: Plan, heads: list[int]) -> Tensor:
-        """Computes all rows of the plan and returns the logits of `heads`, float32 [len(heads), vocab]."""
+    def __call__(self, plan: Plan, heads: list[int], want: Want = LOGITS) -> Output:
+        """Computes all rows of the plan and returns what is wanted of the logits of the rows `heads`."""
         decoder, device = self._decoder, self._decoder.device
-        attend = TreeAttention(self._cache, plan, decoder.config)
+        attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype)
         rows = None if len(heads) == len(plan.keys_seen) else torch.tensor(heads, dtype=torch.int64, device=device)
-        return decoder.forward(plan.tokens.to(device), plan.positions.to(device), attend, rows)
+        logits = self._forward(plan.tokens.to(device), plan.positions.to(device), attend, rows)
+        return Output(logits, _top(logits, want) if want.top else None)
 
 
 class FusedPass:
@@ -39,30 +86,31 @@ class FusedPass:
     width.
     """
 
-    name = "native"
-
     def __init__(self, decoder: Decoder, cache: Cache, weights: FusedWeights) -> None:
         self._decoder, self._cache, self._weights = decoder, cache, weights
+        self.name = f"native {kernels.isa()}"
         windows = decoder.config.windows
         self._kinds = list(dict.fromkeys(windows))
         self._plan_of_layer = [self._kinds.index(window) for window in windows]
         self._fused = self._bind()
 
-    def __call__(self, plan: Plan, heads: list[int]) -> Tensor:
+    def __call__(self, plan: Plan, heads: list[int], want: Want = LOGITS) -> Output:
         """As `LayeredPass`."""
         if self._bound != self._cache.capacity:
             self._fused = self._bind()
-        hidden = self._decoder.embed(plan.tokens)
+        hidden = self._decoder.inputs(plan.tokens, plan.positions)
         rows = len(plan.keys_seen)
         plans = [kernels.Plan([_piece(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds]
-        wanted = None if len(heads) == rows else torch.tensor(heads, dtype=torch.int64)
-        logits, _ = self._fused.run(hidden, plan.positions, plan.slots, plans, wanted, head=bool(heads))
-        return logits if logits is not None else torch.empty(0, self._decoder.config.vocab_size)
+        chosen = None if len(heads) == rows else torch.tensor(heads, dtype=torch.int64)
+        logits, top = self._fused.run(
+            hidden, plan.positions, plan.slots, plans, chosen, logits=want.logits, top=want.top, lse=want.lse
+        )
+        return Output(logits, top)
 
     def _bind(self) -> FusedDecoder:
         """The kernels hold the cache's addresses, which change when it grows."""
         self._bound = self._cache.capacity
-        return FusedDecoder(self._weights, self._cache.keys, self._cache.values, self._plan_of_layer)
+        return FusedDecoder(self._weights, self._cache.layers, self._plan_of_layer)
 
 
 Pass = LayeredPass | FusedPass
@@ -70,73 +118,97 @@ Pass = LayeredPass | FusedPass
 
 def pass_for(decoder: Decoder, cache: Cache) -> Pass:
     """Returns the fastest way to run this decoder's passes over this cache."""
-    weights = _fused_weights(decoder) if kernels.available() and cache.dtype == torch.float32 else None
+    weights = _fused_weights(decoder) if kernels.available() and cache.dtype in KV_DTYPES.values() else None
     return FusedPass(decoder, cache, weights) if weights is not None else LayeredPass(decoder, cache)
 
 
+def _top(logits: Tensor, want: Want) -> Top:
+    """As the native head: in descending order, the lower token first among equals."""
+    least = logits.topk(want.top).values[:, -1:] if want.top < logits.shape[1] else logits.amin(1, keepdim=True)
+    rows = []
+    for row, limit in zip(logits, least, strict=True):
+        tokens = (row >= limit).nonzero()[:, 0]
+        rows.append(tokens[row[tokens].sort(descending=True, stable=True).indices[: want.top]])
+    tokens = torch.stack(rows) if rows else torch.empty(0, want.top, dtype=torch.int64, device=logits.device)
+    return Top(tokens, logits.gather(1, tokens), logits.logsumexp(1) if want.lse else None)
+
+
 def _piece(piece: Piece, rows: int) -> kernels.Piece:
-    everyone = len(piece.rows) == rows
-    return kernels.Piece(piece.start, piece.length, None if everyone else torch.tensor(piece.rows), piece.mask)
+    return kernels.Piece(
+        piece.start,
+        piece.length,
+        rows=None if len(piece.rows) == rows else piece.rows,
+        mask=_tensor(piece.mask),
+        limits=_tensor(piece.limits),
+        slots=_tensor(piece.slots),
+    )
+
+
+def _tensor(array: NDArray[Any] | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)
 
 
 def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     """Returns the weights as the kernels take them, or None where the model has a part that they lack."""
-    config = decoder.config
+    config, head = decoder.config, decoder.head
     plain = (
         decoder.device.type == "cpu"
         and config.pre_norm
-        and config.rope is not None
-        and config.attention_softcap is None
-        and config.logit_softcap is None
         and config.head_dim % 8 == 0
         and config.embedding_size == 0
-        and isinstance(decoder.final_norm, RMSNorm)
-        and isinstance(decoder.head, NativeLinear)
-        and decoder.head.bias is None
-        and decoder.positions is None
+        and isinstance(head, NativeLinear)
+        and head.bias is None
     )
-    if not plain:
+    layers = [_fused_layer(layer) for layer in decoder.layers] if plain else []
+    known = [layer for layer in layers if layer is not None]
+    if len(known) < len(decoder.layers):
         return None
-    layers = [_fused_layer(layer) for layer in decoder.layers]
-    if any(layer is None for layer in layers):
-        return None
-    assert isinstance(decoder.final_norm, RMSNorm)
-    assert isinstance(decoder.head, NativeLinear)
+    assert isinstance(head, NativeLinear)
     return FusedWeights(
-        layers=[layer for layer in layers if layer is not None],
-        final_norm=decoder.final_norm.weight,
-        head=decoder.head.packed,
-        cos=decoder.cos,
-        sin=decoder.sin,
+        layers=known,
+        final_norm=_fused_norm(decoder.final_norm),
+        head=head.packed,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         eps=config.norm_eps,
         attention_scale=config.attention_scale,
+        cos=decoder.cos if config.rope else None,
+        sin=decoder.sin if config.rope else None,
+        attention_softcap=config.attention_softcap,
+        logit_softcap=config.logit_softcap,
+        activation=config.activation,
+        gated=config.gated,
     )
 
 
 def _fused_layer(layer: Layer) -> FusedLayer | None:
-    mlp, norms = layer.mlp, (layer.attn_norm, layer.mlp_norm)
-    if not isinstance(mlp, Mlp) or not mlp.gated or mlp.activation_name != "silu":
+    mlp = layer.mlp
+    if not isinstance(mlp, Mlp):
         return None
-    linears = (layer.qkv, layer.out, mlp.gate_up, mlp.down)
-    if not all(isinstance(linear, NativeLinear) for linear in linears) or not all(
-        isinstance(n, RMSNorm) for n in norms
-    ):
+    qkv, out, gate_up, down = map(_fused_linear, (layer.qkv, layer.out, mlp.gate_up, mlp.down))
+    attn_norm, mlp_norm = _fused_norm(layer.attn_norm), _fused_norm(layer.mlp_norm)
+    if qkv is None or out is None or gate_up is None or down is None or attn_norm is None or mlp_norm is None:
         return None
-    qkv, out, gate_up, down = (linear for linear in linears if isinstance(linear, NativeLinear))
-    if any(linear.bias is not None for linear in (out, gate_up, down)) or layer.post_attn_norm or layer.post_mlp_norm:
-        return None
-    attn_norm, mlp_norm = (norm for norm in norms if isinstance(norm, RMSNorm))
     return FusedLayer(
-        input_norm=attn_norm.weight,
-        qkv=qkv.packed,
-        o=out.packed,
-        post_norm=mlp_norm.weight,
-        gate_up=gate_up.packed,
-        down=down.packed,
-        qkv_bias=qkv.bias,
+        attn_norm=attn_norm,
+        qkv=qkv,
+        out=out,
+        mlp_norm=mlp_norm,
+        gate_up=gate_up,
+        down=down,
         q_norm=layer.q_norm.weight if layer.q_norm else None,
         k_norm=layer.k_norm.weight if layer.k_norm else None,
+        post_attn_norm=_fused_norm(layer.post_attn_norm),
+        post_mlp_norm=_fused_norm(layer.post_mlp_norm),
     )
+
+
+def _fused_linear(linear: Linear) -> FusedLinear | None:
+    return FusedLinear(linear.packed, linear.bias) if isinstance(linear, NativeLinear) else None
+
+
+def _fused_norm(norm: Norm | None) -> FusedNorm | None:
+    if norm is None:
+        return None
+    return FusedNorm(norm.weight, norm.bias if isinstance(norm, LayerNorm) else None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Seat:
         """Asks for the logits of `nodes`, float32 [len(nodes), vocab], in one pass if they fit."""
         return Forward(self.run, self, tuple(nodes))
 
+    def top(self, nodes: Sequence[Node], k: int, *, lse: bool = False) -> Forward:
+        """Asks for the k largest logits of `nodes`, as a `Top`, with their log-sum-exp if `lse`: cheaper than all."""
+        return Forward(self.run, self, tuple(nodes), k, lse)
+
     def fork(self, tree: Tree, node: Node | None = None) -> Tree:
         """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its
         end.
@@ -81,6 +85,12 @@ class Sampler:
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self._options.temperature == 0
+
+    @property
+    def raw(self) -> bool:
+        """Whether the logits are used as they are, before temperature: without bias and penalties."""
+        options = self._options
+        return not options.logit_bias and options.repetition_penalty == 1 and options.presence_penalty == 0
 
     def penalized(self, logits: Tensor, node: Node | None = None) -> Tensor:
         """Returns logits [vocab] after `node` with bias and penalties, before temperature and truncation."""
@@ -124,6 +134,7 @@ class Run:
         self.method, self.prompt, self.options = method, tuple(prompt), options
         self.ledger = Ledger()
         self.tokens: list[int] = []
+        self.origins: list[str] = []
         self.logprobs: list[TokenLogprob] = []
         self.random = RandomStreams(options.seed)
         self.sampler = Sampler(self)
@@ -131,10 +142,13 @@ class Run:
         self.trace: Trace | None = None
         self.target: Seat
         self.draft: Seat | None = None
-        self._text, self._eos, self._context, self._deliver = text, eos_token_ids, context, deliver
+        self._text, self._eos, self._deliver = text, eos_token_ids, deliver
         self._offer: Node | None = None
         self._prompt_end: Node
         self._rows: dict[Node, Tensor] = {}
+        room = context - len(prompt)
+        # How many tokens this run can commit at most: its own limit, its budget's or the context's, the least of them.
+        self.max_tokens = int(min(options.max_tokens, room, options.budget.caps.get("tokens_out", room)))
         self._ended = False
         self._started = time.perf_counter()
 
@@ -160,13 +174,13 @@ class Run:
         """The tokens that end the text; empty where the request ignores them."""
         return self._eos
 
-    @property
-    def max_tokens(self) -> int:
-        """How many tokens this run can commit at most: its own limit, its budget's and the context's, whichever is
-        least.
-        """
-        room = self._context - len(self.prompt)
-        return int(min(self.options.max_tokens, room, self.options.budget.caps.get("tokens_out", room)))
+    def next_token(self, node: Node, stream: int = 0) -> Generator[Forward, Any, int]:
+        """Asks the target for what choosing the token after `node` takes: `token = yield from run.next_token(node)`."""
+        if self.sampler.greedy and self.sampler.raw:
+            top = yield self.target.top([node], 1)
+            return int(top.tokens)
+        logits = yield self.target.forward([node])
+        return self.sampler.pick(logits[0], node, stream)
 
     def left(self, entry: str) -> float:
         """Returns what the budget leaves of a ledger entry; infinity where it has no cap."""
@@ -194,7 +208,7 @@ class Run:
         for below in node.path(last):
             if self.finish_reason is not None:
                 break
-            self._emit(below.token, last)
+            self._emit(below.token, last, below.origin)
             last = below
         if last.tree is self.tree:
             self.tree.keep(last)
@@ -203,6 +217,11 @@ class Run:
     def offer(self, node: Node) -> None:
         """Says which node is the best end so far: what the run commits if it has to end before the method does."""
         self._offer = node
+
+    def mark(self, node: Node, **marks: float | str) -> None:
+        """Writes what a method thinks of a node of its tree, such as `score`, `visits` or `round`, into the trace."""
+        if self.trace is not None:
+            self.trace.marked(node, marks)
 
     def count(self, **amounts: float) -> None:
         """Adds to the ledger what only the method knows: `drafted`, `accepted`, `rounds`, an extra under any name."""
@@ -242,8 +261,9 @@ class Run:
         if self.options.logprobs is not None:
             self._rows[node] = logits
 
-    def _emit(self, token: int, above: Node) -> None:
+    def _emit(self, token: int, above: Node, origin: str = "") -> None:
         self.tokens.append(token)
+        self.origins.append(origin)
         self.ledger.tokens_out += 1
         if self.options.logprobs is not None:
             self.logprobs.append(_logprob(self._rows[above], token, self.options.logprobs))

@@ -29,6 +29,9 @@ class TextStream:
         return "" if self.stopped else self._add(self._decoder.flush(), final=True)
 
     def _add(self, piece: str, *, final: bool = False) -> str:
+        if not self._stop:
+            self.text += piece
+            return piece
         self._held += piece
         met = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if met:
@@ -42,7 +45,7 @@ class TextStream:
 
     def _undecided(self) -> int:
         """Returns the length of the longest end of the held text that a stop string starts with."""
-        longest = max(map(len, self._stop), default=1) - 1
+        longest = max(map(len, self._stop)) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):
                 return length

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from outlay.models.tokenizer import Tokenizer
 from outlay.tree.token_tree import Node
 
 
 class Trace:
     """Numbers a run's nodes and sends each event to `write` as a dict with `event` and `time` (seconds from the
-    start).
+    start). A node that grows is written with what its token looks like, so that a trace can be read without the model.
     """
 
-    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[dict[str, Any]], None], tokenizer: Tokenizer) -> None:
+        self._write, self._tokenizer = write, tokenizer
         self._numbers: dict[Node, int] = {}
+        self._spellings: dict[int, dict[str, str]] = {}
         self._last = 0
+        tokenizer.bytes_of(0)  # makes its table now, so that the first event is not late by that
         self._started = time.perf_counter()
         self.error: Exception | None = None
 
@@ -29,7 +32,8 @@ class Trace:
         """Nodes were added to the tree."""
         rows = [
             {"node": self._number(node), "parent": node.parent and self._number(node.parent), "token": node.token,
-             "position": node.position}
+             **self._spelling(node.token), "position": node.position,
+             **({"origin": node.origin} if node.origin else {})}
             for node in nodes
         ]  # fmt: skip
         self._send("grow", nodes=rows)
@@ -42,16 +46,26 @@ class Trace:
         """Nodes were given up."""
         self._send("free", nodes=[self._numbers.pop(node, 0) for node in nodes])
 
+    def marked(self, node: Node, marks: Mapping[str, float | str]) -> None:
+        """A method says what it thinks of a node: a score, its visits, the round that it belongs to."""
+        self._send("mark", node=self._number(node), **marks)
+
     def passed(
-        self, model: str, nodes: Sequence[Node], width: int, runs: int, seconds: float, cache_bytes: int
+        self, model: str, number: int, nodes: Sequence[Node], width: int, runs: int, seconds: float, cache_bytes: int
     ) -> None:
-        """A pass over `width` nodes, of `runs` runs, computed these nodes of this run."""
+        """The `number`-th pass of a model, over `width` nodes of `runs` runs, computed these nodes of this run."""
         mine = [self._number(node) for node in nodes]
-        self._send("pass", model=model, nodes=mine, width=width, runs=runs, seconds=seconds, cache_bytes=cache_bytes)
+        cost = {"seconds": seconds, "cache_bytes": cache_bytes}
+        self._send("pass", model=model, number=number, nodes=mine, width=width, runs=runs, **cost)
 
     def finished(self, reason: str, tokens: Sequence[int]) -> None:
         """The run ended."""
         self._send("finish", reason=reason, tokens=list(tokens))
+
+    def _spelling(self, token: int) -> dict[str, str]:
+        if token not in self._spellings:
+            self._spellings[token] = _spell(self._tokenizer, token)
+        return self._spellings[token]
 
     def _number(self, node: Node) -> int:
         number = self._numbers.get(node)
@@ -67,3 +81,16 @@ class Trace:
             self._write({"event": event, "time": round(time.perf_counter() - self._started, 6), **fields})
         except Exception as error:  # the caller's own, which its run reports at the end
             self.error = error
+
+
+def _spell(tokenizer: Tokenizer, token: int) -> dict[str, str]:
+    """Returns the text of a token, its bytes in hexadecimal where they don't make whole characters, or the name of a
+    special token.
+    """
+    data = tokenizer.bytes_of(token)
+    if not data:
+        return {"name": tokenizer.name_of(token)}
+    try:
+        return {"text": data.decode()}
+    except UnicodeDecodeError:
+        return {"bytes": data.hex()}

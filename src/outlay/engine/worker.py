@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from outlay.budget import Ledger
 from outlay.engine.method import Forward, Request
-from outlay.engine.passes import pass_for
+from outlay.engine.passes import Output, Want, join, pass_for
 from outlay.engine.run import Run
 from outlay.errors import FailureError
+from outlay.kernels import Top
 from outlay.models.load import Model
 from outlay.tree.cache import Cache
 from outlay.tree.plan import Plan, plan_pass
@@ -30,15 +32,24 @@ class ModelWorker:
     physical passes, in which several runs take part.
     """
 
-    def __init__(self, model: Model, *, role: str, cache_tokens: int | None = None, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        role: str,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         decoder = model.decoder
         self.model, self.decoder, self.role = model, decoder, role
         limit = cache_tokens or max(decoder.config.max_positions, 16384)
-        self.cache = Cache(decoder.config, decoder.kv_dtype, decoder.device, limit=limit)
+        self.cache = Cache(decoder.config, kv_dtype or decoder.dtype, decoder.device, limit=limit)
         self.prefixes = PrefixCache() if prefix_cache else None
         if self.prefixes is not None:
             self.cache.reclaim = self.prefixes.evict
         self._pass = pass_for(decoder, self.cache)
+        self._ran_on = (self._pass.name,)
         self.ledger = Ledger()
         self.passes = 0
         self.pass_seconds = 0.0
@@ -75,7 +86,7 @@ class ModelWorker:
                 forward.pending = _pending(forward.nodes)
         while chosen := self._choose([forward for forward in forwards if forward.run.finish_reason is None]):
             groups = _by_tree(chosen)
-            plan = plan_pass(groups, torch.from_numpy(self.cache.positions), self.decoder.config.windows)
+            plan = plan_pass(groups, self.cache.positions, self.decoder.config.windows)
             order = [node for _, nodes in groups for node in nodes]
             costs = self._costs(chosen, plan, order)
             over = [run for run, cost in costs.items() if not run.options.budget.allows(run.ledger, cost)]
@@ -109,7 +120,7 @@ class ModelWorker:
         wanted = {node for forward, _ in chosen for node in forward.nodes}
         heads = [row for row, node in enumerate(order) if node in wanted]
         try:
-            logits = self._pass(plan, heads)
+            output = self._pass(plan, heads, _want([forward for forward, _ in chosen]))
         except (RuntimeError, MemoryError) as error:
             for forward, _ in chosen:
                 forward.error = FailureError(f"a pass of {self.model.name} over {len(order)} tokens failed: {error}")
@@ -123,28 +134,13 @@ class ModelWorker:
             self.ledger += cost
         for node in order:
             node.computed = True
-        rows = {order[row]: logits[index] for index, row in enumerate(heads)}
+        places = {order[row]: index for index, row in enumerate(heads)}
         for forward, nodes in chosen:
-            self._settle(forward, nodes, rows)
+            _settle(forward, nodes, output, places)
         for run in costs:
             if run.trace is not None:
                 mine = [node for forward, nodes in chosen if forward.run is run for node in nodes]
-                run.trace.passed(self.role, mine, len(order), len(costs), elapsed, self.cache.bytes())
-
-    def _settle(self, forward: Forward, nodes: list[Node], rows: dict[Node, torch.Tensor]) -> None:
-        """Hands a request the logits that this pass gave, and finishes it when it has all."""
-        asked = set(forward.nodes)
-        for node in nodes:
-            if node in asked:
-                forward.rows[node] = rows[node]
-                forward.run.remember(node, rows[node])
-        forward.pending = [
-            node for node in forward.pending if not node.computed or (node in asked and node not in forward.rows)
-        ]
-        if not forward.pending:
-            picked = [forward.rows[node] for node in forward.nodes]
-            forward.result = picked[0][None] if len(picked) == 1 else torch.stack(picked)
-            forward.done = True
+                run.trace.passed(self.role, self.passes, mine, len(order), len(costs), elapsed, self.cache.bytes())
 
     def _costs(self, chosen: list[tuple[Forward, list[Node]]], plan: Plan, order: list[Node]) -> dict[Run, Ledger]:
         """Returns what this pass costs each run. What runs read together is split by rows, to the byte."""
@@ -152,27 +148,63 @@ class ModelWorker:
         owner = {node: forward.run for forward, nodes in chosen for node in nodes}
         wanted = {node for forward, _ in chosen for node in forward.nodes}
         runs = [owner[node] for node in order]
-        tokens, heads, keys = Counter(runs), Counter(owner[node] for node in order if node in wanted), Counter[Run]()
-        for run, seen in zip(runs, plan.keys_seen, strict=True):
-            keys[run] += sum(count * min(seen, window or seen) for window, count in self._layers.items())
         weight = _split(decoder.pass_weight_bytes(len(order)), runs)
+        kv = dict.fromkeys(weight, 0)
         per_slot = self.cache.bytes_per_slot // config.num_layers
-        kv: Counter[Run] = Counter()
         for window, count in self._layers.items():
             for piece in plan.pieces[window]:
                 readers = [runs[row] for row in piece.rows]
                 for run, share in _split(count * piece.length * per_slot, readers).items():
                     kv[run] += share
+        rows, heads, keys = dict.fromkeys(weight, 0), dict.fromkeys(weight, 0), dict.fromkeys(weight, 0)
+        for node, run, seen in zip(order, runs, plan.keys_seen, strict=True):
+            rows[run] += 1
+            heads[run] += node in wanted
+            for window, count in self._layers.items():
+                keys[run] += count * min(seen, window or seen)
+        passes, tokens = f"{self.role}_passes", f"{self.role}_tokens"
         costs = {}
-        for run, rows in tokens.items():
+        for run, count in rows.items():
             attention = 4 * config.num_heads * config.head_dim * keys[run]
-            cost = Ledger(
-                flops=decoder.linear_flops(rows, heads[run]) + attention, weight_bytes=weight[run], kv_bytes=kv[run]
+            cost = costs[run] = Ledger(
+                flops=decoder.linear_flops(count, heads[run]) + attention,
+                weight_bytes=weight[run],
+                kv_bytes=kv[run],
+                ran_on=self._ran_on,
             )
-            setattr(cost, f"{self.role}_passes", 1)
-            setattr(cost, f"{self.role}_tokens", rows)
-            costs[run] = cost
+            setattr(cost, passes, 1)
+            setattr(cost, tokens, count)
         return costs
+
+
+def _want(forwards: Sequence[Forward]) -> Want:
+    """Returns what all of these requests need of the head's rows, together."""
+    logits = any(not forward.top or forward.run.options.logprobs is not None for forward in forwards)
+    return Want(logits, max(forward.top for forward in forwards), any(forward.lse for forward in forwards))
+
+
+def _settle(forward: Forward, nodes: list[Node], output: Output, places: dict[Node, int]) -> None:
+    """Hands a request its rows of a pass that computed `nodes` for it, and finishes it when it has all."""
+    asked = set(forward.nodes)
+    for node in nodes:
+        if node in asked:
+            forward.rows[node] = output, places[node]
+            if output.logits is not None:
+                forward.run.remember(node, output.logits[places[node]])
+    forward.pending = [
+        node for node in forward.pending if not node.computed or (node in asked and node not in forward.rows)
+    ]
+    if not forward.pending:
+        forward.result = _gather([forward.rows[node] for node in forward.nodes], forward.top)
+        forward.done = True
+
+
+def _gather(rows: Sequence[tuple[Output, int]], top: int) -> Tensor | Top:
+    """Returns rows of one or several passes as one; without a copy where they lie side by side."""
+    first, begin = rows[0]
+    if all(output is first and place == begin + index for index, (output, place) in enumerate(rows)):
+        return first.rows(begin, begin + len(rows), top)
+    return join([output.rows(place, place + 1, top) for output, place in rows])
 
 
 def _pending(nodes: Sequence[Node]) -> list[Node]:
@@ -203,9 +235,9 @@ def _by_tree(chosen: Sequence[tuple[Forward, list[Node]]]) -> list[tuple[Tree, l
     """Groups the rows by the tree whose view of the cache they are computed under."""
     groups: dict[Tree, list[Node]] = {}
     for forward, nodes in chosen:
-        asked = forward.nodes[-1].tree
-        for node in nodes:
-            tree = node.tree if node.tree.tip is not None else asked
+        asked = dict.fromkeys(node.tree for node in forward.nodes)
+        for node in nodes:  # its own tree may have given it up, and a fork of it hold it still
+            tree = next(tree for tree in (node.tree, *asked) if tree.sees(node))
             groups.setdefault(tree, []).append(node)
     return list(groups.items())
 

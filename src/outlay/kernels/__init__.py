@@ -3,9 +3,9 @@
 They are optional: ask `available()`. Whatever they compute for a row has the same bits at any width of the pass.
 """
 
-from outlay.kernels.attention import Piece, Plan, attend
-from outlay.kernels.functions import exp, rms_norm, silu_mul
-from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedWeights
+from outlay.kernels.attention import KeyValues, Piece, Plan, attend, store
+from outlay.kernels.functions import activate, exp, layer_norm, rms_norm
+from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Top
 from outlay.kernels.native import available, isa, set_threads, threads
 from outlay.kernels.packing import (
     PackedLinear,
@@ -20,14 +20,20 @@ from outlay.kernels.packing import (
 __all__ = [
     "FusedDecoder",
     "FusedLayer",
+    "FusedLinear",
+    "FusedNorm",
     "FusedWeights",
+    "KeyValues",
     "PackedLinear",
     "Piece",
     "Plan",
+    "Top",
+    "activate",
     "attend",
     "available",
     "exp",
     "isa",
+    "layer_norm",
     "pack_bf16",
     "pack_f32",
     "pack_q4",
@@ -36,6 +42,6 @@ __all__ = [
     "quantize_q8",
     "rms_norm",
     "set_threads",
-    "silu_mul",
+    "store",
     "threads",
 ]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outlay.kernels.native import PieceStruct, PlanStruct, address, check, library
+from outlay.kernels.native import CacheStruct, PieceStruct, PlanStruct, address, check, library
+
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Piece:
 
     start: int  # the first slot
     length: int
-    rows: Tensor | None = None  # int64 [r]: which rows; None: all rows of the pass, in order
+    rows: Sequence[int] | None = None  # which rows; None: all rows of the pass, in order
     mask: Tensor | None = None  # bool or uint8 [r, length]: what each row sees; None: everything
     limits: Tensor | None = None  # int64 [r]: row i sees the first limits[i] keys; None: all
     slots: Tensor | None = None  # int64 [length]: where the keys lie, if not in start, start + 1, ...
@@ -32,32 +34,47 @@ class Plan:
         self.n = n
         self.reach = 0  # one more than the last slot that is read
         self._alive: list[Tensor] = []  # the structures hold bare pointers
-        self._pieces = (PieceStruct * len(pieces))()
-        for struct, piece in zip(self._pieces, pieces, strict=True):
+        listed = torch.tensor([row for piece in pieces for row in piece.rows or ()], dtype=torch.int64)
+        self._check_rows(listed)
+        at = self._pointer(listed, torch.int64, tuple(listed.shape)) or 0
+        structs = []
+        for piece in pieces:
             rows = n if piece.rows is None else len(piece.rows)
-            struct.start, struct.length, struct.n_rows = piece.start, piece.length, rows
-            if piece.length and rows:
-                self._check_bounds(piece)
-            struct.rows = self._pointer(piece.rows, torch.int64, (rows,))
-            struct.limits = self._pointer(piece.limits, torch.int64, (rows,))
-            struct.slots = self._pointer(piece.slots, torch.int64, (piece.length,))
+            self._reach(piece)
             mask = piece.mask
             if mask is not None and mask.dtype == torch.bool:
                 mask = mask.contiguous().view(torch.uint8)
-            struct.mask = self._pointer(mask, torch.uint8, (rows, piece.length))
-        self.struct = PlanStruct(self._pieces, len(pieces))
+            structs.append(
+                PieceStruct(
+                    piece.start,
+                    piece.length,
+                    self._pointer(piece.slots, torch.int64, (piece.length,)),
+                    rows,
+                    None if piece.rows is None else at,
+                    self._pointer(mask, torch.uint8, (rows, piece.length)),
+                    self._pointer(piece.limits, torch.int64, (rows,)),
+                )
+            )
+            at += 8 * len(piece.rows or ())
+        self._pieces = (PieceStruct * len(structs))(*structs)
+        self.struct = PlanStruct(self._pieces, len(structs))
 
-    def _check_bounds(self, piece: Piece) -> None:
+    def _check_rows(self, listed: Tensor) -> None:
+        if len(listed):
+            low, high = (int(end) for end in listed.aminmax())
+            if low < 0 or high >= self.n:
+                raise ValueError(f"pieces are read by rows {low}..{high} of a pass with {self.n} rows")
+
+    def _reach(self, piece: Piece) -> None:
+        """Notes up to where a piece reads the cache."""
+        if not piece.length:
+            return
         first, last = piece.start, piece.start + piece.length - 1
         if piece.slots is not None:
             first, last = (int(end) for end in piece.slots.aminmax())
         if first < 0:
             raise ValueError(f"a piece begins at slot {first}")
         self.reach = max(self.reach, last + 1)
-        if piece.rows is not None:
-            low, high = (int(end) for end in piece.rows.aminmax())
-            if low < 0 or high >= self.n:
-                raise ValueError(f"a piece is read by rows {low}..{high} of a pass with {self.n} rows")
 
     def _pointer(self, tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int | None:
         if tensor is None:
@@ -69,48 +86,90 @@ class Plan:
         return tensor.data_ptr()
 
 
+@dataclass(frozen=True)
+class KeyValues:
+    """One layer's cache: keys and values [num_kv_heads, capacity, head_dim] in float32, bfloat16 or int8.
+
+    With int8 come the float32 scales [num_kv_heads, capacity, head_dim / group]: a value is its integer times the scale
+    of its group of dimensions.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        """How many slots there are."""
+        return self.keys.shape[1]
+
+    def struct(self) -> CacheStruct:
+        """The cache as native calls take it. Raises `ValueError` for what they can't read."""
+        keys, values, scales = self.keys, self.values, self.key_scales
+        if keys.dtype not in _FORMATS or keys.ndim != 3 or keys.stride(2) != 1 or keys.shape[2] % 8:
+            raise ValueError(
+                "expected float32, bfloat16 or int8 [num_kv_heads, capacity, head_dim] with head_dim a multiple of 8, "
+                f"not {keys.dtype} {list(keys.shape)}"
+            )
+        if keys.shape != values.shape or keys.stride() != values.stride() or keys.dtype != values.dtype:
+            raise ValueError("keys and values must have the same dtype, shape and strides")
+        group = 0
+        if keys.dtype == torch.int8:
+            if scales is None or self.value_scales is None or not keys.is_contiguous() or not scales.is_contiguous():
+                raise ValueError("an int8 cache is contiguous and comes with contiguous scales")
+            group = keys.shape[2] // scales.shape[2]
+            if group % 8 or scales.shape != self.value_scales.shape or scales.shape[:2] != keys.shape[:2]:
+                raise ValueError("the scales of an int8 cache are those of groups of a multiple of 8 dimensions")
+        return CacheStruct(
+            keys.data_ptr(),
+            values.data_ptr(),
+            address(scales),
+            address(self.value_scales),
+            keys.stride(0),
+            keys.stride(1),
+            _FORMATS[keys.dtype],
+            group,
+        )
+
+
+def store(cache: KeyValues, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """Writes k and v float32 [n, num_kv_heads, head_dim] to slots int64 [n], in the cache's format."""
+    n, heads, head_dim = k.shape
+    if (
+        slots.dtype != torch.int64
+        or slots.shape != (n,)
+        or (n and not 0 <= slots.min() <= slots.max() < cache.capacity)
+    ):
+        raise ValueError(f"expected {n} slots of a cache with {cache.capacity}")
+    k, v, slots = k.contiguous(), v.contiguous(), slots.contiguous()
+    struct = cache.struct()
+    check(library().outlay_store(struct, k.data_ptr(), v.data_ptr(), slots.data_ptr(), n, heads, head_dim))
+
+
 def attend(
-    q: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: float, lse: bool = False
+    q: Tensor, cache: KeyValues, plan: Plan, scale: float, *, softcap: float | None = None, lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of q [n, num_heads, head_dim] over keys and values [num_kv_heads, capacity, head_dim], all float32.
+    """Attention of q float32 [n, num_heads, head_dim] over a cache.
 
     Returns the output, like q, and the log-sum-exp [n, num_heads] if asked for. A row without keys gives 0 and -inf.
     """
     n, num_heads, head_dim = q.shape
     if plan.n != n:
         raise ValueError(f"the plan is for {plan.n} rows, not {n}")
-    check_cache(keys, values)
-    if head_dim % 8 or keys.shape[2] != head_dim or num_heads % keys.shape[0]:
-        raise ValueError(f"queries {list(q.shape)} do not fit keys {list(keys.shape)} (head_dim: a multiple of 8)")
-    if plan.reach > keys.shape[1]:
-        raise ValueError(f"the plan reads slot {plan.reach - 1} of a cache with {keys.shape[1]}")
+    keys, struct = cache.keys, cache.struct()
+    if keys.shape[2] != head_dim or num_heads % keys.shape[0]:
+        raise ValueError(f"queries {list(q.shape)} do not fit keys {list(keys.shape)}")
+    if plan.reach > cache.capacity:
+        raise ValueError(f"the plan reads slot {plan.reach - 1} of a cache with {cache.capacity}")
     q = q.contiguous()
     out = torch.empty_like(q)
     sums = torch.empty(n, num_heads) if lse else None
+    heads, kv_heads = num_heads, keys.shape[0]
     check(
         library().outlay_attend(
-            q.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            keys.stride(0),
-            keys.stride(1),
-            n,
-            num_heads,
-            keys.shape[0],
-            head_dim,
-            scale,
-            plan.struct,
-            out.data_ptr(),
+            q.data_ptr(), struct, n, heads, kv_heads, head_dim, scale, softcap or 0.0, plan.struct, out.data_ptr(),
             address(sums),
         )
-    )
+    )  # fmt: skip
     return out, sums
-
-
-def check_cache(keys: Tensor, values: Tensor) -> None:
-    """keys, values: float32 [num_kv_heads, capacity, head_dim] with the same strides, a head's floats adjacent."""
-    for tensor in (keys, values):
-        if tensor.dtype != torch.float32 or tensor.ndim != 3 or tensor.stride(2) != 1:
-            raise ValueError(f"expected float32 [num_kv_heads, capacity, head_dim], not {tensor.dtype} {tensor.shape}")
-    if keys.shape != values.shape or keys.stride() != values.stride():
-        raise ValueError("keys and values must have the same shape and strides")

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from outlay.kernels.native import check, library
+from outlay.kernels.native import address, check, library
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -13,10 +15,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, any shape."""
-    gate, up, out = gate.contiguous(), up.contiguous(), torch.empty(gate.shape)
-    check(library().outlay_silu_mul(gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr()))
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """x [rows, n], weight and bias [n] -> (x - mean) / sqrt(variance + eps) * weight + bias."""
+    x, weight, bias, out = x.contiguous(), weight.contiguous(), bias.contiguous(), torch.empty(x.shape)
+    rows, n = x.shape
+    check(library().outlay_layer_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), rows, n, eps, out.data_ptr()))
+    return out
+
+
+def activate(kind: str, gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """act(gate) * up, or act(gate) where there is no up, any shape; `kind` is one of `ACTIVATIONS`."""
+    gate, out = gate.contiguous(), torch.empty(gate.shape)
+    up = up if up is None else up.contiguous()
+    check(library().outlay_activate(ACTIVATIONS[kind], gate.data_ptr(), address(up), gate.numel(), out.data_ptr()))
     return out
 
 

@@ -1,4 +1,4 @@
-"""A decoder of the Llama family whose whole pass, all layers, is one native call."""
+"""A decoder whose whole pass, all layers, is one native call."""
 
 from collections.abc import Sequence
 from ctypes import byref, c_float
@@ -7,40 +7,87 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outlay.kernels.attention import Plan, check_cache
-from outlay.kernels.native import LayerStruct, ModelStruct, PassStruct, PlanStruct, address, check, library
+from outlay.kernels.attention import KeyValues, Plan
+from outlay.kernels.functions import ACTIVATIONS
+from outlay.kernels.native import (
+    BiasedStruct,
+    LayerStruct,
+    ModelStruct,
+    NormStruct,
+    PassStruct,
+    PlanStruct,
+    address,
+    check,
+    library,
+)
 from outlay.kernels.packing import PackedLinear
 
 
 @dataclass(frozen=True)
-class FusedLayer:
-    """The weights of one layer. Norms and biases are float32."""
+class FusedNorm:
+    """RMSNorm, or LayerNorm where there is a bias; both float32 [size]."""
 
-    input_norm: Tensor  # [hidden]
-    qkv: PackedLinear  # rows: all of q, then k, then v
-    o: PackedLinear
-    post_norm: Tensor  # [hidden]
-    gate_up: PackedLinear  # rows: all of gate, then up
-    down: PackedLinear
-    qkv_bias: Tensor | None = None
-    q_norm: Tensor | None = None  # [head_dim]: RMSNorm of each query head before its rotation
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FusedLinear:
+    """A linear layer with its bias, float32 [out_features]."""
+
+    packed: PackedLinear
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """The weights of one layer."""
+
+    attn_norm: FusedNorm
+    qkv: FusedLinear  # rows: all of q, then k, then v
+    out: FusedLinear
+    mlp_norm: FusedNorm
+    gate_up: FusedLinear  # rows: all of gate, if the model is gated, then up
+    down: FusedLinear
+    q_norm: Tensor | None = None  # float32 [head_dim]: RMSNorm of each query head before its rotation
     k_norm: Tensor | None = None
+    post_attn_norm: FusedNorm | None = None  # of what attention adds to the residual stream
+    post_mlp_norm: FusedNorm | None = None
 
 
 @dataclass(frozen=True)
 class FusedWeights:
-    """A whole decoder, apart from its token embedding."""
+    """A whole decoder, apart from its token embedding and learned positions, which make the input of a pass."""
 
     layers: Sequence[FusedLayer]
-    final_norm: Tensor  # [hidden]
+    final_norm: FusedNorm | None
     head: PackedLinear
-    cos: Tensor  # float32 [positions, rope_dim / 2]; dimension i of a head is rotated with i + rope_dim / 2
-    sin: Tensor
     num_heads: int
     num_kv_heads: int
     head_dim: int
     eps: float
     attention_scale: float
+    cos: Tensor | None = (
+        None  # float32 [positions, rope_dim / 2]; dimension i of a head is rotated with i + rope_dim / 2
+    )
+    sin: Tensor | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    activation: str = "silu"
+    gated: bool = True
+
+
+@dataclass(frozen=True)
+class Top:
+    """The largest logits of each row, in descending order, the lower token first among equals.
+
+    `tokens` is int64 and `logits` float32, both [rows, k]; `lse` [rows] is the log-sum-exp of all of a row's logits,
+    where it was asked for.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    lse: Tensor | None = None
 
 
 class FusedDecoder:
@@ -49,56 +96,51 @@ class FusedDecoder:
     What a row computes has the same bits however many rows share the pass, in any order, on any number of threads.
     """
 
-    def __init__(
-        self,
-        weights: FusedWeights,
-        keys: Sequence[Tensor],
-        values: Sequence[Tensor],
-        plans: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, weights: FusedWeights, cache: Sequence[KeyValues], plans: Sequence[int] | None = None) -> None:
         """Binds the weights to a cache.
 
-        keys, values: float32 [num_kv_heads, capacity, head_dim] for each layer, kept by the caller, written in place.
+        cache: of each layer, kept by the caller, written in place.
         plans: which plan of a pass each layer attends by (sliding windows); None: all by the first.
         """
         self.weights = weights
-        self._cache = (tuple(keys), tuple(values))  # the structures hold bare pointers
+        self._cache = tuple(cache)  # the structures hold bare pointers
         self._library = library()
-        hidden, head_dim = weights.final_norm.numel(), weights.head_dim
-        self._vocab, self._hidden, self._positions = weights.head.out_features, hidden, len(weights.cos)
-        self._capacity = min(tensor.shape[1] for tensor in keys)
+        head_dim, first = weights.head_dim, weights.layers[0]
+        self._vocab, self._hidden = weights.head.out_features, weights.head.in_features
+        self._positions = len(weights.cos) if weights.cos is not None else None
+        self._capacity = min(layer.capacity for layer in cache)
         self._plans = 1 + max(plans or [0])
         self._layers = (LayerStruct * len(weights.layers))()
-        if head_dim % 8 or weights.head.in_features != hidden:
-            raise ValueError("head_dim must be a multiple of 8, and the head must fit the final norm")
-        q_size, kv_size = weights.num_heads * head_dim, weights.num_kv_heads * head_dim
+        if head_dim % 8:
+            raise ValueError(f"head_dim must be a multiple of 8, not {head_dim}")
+        _check_norm(weights.final_norm, self._hidden)
         for i, (struct, layer) in enumerate(zip(self._layers, weights.layers, strict=True)):
-            check_cache(keys[i], values[i])
-            expected = (q_size + 2 * kv_size, hidden, hidden, q_size, hidden, layer.gate_up.out_features // 2)
-            shapes = [(p.out_features, p.in_features) for p in (layer.qkv, layer.o, layer.down)]
-            if tuple(size for shape in shapes for size in shape) != expected or layer.gate_up.in_features != hidden:
-                raise ValueError(f"the shapes of layer {i} do not fit each other: {shapes}")
-            _check_vectors(layer, hidden, q_size + 2 * kv_size, head_dim)
-            struct.input_norm, struct.post_norm = address(layer.input_norm), address(layer.post_norm)
-            struct.qkv, struct.o = layer.qkv.struct, layer.o.struct
-            struct.gate_up, struct.down = layer.gate_up.struct, layer.down.struct
-            struct.qkv_bias, struct.q_norm, struct.k_norm = map(address, (layer.qkv_bias, layer.q_norm, layer.k_norm))
-            struct.k_cache, struct.v_cache = address(keys[i]), address(values[i])
-            struct.head_stride, struct.slot_stride = keys[i].stride(0), keys[i].stride(1)
+            _check_layer(weights, layer, self._hidden)
+            for name in ("qkv", "out", "gate_up", "down"):
+                linear = getattr(layer, name)
+                setattr(struct, name, BiasedStruct(linear.packed.struct, address(linear.bias)))
+            for name in ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"):
+                setattr(struct, name, _norm_struct(getattr(layer, name)))
+            struct.q_norm, struct.k_norm = address(layer.q_norm), address(layer.k_norm)
+            struct.cache = cache[i].struct()
             struct.plan = plans[i] if plans else 0
         self._model = ModelStruct(
             len(self._layers),
-            hidden,
+            self._hidden,
             weights.num_heads,
             weights.num_kv_heads,
             head_dim,
-            2 * weights.cos.shape[1],
-            weights.layers[0].down.in_features,
+            2 * weights.cos.shape[1] if weights.cos is not None else 0,
+            first.down.packed.in_features,
+            ACTIVATIONS[weights.activation],
+            weights.gated,
             c_float(weights.eps),
             c_float(weights.attention_scale),
+            c_float(weights.attention_softcap or 0.0),
+            c_float(weights.logit_softcap or 0.0),
             0,
             self._layers,
-            address(weights.final_norm),
+            _norm_struct(weights.final_norm),
             weights.head.struct,
             address(weights.cos),
             address(weights.sin),
@@ -111,18 +153,21 @@ class FusedDecoder:
         slots: Tensor,
         plan: Plan | Sequence[Plan],
         head_rows: Tensor | None = None,
-        head: bool = True,
-        argmax: bool = False,
+        *,
+        logits: bool = True,
+        top: int = 0,
+        lse: bool = False,
         layers: tuple[int, int] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Top | None]:
         """One pass.
 
         hidden: float32 [n, hidden_size], overwritten with the residual stream after the last layer that ran.
         positions, slots: int64 [n], where each row stands in its text and where its keys and values are written.
         plan: what the rows read (their own slots included), or one plan for each kind of layer.
-        head_rows: int64, the rows that go through the head (None: all, and none if `head` is False).
+        head_rows: int64, the rows that go through the head (None: all), if `logits` or `top` are wanted.
         layers: run only layers begin..end-1.
-        Returns the logits float32 [head rows, vocabulary] and the index of the largest of each, if asked for.
+        Returns the logits float32 [head rows, vocabulary] and the `top` largest of each row, with their log-sum-exp if
+        `lse`; None for what is not wanted.
         """
         n = hidden.shape[0]
         plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
@@ -132,18 +177,20 @@ class FusedDecoder:
             raise ValueError(f"expected {self._plans} plan(s) for {n} rows")
         if any(each.reach > self._capacity for each in plans):
             raise ValueError(f"a plan reads beyond the cache's {self._capacity} slots")
+        if not 0 <= top <= self._vocab:
+            raise ValueError(f"expected the top 0..{self._vocab} logits, not {top}")
         positions, slots = _indices(positions, n, self._positions), _indices(slots, n, self._capacity)
         begin, end = layers or (0, len(self._layers))
         if not 0 <= begin <= end <= len(self._layers):
             raise ValueError(f"expected layers within 0..{len(self._layers)}")
-        logits = best = None
-        count = 0
-        if head:
-            if head_rows is not None:
-                head_rows = _indices(head_rows, len(head_rows), n)
-            count = n if head_rows is None else len(head_rows)
-            logits = torch.empty(count, self._vocab)
-            best = torch.empty(count, dtype=torch.int64) if argmax else None
+        if head_rows is not None:
+            head_rows = _indices(head_rows, len(head_rows), n)
+        count = (n if head_rows is None else len(head_rows)) if logits or top else 0
+        rows = torch.empty(count, self._vocab) if logits else None
+        best = None
+        if top:
+            sums = torch.empty(count) if lse else None
+            best = Top(torch.empty(count, top, dtype=torch.int64), torch.empty(count, top), sums)
         request = PassStruct(
             n,
             hidden.data_ptr(),
@@ -155,27 +202,56 @@ class FusedDecoder:
             end,
             count,
             address(head_rows),
-            address(logits),
-            address(best),
+            address(rows),
+            top,
+            *((address(best.tokens), address(best.logits), address(best.lse)) if best is not None else (None,) * 3),
         )
         check(self._library.outlay_pass(byref(self._model), byref(request)))
-        return logits, best
+        return rows, best
 
 
-def _indices(tensor: Tensor, n: int, end: int) -> Tensor:
-    """Checks n indices below `end`: the kernels would read and write wherever they point."""
+def _norm_struct(norm: FusedNorm | None) -> NormStruct:
+    return NormStruct() if norm is None else NormStruct(address(norm.weight), address(norm.bias))
+
+
+def _indices(tensor: Tensor, n: int, end: int | None) -> Tensor:
+    """Checks n indices below `end` (None: any): the kernels would read and write wherever they point."""
     if tensor.dtype != torch.int64 or tensor.shape != (n,):
         raise ValueError(f"expected int64 [{n}], not {tensor.dtype} {list(tensor.shape)}")
-    if n:
+    if n and end is not None:
         low, high = (int(limit) for limit in tensor.aminmax())
         if low < 0 or high >= end:
             raise ValueError(f"expected indices in 0..{end - 1}, not {low}..{high}")
     return tensor.contiguous()
 
 
-def _check_vectors(layer: FusedLayer, hidden: int, qkv: int, head_dim: int) -> None:
-    sizes = {"input_norm": hidden, "post_norm": hidden, "qkv_bias": qkv, "q_norm": head_dim, "k_norm": head_dim}
-    for name, size in sizes.items():
-        tensor = getattr(layer, name)
-        if tensor is not None and (tensor.shape != (size,) or tensor.dtype != torch.float32 or tensor.stride(0) != 1):
-            raise ValueError(f"expected {name} to be float32 [{size}]")
+def _check_layer(weights: FusedWeights, layer: FusedLayer, hidden: int) -> None:
+    """Raises `ValueError` where the shapes of a layer don't fit: the kernels would read past what is too short."""
+    q_size, inner = weights.num_heads * weights.head_dim, layer.down.packed.in_features
+    qkv = q_size + 2 * weights.num_kv_heads * weights.head_dim
+    shapes = {
+        "qkv": (qkv, hidden),
+        "out": (hidden, q_size),
+        "gate_up": (inner * (2 if weights.gated else 1), hidden),
+        "down": (hidden, weights.layers[0].down.packed.in_features),
+    }
+    for name, shape in shapes.items():
+        linear: FusedLinear = getattr(layer, name)
+        if (linear.packed.out_features, linear.packed.in_features) != shape:
+            raise ValueError(f"expected {name} to be {list(shape)}")
+        _check_vector(linear.bias, shape[0])
+    for norm in (layer.attn_norm, layer.mlp_norm, layer.post_attn_norm, layer.post_mlp_norm):
+        _check_norm(norm, hidden)
+    for vector in (layer.q_norm, layer.k_norm):
+        _check_vector(vector, weights.head_dim)
+
+
+def _check_norm(norm: FusedNorm | None, size: int) -> None:
+    if norm is not None:
+        _check_vector(norm.weight, size)
+        _check_vector(norm.bias, size)
+
+
+def _check_vector(tensor: Tensor | None, size: int) -> None:
+    if tensor is not None and (tensor.shape != (size,) or tensor.dtype != torch.float32 or not tensor.is_contiguous()):
+        raise ValueError(f"expected a vector of float32 [{size}], not {tensor.dtype} {list(tensor.shape)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 1
+_ABI = 2
 
 
 class LinearStruct(Structure):
@@ -38,23 +38,48 @@ class PlanStruct(Structure):
     _fields_ = [("pieces", POINTER(PieceStruct)), ("n_pieces", c_int64)]
 
 
+class CacheStruct(Structure):
+    """One layer's keys and values."""
+
+    _fields_ = [
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("k_scale", c_void_p),
+        ("v_scale", c_void_p),
+        ("head_stride", c_int64),
+        ("slot_stride", c_int64),
+        ("format", c_int32),
+        ("group", c_int32),
+    ]
+
+
+class NormStruct(Structure):
+    """RMSNorm, or LayerNorm where there is a bias; none where there is no weight."""
+
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
+
+
+class BiasedStruct(Structure):
+    """A linear layer with its bias."""
+
+    _fields_ = [("linear", LinearStruct), ("bias", c_void_p)]
+
+
 class LayerStruct(Structure):
     """One layer of a decoder with its cache."""
 
     _fields_ = [
-        ("input_norm", c_void_p),
-        ("qkv", LinearStruct),
-        ("qkv_bias", c_void_p),
+        ("attn_norm", NormStruct),
+        ("qkv", BiasedStruct),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),
-        ("o", LinearStruct),
-        ("post_norm", c_void_p),
-        ("gate_up", LinearStruct),
-        ("down", LinearStruct),
-        ("k_cache", c_void_p),
-        ("v_cache", c_void_p),
-        ("head_stride", c_int64),
-        ("slot_stride", c_int64),
+        ("out", BiasedStruct),
+        ("post_attn_norm", NormStruct),
+        ("mlp_norm", NormStruct),
+        ("gate_up", BiasedStruct),
+        ("down", BiasedStruct),
+        ("post_mlp_norm", NormStruct),
+        ("cache", CacheStruct),
         ("plan", c_int64),
     ]
 
@@ -70,11 +95,15 @@ class ModelStruct(Structure):
         ("head_dim", c_int32),
         ("rope_dim", c_int32),
         ("intermediate", c_int32),
+        ("activation", c_int32),
+        ("gated", c_int32),
         ("eps", c_float),
         ("attention_scale", c_float),
+        ("attention_softcap", c_float),
+        ("logit_softcap", c_float),
         ("reserved", c_int32),
         ("layers", POINTER(LayerStruct)),
-        ("final_norm", c_void_p),
+        ("final_norm", NormStruct),
         ("head", LinearStruct),
         ("cos", c_void_p),
         ("sin", c_void_p),
@@ -96,7 +125,10 @@ class PassStruct(Structure):
         ("n_head_rows", c_int64),
         ("head_rows", c_void_p),
         ("logits", c_void_p),
-        ("best", c_void_p),
+        ("top", c_int64),
+        ("top_tokens", c_void_p),
+        ("top_logits", c_void_p),
+        ("lse", c_void_p),
     ]
 
 
@@ -107,12 +139,14 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_threads": ([], c_int32),
     "outlay_linear": ([POINTER(LinearStruct), c_void_p, c_int64, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_rms_norm": ([c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p], c_int32),
-    "outlay_silu_mul": ([c_void_p, c_void_p, c_int32, c_void_p], c_int32),
+    "outlay_layer_norm": ([*[c_void_p] * 3, c_int64, c_int32, c_float, c_void_p], c_int32),
+    "outlay_activate": ([c_int32, c_void_p, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
     "outlay_attend": (
-        [*[c_void_p] * 3, *[c_int64] * 3, *[c_int32] * 3, c_float, POINTER(PlanStruct), c_void_p, c_void_p],
+        [c_void_p, POINTER(CacheStruct), c_int64, *[c_int32] * 3, *[c_float] * 2, POINTER(PlanStruct), *[c_void_p] * 2],
         c_int32,
     ),
+    "outlay_store": ([POINTER(CacheStruct), *[c_void_p] * 3, c_int64, *[c_int32] * 2], c_int32),
     "outlay_pass": ([POINTER(ModelStruct), POINTER(PassStruct)], c_int32),
 }
 
@@ -138,9 +172,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def isa() -> str:
-    """The instruction set in use: "avx512vnni", "avx2", "scalar" (only when asked for), or "none".
+    """The instruction set in use: "amx", "avx512vnni", "avx2", "neon", or "none".
 
     The environment variable OUTLAY_ISA sets an upper limit to it.
+    "scalar" and "amx-emulated" run only when it names them.
     """
     return _load()[1]
 

@@ -62,13 +62,12 @@ class Decoder:
         project_in: Linear | None = None,
         project_out: Linear | None = None,
         dtype: torch.dtype = torch.float32,
-        kv_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.layers, self.embed, self.head = config, tuple(layers), embed, head
         self.final_norm, self.positions = final_norm, positions
         self.project_in, self.project_out = project_in, project_out
-        self.dtype, self.kv_dtype, self.device = dtype, kv_dtype or dtype, torch.device(device)
+        self.dtype, self.device = dtype, torch.device(device)
         if config.rope is not None:
             self.cos, self.sin = config.rope.tables(config.max_positions, self.device)
         self._fixed_bytes = self._count_fixed_bytes()
@@ -81,50 +80,53 @@ class Decoder:
         tokens, positions: int64 [n]; rows: int64 [r], the rows whose logits are wanted (None: all n).
         Returns float32 [r or n, vocab_size].
         """
+        x, rotation = self.inputs(tokens, positions), self.rotation(positions)
+        for index in range(len(self.layers)):
+            x = self.after_attention(index, x, attend(index, *self.before_attention(index, x, rotation)))
+        return self.logits(x if rows is None else x[rows])
+
+    def inputs(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Returns what the first layer reads, [n, hidden_size]: the tokens' vectors, with learned positions if any."""
         x = self.embed(tokens)
         if self.project_in is not None:
             x = self.project_in(x)
         if self.positions is not None:
             x = x + self.positions[positions + self.config.position_offset]
-        rotation = self._rotation(positions)
-        block = self._block if self.config.pre_norm else self._post_norm_block
-        for index, layer in enumerate(self.layers):
-            x = block(index, layer, x, rotation, attend)
-        if rows is not None:
-            x = x[rows]
-        return self._logits(x)
+        return x
 
-    def _rotation(self, positions: Tensor) -> Rotation | None:
+    def rotation(self, positions: Tensor) -> Rotation | None:
+        """Returns what turns the queries and keys of every layer; None where positions are learned."""
         if self.config.rope is None:
             return None
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
 
-    def _block(self, index: int, layer: Layer, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        change = self._attention(index, layer, layer.attn_norm(x), rotation, attend)
-        x = x + (change if layer.post_attn_norm is None else layer.post_attn_norm(change))
-        change = layer.mlp(layer.mlp_norm(x))
-        return x.add_(change if layer.post_mlp_norm is None else layer.post_mlp_norm(change))
-
-    def _post_norm_block(
-        self, index: int, layer: Layer, x: Tensor, rotation: Rotation | None, attend: Attend
-    ) -> Tensor:
-        x = layer.attn_norm(x + self._attention(index, layer, x, rotation, attend))
-        return layer.mlp_norm(x + layer.mlp(x))
-
-    def _attention(self, index: int, layer: Layer, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        config = self.config
+    def before_attention(self, index: int, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [n, hidden_size], what a layer reads -> its queries, keys and values, as `Attend` takes them."""
+        config, layer = self.config, self.layers[index]
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, config.head_dim)
+        qkv = layer.qkv(layer.attn_norm(x) if config.pre_norm else x).view(-1, heads + 2 * kv_heads, config.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             qkv[:, :heads] = layer.q_norm(qkv[:, :heads])
             qkv[:, heads : heads + kv_heads] = layer.k_norm(qkv[:, heads : heads + kv_heads])
         q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
         if rotation is not None:
             q, k = rotate(qkv[:, : heads + kv_heads], *rotation).split((heads, kv_heads), dim=1)
-        return layer.out(attend(index, q, k, v).reshape(x.shape[0], -1))
+        return q, k, v
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def after_attention(self, index: int, x: Tensor, attended: Tensor) -> Tensor:
+        """x, what a layer read, and what attention returned -> what the next layer reads, [n, hidden_size]."""
+        layer = self.layers[index]
+        change = layer.out(attended.reshape(x.shape[0], -1))
+        if not self.config.pre_norm:
+            x = layer.attn_norm(x + change)
+            return layer.mlp_norm(x + layer.mlp(x))
+        x = x + (change if layer.post_attn_norm is None else layer.post_attn_norm(change))
+        change = layer.mlp(layer.mlp_norm(x))
+        return x.add_(change if layer.post_mlp_norm is None else layer.post_mlp_norm(change))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x [n, hidden_size], what the last layer wrote -> float32 [n, vocab_size]"""
         if self.final_norm is not None:
             x = self.final_norm(x)
         if self.project_out is not None:

@@ -54,30 +54,33 @@ class FloatLinear(Linear):
 
 
 class Int4Linear(Linear):
-    """q4 through torch's int4 product for CPUs: bfloat16 activations, scales and minimums rounded to bfloat16."""
+    """q4 through torch's int4 products: bfloat16 activations, scales and minimums rounded to bfloat16."""
 
     format = "int4"
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         assert weight.mins is not None
         self.out_features, self.in_features = weight.shape
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.q.to(torch.int32), 2)
-        scales, mins = weight.scales.float(), weight.mins.float()
+        if weight.q.device.type == "cpu":
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.q.to(torch.int32), 2)
+            self._product = torch.ops.aten._weight_int4pack_mm_for_cpu
+        else:
+            self.packed = torch.ops.aten._convert_weight_to_int4pack(nibbles(weight.q), 2)
+            self._product = torch.ops.aten._weight_int4pack_mm
+        scales, mins = weight.scales.T.float(), weight.mins.T.float()
         # torch's product is (q - 8) * scale + zero
-        pairs = torch.stack((scales, mins + 8 * scales), dim=-1)
-        self.scales_and_zeros = pairs.transpose(0, 1).contiguous().to(torch.bfloat16)
+        self.scales_and_zeros = torch.stack((scales, mins + 8 * scales), dim=-1).to(torch.bfloat16)
         self.bias = bias
         self.nbytes = self.packed.nbytes + self.scales_and_zeros.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [n, in] -> [n, out], in the dtype of x."""
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), self.packed, GROUP, self.scales_and_zeros)
-        y = y.to(x.dtype)
+        y = self._product(x.to(torch.bfloat16), self.packed, GROUP, self.scales_and_zeros).to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
 
 
 class Int8Linear(Linear):
-    """q8 rounded once more, to one scale for each row of the weight, through torch's int8 product for CPUs.
+    """q8 rounded once more, to one scale for each row of the weight, through torch's int8 product.
 
     From `wide_from` rows on, it is multiplied in float32 (0: never).
     """
@@ -158,24 +161,42 @@ def pack(
 def _pack_integers(
     weight: Tensor | QuantizedWeight, format: str, bias: Tensor | None, device: torch.device, exact_output: bool
 ) -> Linear | None:
-    if device.type != "cpu":
+    if device.type != "cpu" and not _gpu_product(format, device):
         return None
     if isinstance(weight, Tensor):
         if not fits(weight):
             return None
         weight = quantize(weight, "q4" if format == "int4" else "q8")
-    if native_kernels():
+    if device.type == "cpu" and native_kernels():
         if weight.mins is not None:
             return NativeLinear(kernels.pack_q4(weight.q, weight.scales, weight.mins), bias, format)
         return NativeLinear(kernels.pack_q8(weight.q, weight.scales), bias, format)
     if exact_output:
         return None
     if weight.kind == "q4":
-        return Int4Linear(weight, bias) if weight.shape[0] % 16 == 0 else None
-    return _int8_by_row(weight, bias)
+        return Int4Linear(weight.to(device), bias) if weight.shape[0] % 16 == 0 else None
+    return _int8_by_row(weight, bias, device)
 
 
-def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float = 0.02) -> Linear | None:
+def _gpu_product(format: str, device: torch.device) -> bool:
+    """Tells whether torch multiplies a packed format here: on CUDA from Ampere on; int8 only in newer versions."""
+    name = f"aten::_weight_{format}pack_mm"
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    )
+
+
+def nibbles(q: Tensor) -> Tensor:
+    """q uint8 [n, k] in 0..15 -> uint8 [n, k / 2], the even columns in the upper halves."""
+    even, odd = q.unflatten(1, (-1, 2)).unbind(-1)
+    return even << 4 | odd
+
+
+def _int8_by_row(
+    weight: QuantizedWeight, bias: Tensor | None, device: torch.device, tolerance: float = 0.02
+) -> Linear | None:
     """One scale for each row instead of each group, where that changes a group by less than `tolerance` on average."""
     exact = weight.dequantize()
     scales = (exact.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-10).bfloat16()
@@ -184,8 +205,8 @@ def _int8_by_row(weight: QuantizedWeight, bias: Tensor | None, tolerance: float 
     size = torch.linalg.vector_norm(exact.unflatten(1, (-1, GROUP)), dim=-1).clamp_(min=1e-20)
     if (change / size).mean() > tolerance:
         return None
-    wide_from = 0 if fast_bfloat16() else 48
-    return Int8Linear(q.to(torch.int8).contiguous(), scales.squeeze(1), bias, wide_from)
+    wide_from = 0 if device.type != "cpu" or fast_bfloat16() else 48
+    return Int8Linear(q.to(device, torch.int8).contiguous(), scales.squeeze(1).to(device), bias, wide_from)
 
 
 def _wide_from(dtype: torch.dtype, device: torch.device) -> int:
@@ -193,9 +214,9 @@ def _wide_from(dtype: torch.dtype, device: torch.device) -> int:
 
     Measured on a processor with AVX2, for the 120 layers of SmolLM2-135M on one thread, in milliseconds at 4, 8 and 16
     rows: bfloat16 55, 125, 255; float16 54, 116, 230; float32 52, 62, 83, and some 15 for the conversion. Likewise the
-    48 rows of int8: 361 at 64 rows against 245.
+    48 rows of int8: 361 at 64 rows against 245. Processors that multiply bfloat16 seldom multiply float16 as well.
     """
-    if device.type != "cpu" or dtype == torch.float32 or fast_bfloat16():
+    if device.type != "cpu" or dtype == torch.float32 or (dtype == torch.bfloat16 and fast_bfloat16()):
         return 0
     return 8
 

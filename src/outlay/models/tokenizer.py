@@ -74,6 +74,10 @@ class Tokenizer:
         """Returns the bytes that `token` stands for; b"" for special tokens and for ids that no token has."""
         return self._bytes[token] if 0 <= token < len(self._bytes) else b""
 
+    def name_of(self, token: int) -> str:
+        """Returns the name of an added token such as "<|im_end|>"; "" for other tokens."""
+        return self._added.get(token, "")
+
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         plain = tokenizers.Tokenizer.from_str(self.inner.to_str())

@@ -31,7 +31,27 @@ def attend(
             q[None], k[None], v[None], 0.0, False, attn_mask=mask, scale=scale
         )
         return out[0], lse[0]
+    if softcap is None and q.device.type in ("cuda", "meta"):  # meta, to see the shapes where there is no GPU
+        return _attend_on_gpu(q, k, v, bias, scale)
     return attend_reference(q, k, v, bias, scale, softcap)
+
+
+def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Through torch's memory-efficient kernel, the one that takes a bias and any float and tells the log-sum-exp.
+
+    It wants the rows of the bias aligned, and pads those of the log-sum-exp.
+    """
+    mask = None if bias is None else aligned(bias).expand(1, len(q), -1, -1)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q[None], k[None], v[None], mask, True, scale=scale
+    )
+    return out[0], lse[0, :, : q.shape[1]]
+
+
+def aligned(bias: Tensor) -> Tensor:
+    """Returns `bias` [n, length] with its rows a multiple of 16 elements apart."""
+    padded = bias.new_empty(len(bias), -(-bias.shape[1] // 16) * 16)[:, : bias.shape[1]]
+    return padded.copy_(bias)
 
 
 def attend_reference(
@@ -61,7 +81,7 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
 class _Reader:
     """A piece, with its rows and mask in the form that every layer uses."""
 
-    keys: slice
+    keys: slice | Tensor
     rows: Tensor | None  # None: all rows of the pass
     bias: Tensor | None  # [rows * group, length]
 
@@ -73,8 +93,9 @@ class TreeAttention:
     attention output [n, num_heads, head_dim].
     """
 
-    def __init__(self, cache: Cache, plan: Plan, config: DecoderConfig) -> None:
-        self._cache, self._config = cache, config
+    def __init__(self, cache: Cache, plan: Plan, config: DecoderConfig, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype` is that of the queries."""
+        self._cache, self._config, self._dtype = cache, config, dtype
         self._count = len(plan.keys_seen)
         self._slots = _as_slice(plan.slots) or plan.slots.to(cache.device)
         self._readers = {window: [self._reader(piece) for piece in pieces] for window, pieces in plan.pieces.items()}
@@ -82,54 +103,57 @@ class TreeAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attends in one layer."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[:, self._slots] = k.transpose(0, 1).to(keys.dtype)
-        values[:, self._slots] = v.transpose(0, 1).to(values.dtype)
+        self._cache.write(layer, self._slots, k, v)
         window = self._config.windows[layer]
         readers = self._readers[window]
         if len(readers) == 1 and readers[0].rows is None:
-            return self._read(readers[0], q, keys, values)[0]
+            return self._read(readers[0], layer, q)[0]
         if self._once[window]:
             out = torch.empty_like(q)
             for reader in readers:
-                out[reader.rows] = self._read(reader, q[reader.rows], keys, values)[0]
+                out[reader.rows] = self._read(reader, layer, q[reader.rows])[0]
             return out
-        return self._merged(readers, q, keys, values)
+        return self._merged(readers, layer, q)
 
-    def _merged(self, readers: list[_Reader], q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _merged(self, readers: list[_Reader], layer: int, q: Tensor) -> Tensor:
         out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
         for reader in readers:
             rows = slice(None) if reader.rows is None else reader.rows
-            out[rows], lse[rows] = merge(out[rows], lse[rows], *self._read(reader, q[rows], keys, values))
+            out[rows], lse[rows] = merge(out[rows], lse[rows], *self._read(reader, layer, q[rows]))
         return out.to(q.dtype)
 
-    def _read(self, reader: _Reader, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, reader: _Reader, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
         """Folds the query heads of a group into rows, so that keys and values are read as they lie, not expanded."""
         config = self._config
         n, heads, group = len(q), config.num_kv_heads, config.num_heads // config.num_kv_heads
-        folded = q.view(n, heads, group, -1).transpose(0, 1).reshape(heads, n * group, -1).to(keys.dtype)
-        out, lse = attend(
-            folded,
-            keys[:, reader.keys],
-            values[:, reader.keys],
-            reader.bias,
-            config.attention_scale,
-            config.attention_softcap,
-        )
+        folded = q.view(n, heads, group, -1).transpose(0, 1).reshape(heads, n * group, -1)
+        keys, values = self._cache.read(layer, reader.keys, q.dtype)
+        out, lse = attend(folded, keys, values, reader.bias, config.attention_scale, config.attention_softcap)
         out = out.reshape(heads, n, group, -1).transpose(0, 1).reshape(n, config.num_heads, -1)
         return out.to(q.dtype), lse.reshape(heads, n, group).transpose(0, 1).reshape(n, config.num_heads)
 
     def _reader(self, piece: Piece) -> _Reader:
-        device, dtype = self._cache.device, self._cache.dtype
+        device, dtype = self._cache.device, self._dtype
         bias = None
-        if piece.mask is not None:
+        mask = _mask(piece)
+        if mask is not None:
             group = self._config.num_heads // self._config.num_kv_heads
-            bias = torch.zeros(piece.mask.shape, dtype=dtype).masked_fill_(~piece.mask, -torch.inf)
+            bias = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
             bias = bias.repeat_interleave(group, 0).to(device)
         everyone = len(piece.rows) == self._count and piece.rows == tuple(range(self._count))
         rows = None if everyone else torch.tensor(piece.rows, device=device)
-        return _Reader(slice(piece.start, piece.start + piece.length), rows, bias)
+        keys = slice(piece.start, piece.start + piece.length)
+        return _Reader(keys if piece.slots is None else torch.from_numpy(piece.slots).to(device), rows, bias)
+
+
+def _mask(piece: Piece) -> Tensor | None:
+    """Returns what each row sees, bool [rows, length], or None where every row sees everything."""
+    if piece.mask is not None:
+        return torch.from_numpy(piece.mask)
+    if piece.limits is None:
+        return None
+    return torch.arange(piece.length) < torch.from_numpy(piece.limits)[:, None]
 
 
 def _as_slice(slots: Tensor) -> slice | None:

@@ -10,13 +10,18 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from heapq import heappop, heappush
+from math import gcd
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outlay.errors import FailureError
+from outlay.kernels import KeyValues
 from outlay.models.config import DecoderConfig
+
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+GROUP = 32  # dimensions of a head that share a scale in an int8 cache, if it divides the head
 
 
 class Region:
@@ -79,8 +84,9 @@ class Region:
 
 
 class Cache:
-    """Keys and values of one model: `keys[layer]` and `values[layer]` are [num_kv_heads, capacity, head_dim].
+    """Keys and values of one model: `layers[layer]` holds them as [num_kv_heads, capacity, head_dim].
 
+    `dtype` is how they are held: a float dtype, or int8 with a float32 scale for each group of dimensions of a head.
     `capacity`, `in_use` and `limit` count slots (tokens). The cache starts small and doubles as it is needed, up to
     `limit`; past that, and when the memory can't be had, `region` raises `FailureError`, which says how much was asked
     for. Before it fails it calls `reclaim`, which may free slots that are kept for later and tells whether it did.
@@ -93,8 +99,8 @@ class Cache:
         self.in_use = 0
         self.capacity = 0
         self.reclaim: Callable[[], bool] | None = None
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.group = gcd(GROUP, config.head_dim) if dtype == torch.int8 else 0
+        self.layers: list[KeyValues] = []
         self.positions = np.empty(0, dtype=np.int64)  # of the token in each slot, where one is
         self._free: list[tuple[int, int]] = []  # (start, size), sorted by start, never adjacent
         self._grow(min(capacity, limit))
@@ -103,11 +109,29 @@ class Cache:
     def bytes_per_slot(self) -> int:
         """Bytes of keys and values that one token holds, over all layers."""
         config = self.config
-        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * self.dtype.itemsize
+        head = config.head_dim * self.dtype.itemsize + (4 * config.head_dim // self.group if self.group else 0)
+        return 2 * config.num_layers * config.num_kv_heads * head
 
     def bytes(self) -> int:
         """Returns the bytes that the tokens now in the cache hold."""
         return self.in_use * self.bytes_per_slot
+
+    def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
+        """Puts k and v [n, num_kv_heads, head_dim] into n slots, rounded to how this cache holds them."""
+        held = self.layers[layer]
+        for x, to, scales in ((k, held.keys, held.key_scales), (v, held.values, held.value_scales)):
+            x = x.transpose(0, 1)
+            if scales is not None:
+                x, scales[:, slots] = quantize(x, self.group)
+            to[:, slots] = x.to(to.dtype)
+
+    def read(self, layer: int, slots: slice | Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Returns the keys and the values in n slots, [num_kv_heads, n, head_dim] of `dtype`."""
+        held = self.layers[layer]
+        keys, values = held.keys[:, slots], held.values[:, slots]
+        if held.key_scales is not None and held.value_scales is not None:
+            keys, values = dequantize(keys, held.key_scales[:, slots]), dequantize(values, held.value_scales[:, slots])
+        return keys.to(dtype), values.to(dtype)
 
     def region(self, size: int) -> Region:
         """Returns a new region of `size` slots, or of as many as are left. Raises `FailureError` when none are."""
@@ -186,7 +210,12 @@ class Cache:
         capacity = min(self.limit, max(needed, 2 * self.capacity))
         try:
             for layer in range(self.config.num_layers):
-                self._resize(layer, capacity)
+                grown = self._empty(capacity)
+                if self.capacity:
+                    _copy(self.layers[layer], grown, self.capacity)
+                    self.layers[layer] = grown
+                else:
+                    self.layers.append(grown)
         except (RuntimeError, MemoryError) as error:
             gigabytes = capacity * self.bytes_per_slot / 1e9
             raise FailureError(
@@ -197,13 +226,37 @@ class Cache:
         self.release(self.capacity, capacity - self.capacity)
         self.capacity = capacity
 
-    def _resize(self, layer: int, capacity: int) -> None:
-        shape = (self.config.num_kv_heads, capacity, self.config.head_dim)
-        for store in (self.keys, self.values):
-            # Zeros, because a masked slot is multiplied by 0, and what was in memory may be infinite or NaN.
-            grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            if layer == len(store):
-                store.append(grown)
-            else:
-                grown[:, : self.capacity] = store[layer][:, : self.capacity]
-                store[layer] = grown
+    def _empty(self, capacity: int) -> KeyValues:
+        """Returns a store of zeros, because a masked slot is multiplied by 0, and memory may hold infinities."""
+        config = self.config
+
+        def zeros(width: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros((config.num_kv_heads, capacity, width), dtype=dtype, device=self.device)
+
+        keys, values = (zeros(config.head_dim, self.dtype) for _ in range(2))
+        if not self.group:
+            return KeyValues(keys, values)
+        return KeyValues(keys, values, *(zeros(config.head_dim // self.group, torch.float32) for _ in range(2)))
+
+
+def _copy(source: KeyValues, target: KeyValues, count: int) -> None:
+    target.keys[:, :count], target.values[:, :count] = source.keys[:, :count], source.values[:, :count]
+    for scales, wider in ((source.key_scales, target.key_scales), (source.value_scales, target.value_scales)):
+        if scales is not None and wider is not None:
+            wider[:, :count] = scales[:, :count]
+
+
+def quantize(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """x [..., dim] -> integers from -127 to 127 as float32 [..., dim], and scales float32 [..., dim / group].
+
+    Rounds as the native kernels do, to the bit.
+    """
+    groups = x.float().unflatten(-1, (-1, group))
+    most = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.where(most > 1e-30, 127 / most, 0.0)  # a smaller group becomes zero; its reciprocal would overflow
+    return (groups * inverse).round().flatten(-2), (most / 127).squeeze(-1)
+
+
+def dequantize(q: Tensor, scales: Tensor) -> Tensor:
+    """q int8 [..., dim], scales float32 [..., groups] -> float32 [..., dim]."""
+    return (q.float().unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]).flatten(-2)

@@ -1,36 +1,45 @@
 """The plan of a pass: which keys each new row reads, worked out once a tick and used by every layer.
 
-A plan is a list of pieces. A piece is a contiguous span of slots and the rows that read it; where all of its rows see
-all of it, it has no mask. A span that several trees share becomes one piece for all of their rows, so it is read once
-(Hydragen, Juravsky et al. 2024). What a row reads is the union of its pieces, which are disjoint, and the merge of
-their results by log-sum-exp is exact.
+A plan is a list of pieces. A piece is a list of slots, most often side by side, and the rows that read it. A span that
+several trees share becomes one piece for all of their rows, so it is read once (Hydragen, Juravsky et al. 2024). What a
+row reads is the union of its pieces, which are disjoint, and the merge of their results by log-sum-exp is exact.
+
+Within a piece and from piece to piece, a row meets the keys of its path in the order of their positions, whichever
+slots they took: what it reads depends on its path alone, not on what was tried, freed and grown before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from outlay.tree.cache import Region
 from outlay.tree.token_tree import Node, Span, Tree
 
 SHARED_LENGTH = 32  # below this, reading what is shared apart costs more than reading it twice
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Slots [start, start + length), read by `rows` (indices into the pass). `mask` is bool [rows, length], True where
-    a row sees a slot, or None where every row sees every slot. `base` is the position where the piece begins in a
-    text."""
+    """`length` keys, read by `rows` (indices into the pass), each of which sees at least one.
+
+    The keys lie in slots [start, start + length), or in `slots` [length]. Row i sees the first `limits[i]` of them
+    (None: all), and of these where `mask` [rows, length] is True (None: everywhere). `base` is the position where the
+    piece begins in a text.
+    """
 
     base: int
     start: int
     length: int
     rows: tuple[int, ...]
-    mask: Tensor | None = None
+    slots: Ints | None = None
+    limits: Ints | None = None
+    mask: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,12 @@ class Plan:
     """One pass over `n` new nodes: their tokens, positions and slots, int64 [n], and what each of them reads.
 
     `pieces[window]` holds the pieces for layers with that sliding window (None: full attention), in the order of the
-    text, so that what a row reads comes in the same order whoever shares the pass. `keys_seen[i]` is how many keys row
-    i attends to under full attention, itself included. `once` says that every row is in exactly one piece.
+    text. `keys_seen[i]` is how many keys row i attends to under full attention, itself included.
     """
 
-    tokens: Tensor
-    positions: Tensor
-    slots: Tensor
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
     pieces: dict[int | None, list[Piece]]
     keys_seen: list[int]
 
@@ -53,130 +61,172 @@ class Plan:
         return sum(len(piece.rows) for piece in self.pieces[window]) == len(self.keys_seen)
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """Rows that see the first `seen` tokens of a span."""
+
+    span: Span
+    seen: int
+    rows: tuple[int, ...]
+
+
 def plan_pass(
-    work: Sequence[tuple[Tree, Sequence[Node]]], slot_positions: Tensor, windows: Sequence[int | None] = (None,)
+    work: Sequence[tuple[Tree, Sequence[Node]]], slot_positions: Ints, windows: Sequence[int | None] = (None,)
 ) -> Plan:
     """Plans one pass over the nodes of several trees; each node comes after those above it, which are computed or
     listed before it. `slot_positions` is the cache's, int64 [capacity]."""
     nodes = [node for _, group in work for node in group]
-    positions = torch.tensor([node.position for node in nodes])
+    positions = np.array([node.position for node in nodes])
     pieces: list[Piece] = []
-    shared: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]] = {}
+    shared: dict[tuple[int, int], list[_Reader]] = {}
     first = 0
     for tree, group in work:
-        _plan_tree(tree, group, first, positions[first : first + len(group)], pieces, shared)
+        rows = tuple(range(first, first + len(group)))
+        lowest = min(node.position for node in group)
+        for span in tree.spans:
+            if len(rows) == 1 or lowest >= span.base + span.count - 1:  # all rows see as much of it
+                seen = min(lowest + 1 - span.base, span.count)
+                if seen > 0:
+                    shared.setdefault((span.base, span.start), []).append(_Reader(span, seen, rows))
+            else:
+                pieces += _plan_limited(span, rows, positions)
+        if tree.loose:
+            pieces += _plan_loose(tree, group, first)
         first += len(group)
-    for (base, start), readers in shared.items():
-        pieces += _share(base, start, readers)
+    for readers in shared.values():
+        pieces += _share(readers)
     pieces.sort(key=lambda piece: (piece.base, piece.start))
     return Plan(
         tokens=torch.tensor([node.token for node in nodes]),
-        positions=positions,
+        positions=torch.from_numpy(positions),
         slots=torch.tensor([node.slot for node in nodes]),
         pieces={window: _within(pieces, window, slot_positions, positions) for window in set(windows)},
         keys_seen=[node.position + 1 for node in nodes],
     )
 
 
-def _plan_tree(
-    tree: Tree,
-    group: Sequence[Node],
-    first: int,
-    positions: Tensor,
-    pieces: list[Piece],
-    shared: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]],
-) -> None:
-    """Adds one tree's pieces; spans of which every row sees one prefix go to `shared`, keyed by where they start."""
-    rows = tuple(range(first, first + len(group)))
-    trying = _loose_slots(tree, group)
-    for span in tree.spans:
-        loose = trying.pop(span.region, None)
-        if loose is None:
-            _plan_span(span, group, rows, positions, pieces, shared)
-        else:
-            pieces += _masked(span.base, span.region.start, span.seen_by(positions), loose, rows)
-    for region, loose in trying.items():  # the trunk has nothing there, so these lie below its tip
-        below = tree.tip.position + 1 if tree.tip else 0
-        pieces += _masked(below, region.start, torch.zeros(len(rows), 0, dtype=torch.bool), loose, rows)
+def _plan_limited(span: Span, rows: tuple[int, ...], positions: Ints) -> list[Piece]:
+    """Returns the piece of a span that rows see up to themselves; none where none of them reaches it."""
+    limits = np.minimum(positions[rows[0] : rows[-1] + 1] + 1 - span.base, span.count)
+    reads = np.flatnonzero(limits > 0)
+    if not len(reads):
+        return []
+    length = int(limits.max())
+    readers = tuple((reads + rows[0]).tolist())
+    return [Piece(span.base, span.start, length, readers, _slots(span, 0, length), limits[reads])]
 
 
-def _loose_slots(tree: Tree, group: Sequence[Node]) -> dict[Region, list[tuple[int, int]]]:
-    """Returns, for each region, the (row, offset) pairs that rows see because they are tried, not decided."""
-    trying: dict[Region, list[tuple[int, int]]] = {}
+def _plan_loose(tree: Tree, group: Sequence[Node], first: int) -> list[Piece]:
+    """Returns the piece of what rows see because it is tried, not decided; none where they see nothing of that kind."""
+    seen: dict[Node, list[int]] = {}
     for row, node in enumerate(group):
         walk: Node | None = node
         while walk is not None and walk in tree.loose:
-            trying.setdefault(walk.region, []).append((row, walk.slot - walk.region.start))
+            seen.setdefault(walk, []).append(row)
             walk = walk.parent
-    return trying
+    if not seen:
+        return []
+    keys = sorted(seen, key=lambda node: (node.position, node.slot))
+    mask = np.zeros((len(group), len(keys)), dtype=np.bool_)
+    for column, node in enumerate(keys):
+        mask[seen[node], column] = True
+    piece = Piece(
+        keys[0].position,
+        keys[0].slot,
+        len(keys),
+        tuple(range(first, first + len(group))),
+        _unless_straight(np.array([node.slot for node in keys])),
+        mask=mask,
+    )
+    return _tidy(piece)
 
 
-def _plan_span(
-    span: Span,
-    group: Sequence[Node],
-    rows: tuple[int, ...],
-    positions: Tensor,
-    pieces: list[Piece],
-    shared: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]],
-) -> None:
-    start, end = span.region.start, span.base + span.count
-    lowest = min(node.position for node in group)
-    if span.count == span.top and lowest >= end - 1:
-        shared.setdefault((span.base, start), []).append((span.count, rows))
-    elif span.ordered and len(group) == 1:
-        if lowest >= span.base:
-            shared.setdefault((span.base, start), []).append((lowest - span.base + 1, rows))
-    else:
-        pieces += _masked(span.base, start, span.seen_by(positions), [], rows)
-
-
-def _share(base: int, start: int, readers: list[tuple[int, tuple[int, ...]]]) -> list[Piece]:
-    """Cuts one span, of which each reader sees a prefix, so that what several see is read once."""
-    pieces, begin = [], 0
+def _share(readers: list[_Reader], begin: int = 0) -> list[Piece]:
+    """Cuts spans that start alike, of which each reader sees a beginning, so that what several see is read once."""
+    pieces: list[Piece] = []
+    if len(readers) == 1:
+        return [_stretch(readers, begin, readers[0].seen)]
     while readers:
-        length = min(seen for seen, _ in readers)
-        rows = tuple(row for _, group in readers for row in group)
-        worth = length - begin >= SHARED_LENGTH or all(seen == length for seen, _ in readers)
+        length = min(reader.seen for reader in readers)
+        alike = _alike(readers, begin, length)
+        if len(alike) > 1:
+            return pieces + [piece for group in alike for piece in _share(group, begin)]
+        here = [reader for reader in readers if reader.seen == length]
+        worth = length - begin >= SHARED_LENGTH or len(here) == len(readers)
+        for group in [readers] if worth else [[reader] for reader in here]:
+            pieces.append(_stretch(group, begin, length))
         if worth:
-            pieces.append(Piece(base + begin, start + begin, length - begin, rows))
             begin = length
-        else:
-            pieces += [
-                Piece(base + begin, start + begin, seen - begin, group) for seen, group in readers if seen == length
-            ]
-        readers = [(seen, group) for seen, group in readers if seen > length]
+        readers = [reader for reader in readers if reader.seen > length]
     return pieces
 
 
-def _within(pieces: list[Piece], window: int | None, slot_positions: Tensor, positions: Tensor) -> list[Piece]:
+def _stretch(readers: list[_Reader], begin: int, end: int) -> Piece:
+    """Returns the piece of tokens [begin, end) of a span, for all of these readers."""
+    span, rows = readers[0].span, readers[0].rows
+    if len(readers) > 1:
+        rows = tuple(row for reader in readers for row in reader.rows)
+    slots = _slots(span, begin, end)
+    start = span.start + begin if slots is None else int(slots[0])
+    return Piece(span.base + begin, start, end - begin, rows, slots)
+
+
+def _alike(readers: list[_Reader], begin: int, end: int) -> list[list[_Reader]]:
+    """Groups readers by the slots of their tokens [begin, end)."""
+    if all(reader.span.slots is None for reader in readers):
+        return [readers]  # they start in the same slot
+    groups: dict[bytes, list[_Reader]] = {}
+    for reader in readers:
+        slots = _slots(reader.span, begin, end)
+        if slots is None:
+            slots = np.arange(reader.span.start + begin, reader.span.start + end)
+        groups.setdefault(slots.tobytes(), []).append(reader)
+    return list(groups.values())
+
+
+def _slots(span: Span, begin: int, end: int) -> Ints | None:
+    """Returns the slots of a span's tokens [begin, end), or None where they lie side by side."""
+    return None if span.slots is None else np.array(span.slots[begin:end])
+
+
+def _unless_straight(slots: Ints) -> Ints | None:
+    return None if (np.diff(slots) == 1).all() else slots
+
+
+def _within(pieces: list[Piece], window: int | None, slot_positions: Ints, positions: Ints) -> list[Piece]:
     """Returns the pieces as a layer with this sliding window sees them: a row reads the last `window` positions."""
     if window is None or int(positions.max()) < window:
         return pieces
     narrowed = []
     for piece in pieces:
-        held = slot_positions[piece.start : piece.start + piece.length]
-        near = held > positions[list(piece.rows), None] - window
-        seen = near if piece.mask is None else near & piece.mask
-        narrowed += _masked(piece.base, piece.start, seen, [], piece.rows)
+        where = slice(piece.start, piece.start + piece.length) if piece.slots is None else piece.slots
+        seen = slot_positions[where] > positions[list(piece.rows), None] - window
+        if piece.limits is not None:
+            seen &= np.arange(piece.length) < piece.limits[:, None]
+        if piece.mask is not None:
+            seen &= piece.mask
+        narrowed += _tidy(replace(piece, limits=None, mask=seen))
     return narrowed
 
 
-def _masked(base: int, start: int, seen: Tensor, loose: list[tuple[int, int]], rows: tuple[int, ...]) -> list[Piece]:
-    """Returns the piece of one region: `seen` of the trunk, bool [rows, top], and the `loose` (row, offset) pairs."""
-    if loose:
-        row_ids, offsets = zip(*loose, strict=True)
-        top = max(seen.shape[1], max(offsets) + 1)
-        mask = torch.zeros(len(rows), top, dtype=torch.bool)
-        mask[:, : seen.shape[1]] = seen
-        mask[torch.tensor(row_ids), torch.tensor(offsets)] = True
-    else:
-        mask = seen
-    readers = mask.any(1)
-    if not readers.all():
-        rows = tuple(row for row, reads in zip(rows, readers.tolist(), strict=True) if reads)
-        mask = mask[readers]
-    if not rows:
+def _tidy(piece: Piece) -> list[Piece]:
+    """Returns a masked piece without rows and ends that see nothing, and without a mask that hides nothing."""
+    mask = piece.mask
+    assert mask is not None
+    reads = np.flatnonzero(mask.any(1)).tolist()
+    if not reads:
         return []
-    length = int(mask.any(0).nonzero()[-1]) + 1
-    mask = mask[:, :length]
-    return [Piece(base, start, length, rows, None if mask.all() else mask)]
+    columns = np.flatnonzero(mask.any(0))
+    begin, end = int(columns[0]), int(columns[-1]) + 1
+    mask = mask[reads, begin:end]
+    slots = piece.slots if piece.slots is None else piece.slots[begin:end]
+    return [
+        Piece(
+            piece.base + begin,
+            piece.start + begin if slots is None else int(slots[0]),
+            end - begin,
+            tuple(piece.rows[index] for index in reads),
+            slots,
+            mask=None if mask.all() else mask,
+        )
+    ]

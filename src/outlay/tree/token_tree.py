@@ -8,26 +8,26 @@ pin holds it.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from copy import copy
 from typing import Protocol
-
-import torch
-from torch import Tensor
 
 from outlay.errors import FailureError
 from outlay.tree.cache import Cache, Region
 
 STEP = 64  # slots by which a region grows at least
+STRAIGHT = 32  # a span whose tokens lie side by side stays so from this length on, and the next one takes what follows
 
 
 class Node:
     """One token after one prefix. `position` counts tokens from the start of the text; `computed` says whether the
-    keys and values are in `slot`."""
+    keys and values are in `slot`; `origin` names what proposed the token, and is empty for the model's own choice."""
 
-    __slots__ = ("children", "computed", "parent", "pins", "position", "region", "slot", "token", "tree")
+    __slots__ = ("children", "computed", "origin", "parent", "pins", "position", "region", "slot", "token", "tree")
 
-    def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region) -> None:
-        self.tree, self.parent, self.token, self.region = tree, parent, token, region
+    def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region, origin: str = "") -> None:
+        self.tree, self.parent, self.token, self.region, self.origin = tree, parent, token, region, origin
         self.position: int = parent.position + 1 if parent else 0
         self.slot = region.take(self.position)
         self.children = 0
@@ -72,54 +72,40 @@ class Watcher(Protocol):
 
 
 class Span:
-    """What a trunk holds of one region.
+    """`count` tokens of a trunk, from position `base` on: side by side from slot `start`, or scattered over `slots`."""
 
-    `ordered` says that its tokens lie in the region's first `count` slots in the order of their positions, from `base`
-    on: a row then sees a prefix of them. Otherwise `positions` holds, for each slot, the position of the trunk's token
-    there, or -1.
-    """
+    __slots__ = ("base", "count", "region", "slots", "start")
 
-    __slots__ = ("base", "count", "ordered", "positions", "region", "top")
+    def __init__(self, node: Node) -> None:
+        self.region, self.base, self.start = node.region, node.position, node.slot
+        self.count = 1
+        self.slots: array[int] | None = None
 
-    def __init__(self, region: Region, base: int) -> None:
-        self.region, self.base = region, base
-        self.count = 0
-        self.top = 0
-        self.ordered = True
-        self.positions: Tensor | None = None
-
-    def add(self, node: Node) -> None:
-        """Adds the trunk's next node."""
-        offset = node.slot - self.region.start
-        if self.ordered and offset != self.count:
-            self.ordered = False
-            self.positions = torch.full((max(self.region.size, offset + 1),), -1, dtype=torch.int64)
-            self.positions[: self.count] = torch.arange(self.base, self.base + self.count)
-        if self.positions is not None:
-            if offset >= len(self.positions):
-                grown = torch.full((max(self.region.size, offset + 1),), -1, dtype=torch.int64)
-                grown[: len(self.positions)] = self.positions
-                self.positions = grown
-            self.positions[offset] = node.position
+    def add(self, node: Node) -> bool:
+        """Takes the trunk's next token in, unless a span of its own serves it better; tells whether it did."""
+        if node.region is not self.region:
+            return False
+        if self.slots is None and node.slot != self.start + self.count:
+            if self.count >= STRAIGHT:
+                return False
+            self.slots = array("q", range(self.start, self.start + self.count))
+        if self.slots is not None:
+            self.slots.append(node.slot)
         self.count += 1
-        self.top = max(self.top, offset + 1)
+        return True
+
+    def holds(self, node: Node) -> bool:
+        """Tells whether the node is one of the span's."""
+        index = node.position - self.base
+        if not 0 <= index < self.count:
+            return False
+        return node.slot == (self.start + index if self.slots is None else self.slots[index])
 
     def copy(self) -> Span:
         """Returns a span that can grow apart from this one."""
-        twin = Span(self.region, self.base)
-        twin.count, twin.top, twin.ordered = self.count, self.top, self.ordered
-        twin.positions = None if self.positions is None else self.positions.clone()
+        twin = copy(self)
+        twin.slots = copy(self.slots)
         return twin
-
-    def seen_by(self, positions: Tensor) -> Tensor:
-        """Returns which of the first `top` slots hold trunk tokens at or before each of `positions` [n]: bool [n,
-        top].
-        """
-        if self.positions is None:
-            held = torch.arange(self.base, self.base + self.count)
-            return held <= positions[:, None]
-        held = self.positions[: self.top]
-        return (held >= 0) & (held <= positions[:, None])
 
 
 class Tree:
@@ -140,8 +126,9 @@ class Tree:
             for node in after.path():
                 self._add_to_trunk(node)
 
-    def extend(self, parents: Sequence[Node | None], tokens: Sequence[int]) -> list[Node]:
+    def extend(self, parents: Sequence[Node | None], tokens: Sequence[int], origin: str = "") -> list[Node]:
         """Grows one loose node for each parent and token; a parent is the tip or loose. Siblings may share a token.
+        `origin` says what proposed them, such as "lookup" or "draft"; results, traces and the terminal show it.
 
         Raises `FailureError` when the cache is full; the tree is then as it was.
         """
@@ -149,7 +136,7 @@ class Tree:
         try:
             for parent, token in zip(parents, tokens, strict=True):
                 assert parent is self.tip or parent in self.loose, "a tree grows from its tip and its loose nodes"
-                node = Node(self, parent, token, self._room_below(parent))
+                node = Node(self, parent, token, self._room_below(parent), origin)
                 grown.append(node)
                 self.loose[node] = None
         except FailureError:
@@ -194,6 +181,10 @@ class Tree:
             if loose.parent in below:
                 below.add(loose)
         self._drop([loose for loose in self.loose if loose in below])
+
+    def sees(self, node: Node) -> bool:
+        """Tells whether the node is loose here or on the trunk."""
+        return node in self.loose or any(span.holds(node) for span in self.spans)
 
     def fork(self, node: Node | None = None) -> Tree:
         """Returns a tree of its own on the path to `node` (the tip by default), sharing every key and value on it."""
@@ -242,9 +233,8 @@ class Tree:
             node.unpin()
 
     def _add_to_trunk(self, node: Node) -> None:
-        if not self.spans or self.spans[-1].region is not node.region:
-            self.spans.append(Span(node.region, node.position))
-        self.spans[-1].add(node)
+        if not self.spans or not self.spans[-1].add(node):
+            self.spans.append(Span(node))
 
     def _room_below(self, parent: Node | None) -> Region:
         for region in (parent.region if parent else None, self._regions[-1] if self._regions else None):

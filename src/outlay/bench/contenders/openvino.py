@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from outlay.bench.contenders.peer import peer
 from outlay.bench.interleave import Contender, Values
-from outlay.bench.tasks import Decode, decode_values, prompts
+from outlay.bench.tasks import Decode, Prompt, decode_values, prompts
 from outlay.errors import FailureError
 
 
@@ -27,8 +28,8 @@ class OpenVino(Contender):
         self._seeds = count()
 
     def takes(self, task: Any) -> bool:
-        """Decodes."""
-        return isinstance(task, Decode)
+        """Decodes and reads prompts."""
+        return isinstance(task, Decode | Prompt)
 
     def load(self) -> dict[str, Any]:
         """Compiles the model for each number of threads, which are not bound to cores."""
@@ -43,14 +44,26 @@ class OpenVino(Contender):
         self._vocab = len(tokenizer.get_vocab())
         return {"version": version}
 
-    def measure(self, task: Decode) -> Values:
-        """Returns `tokens_per_second` and `step_ms`, from the times that the pipeline notes at each of its steps."""
-        tokens = np.array(prompts(task.batch, task.prompt, self._vocab, next(self._seeds)), dtype=np.int64)
-        inputs = self._genai.TokenizedInputs(self._openvino.Tensor(tokens), self._openvino.Tensor(np.ones_like(tokens)))
-        options = self._genai.GenerationConfig()
-        options.max_new_tokens = task.new
-        options.ignore_eos = True
-        options.apply_chat_template = False
-        metrics = self._pipelines[task.threads].generate(inputs, options).perf_metrics
+    def measure(self, task: Decode | Prompt) -> Values:
+        """Returns `tokens_per_second`, and `step_ms` of a `Decode`, from the times that the pipeline notes at each of
+        its steps.
+        """
+        if isinstance(task, Prompt):
+            started = time.perf_counter()
+            self._generate(task.threads, prompts(1, task.length, self._vocab, next(self._seeds)), 1)
+            return {"tokens_per_second": task.length / (time.perf_counter() - started)}
+        metrics = self._generate(
+            task.threads, prompts(task.batch, task.prompt, self._vocab, next(self._seeds)), task.new
+        )
         times = [milliseconds / 1000 for milliseconds in metrics.raw_metrics.m_new_token_times]
         return decode_values([times] * task.batch)
+
+    def _generate(self, threads: int, starts: list[list[int]], new: int) -> Any:
+        """Returns what the pipeline measured while it wrote `new` tokens after each of `starts`."""
+        tokens = np.array(starts, dtype=np.int64)
+        inputs = self._genai.TokenizedInputs(self._openvino.Tensor(tokens), self._openvino.Tensor(np.ones_like(tokens)))
+        options = self._genai.GenerationConfig()
+        options.max_new_tokens = new
+        options.ignore_eos = True
+        options.apply_chat_template = False
+        return self._pipelines[threads].generate(inputs, options).perf_metrics

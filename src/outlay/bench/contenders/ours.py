@@ -11,7 +11,7 @@ import torch
 
 from outlay import kernels
 from outlay.bench.interleave import Contender, Values
-from outlay.bench.tasks import Decode, PassCost, ReadMemory, decode_values, prompts
+from outlay.bench.tasks import Decode, PassCost, Prompt, ReadMemory, decode_values, prompts
 from outlay.decode.greedy import Greedy
 from outlay.engine.engine import Engine
 from outlay.engine.method import Method, Work
@@ -51,9 +51,13 @@ class Ours(Contender):
             "kernels": kernels.isa(),
         }
 
-    def measure(self, task: Decode | PassCost) -> Values:
-        """Returns `tokens_per_second`, `step_ms` and `own_ms` of a `Decode`, or `ms1`, `ms2` ... of a `PassCost`."""
+    def measure(self, task: Decode | Prompt | PassCost) -> Values:
+        """Returns `tokens_per_second` of a `Decode` or a `Prompt`, with `step_ms` and `own_ms` of a `Decode`; or `ms1`,
+        `ms2` ... of a `PassCost`.
+        """
         lm = self._lm(task.threads)
+        if isinstance(task, Prompt):
+            return self._prompt(lm, task)
         return self._decode(lm, task) if isinstance(task, Decode) else self._pass_cost(lm, task)
 
     def _lm(self, threads: int) -> LM:
@@ -77,6 +81,14 @@ class Ours(Contender):
             handle.result()
         lm.engine.clear()
         return decode_values([method.times for method in methods]) | {"own_ms": own_ms(methods)}
+
+    def _prompt(self, lm: LM, task: Prompt) -> Values:
+        (prompt,) = prompts(1, task.length, self._model.decoder.config.vocab_size, next(self._seeds))
+        started = time.perf_counter()
+        lm.submit(prompt, method=Greedy(), max_tokens=1).result()
+        seconds = time.perf_counter() - started
+        lm.engine.clear()
+        return {"tokens_per_second": task.length / seconds}
 
     def _pass_cost(self, lm: LM, task: PassCost) -> Values:
         config = self._model.decoder.config

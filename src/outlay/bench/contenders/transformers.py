@@ -12,7 +12,7 @@ import torch
 
 from outlay.bench.contenders.peer import peer
 from outlay.bench.interleave import Contender, Values
-from outlay.bench.tasks import Decode, decode_values, prompts
+from outlay.bench.tasks import Decode, Prompt, decode_values, prompts
 
 
 class Transformers(Contender):
@@ -30,8 +30,8 @@ class Transformers(Contender):
         return {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "TQDM_DISABLE": "1"}
 
     def takes(self, task: Any) -> bool:
-        """Decodes the batches that it was made for."""
-        return isinstance(task, Decode) and task.batch in self.batches
+        """Reads prompts, and decodes the batches that it was made for."""
+        return isinstance(task, Prompt) or (isinstance(task, Decode) and task.batch in self.batches)
 
     def load(self) -> dict[str, Any]:
         """Loads the model."""
@@ -44,9 +44,15 @@ class Transformers(Contender):
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
         return {"version": version}
 
-    def measure(self, task: Decode) -> Values:
-        """Returns `tokens_per_second` and `step_ms`."""
+    def measure(self, task: Decode | Prompt) -> Values:
+        """Returns `tokens_per_second`, and `step_ms` of a `Decode`."""
         torch.set_num_threads(task.threads)
+        if isinstance(task, Prompt):
+            tokens = torch.tensor(prompts(1, task.length, self._model.config.vocab_size, next(self._seeds)))
+            started = time.perf_counter()
+            with torch.inference_mode():
+                self._model(tokens, use_cache=True, logits_to_keep=1)
+            return {"tokens_per_second": task.length / (time.perf_counter() - started)}
         tokens = torch.tensor(prompts(task.batch, task.prompt, self._model.config.vocab_size, next(self._seeds)))
         times: list[float] = []
 

@@ -37,31 +37,61 @@ struct OutlayPlan {
     int64_t n_pieces;
 };
 
-struct OutlayLayer {
-    const float* input_norm;  // [hidden]
-    OutlayLinear qkv;         // rows: all of q, then k, then v
-    const float* qkv_bias;    // or null
-    const float* q_norm;      // [head_dim] or null: RMSNorm of every query head before the rotation
-    const float* k_norm;
-    OutlayLinear o;
-    const float* post_norm;  // [hidden]
-    OutlayLinear gate_up;    // rows: all of gate, then up
-    OutlayLinear down;
-    float* k_cache;  // [num_kv_heads, capacity, head_dim] with the strides below
-    float* v_cache;
-    int64_t head_stride;  // in floats
+// How keys and values are held. int8: a value is q times the scale of its group of dimensions.
+enum OutlayCacheFormat : int32_t { kCacheF32 = 0, kCacheBf16 = 1, kCacheQ8 = 2 };
+
+// One layer's keys and values, [num_kv_heads, capacity, head_dim] with the strides below (in elements; for int8 a slot's
+// heads have no gaps: its scales are [num_kv_heads, capacity, head_dim / group] in the same order).
+struct OutlayCache {
+    void* k;
+    void* v;
+    float* k_scale;  // or null
+    float* v_scale;
+    int64_t head_stride;
     int64_t slot_stride;
+    int32_t format;
+    int32_t group;  // dimensions that share a scale, a multiple of 8
+};
+
+enum OutlayActivation : int32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+
+// RMSNorm, or LayerNorm where there is a bias; no norm at all where there is no weight.
+struct OutlayNorm {
+    const float* weight;
+    const float* bias;
+};
+
+// A linear layer with its bias, or null.
+struct OutlayBiased {
+    OutlayLinear linear;
+    const float* bias;
+};
+
+struct OutlayLayer {
+    OutlayNorm attn_norm;
+    OutlayBiased qkv;     // rows: all of q, then k, then v
+    const float* q_norm;  // [head_dim] or null: RMSNorm of every query head before the rotation
+    const float* k_norm;
+    OutlayBiased out;
+    OutlayNorm post_attn_norm;  // of what attention adds to the residual stream
+    OutlayNorm mlp_norm;
+    OutlayBiased gate_up;  // rows: all of gate, if the model is gated, then up
+    OutlayBiased down;
+    OutlayNorm post_mlp_norm;
+    OutlayCache cache;
     int64_t plan;  // which of the pass's plans this layer attends by
 };
 
 struct OutlayModel {
     int32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, rope_dim, intermediate;
+    int32_t activation, gated;
     float eps, attention_scale;
+    float attention_softcap, logit_softcap;  // 0: none
     int32_t reserved;
     const OutlayLayer* layers;
-    const float* final_norm;
+    OutlayNorm final_norm;
     OutlayLinear head;
-    const float* cos;  // [positions, rope_dim / 2]
+    const float* cos;  // [positions, rope_dim / 2], or null: no rotation
     const float* sin;
 };
 
@@ -75,6 +105,9 @@ struct OutlayPass {
     int64_t layer_begin, layer_end;
     int64_t n_head_rows;
     const int64_t* head_rows;  // [n_head_rows] or null: all rows
-    float* logits;             // [n_head_rows, vocab] or null: no head
-    int64_t* best;             // [n_head_rows] or null: the index of the largest logit
+    float* logits;             // [n_head_rows, vocab] or null: not wanted
+    int64_t top;               // how many of the largest logits of each row are wanted, in descending order
+    int64_t* top_tokens;       // [n_head_rows, top]; the lower index first among equals
+    float* top_logits;         // [n_head_rows, top]
+    float* lse;                // [n_head_rows] the log-sum-exp of each row's logits, or null: not wanted
 };

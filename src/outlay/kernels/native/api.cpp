@@ -1,4 +1,13 @@
 // The C interface, and the choice of kernels.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -10,6 +19,7 @@ namespace outlay {
 namespace {
 
 const Kernels* chosen = nullptr;
+Kernels chosen_kernels;
 
 struct Shape {
     int32_t format, m, k;
@@ -23,9 +33,12 @@ bool agrees_with_scalar(const Kernels& kernels) {
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
         return state;
     };
-    constexpr Shape kShapes[] = {{kQ4, 40, 96, 7}, {kQ8, 40, 96, 7}, {kBf16, 40, 33, 7}, {kF32, 40, 33, 7}, {kBf16, 90, 33, 1},
-                                 {kF32, 90, 33, 1}};
-    for (const Shape& shape : kShapes) {
+    std::vector<Shape> shapes;
+    for (int64_t rows : {1, 5, 23}) {
+        for (int32_t format : {kQ4, kQ8}) shapes.push_back({format, 90, 96, rows});
+        for (int32_t format : {kBf16, kF32}) shapes.push_back({format, 90, 33, rows});
+    }
+    for (const Shape& shape : shapes) {
         OutlayLinear layer = {nullptr, shape.format, shape.m, shape.k, 0};
         std::vector<uint8_t> data(tile_bytes(layer) * tiles_of(layer));
         for (auto& byte : data) byte = uint8_t(next());
@@ -40,13 +53,10 @@ bool agrees_with_scalar(const Kernels& kernels) {
         layer.data = data.data();
         std::vector<float> x(shape.rows * shape.k), expected(shape.rows * shape.m), result(expected.size());
         for (auto& value : x) value = float(int64_t(next() % 20001) - 10000) * 1e-3f;
-        const int64_t groups = shape.rows * (shape.k / kGroup);
         for (const Kernels* each : {&kScalarKernels, &kernels}) {
-            std::vector<int8_t> q(x.size());
-            std::vector<float> scale(groups + 1), sum(groups + 1);
-            std::vector<int32_t> isum(groups + 1);
-            if (is_quantized(layer)) each->quantize(x.data(), int(x.size()), q.data(), scale.data(), sum.data(), isum.data());
-            const Activations in = {x.data(), q.data(), scale.data(), sum.data(), isum.data()};
+            std::vector<QuantizedGroup> q(x.size() / kGroup + 1);
+            if (is_quantized(layer)) each->quantize(x.data(), int(x.size()), q.data());
+            const Activations in = {x.data(), q.data()};
             float* out = each == &kScalarKernels ? expected.data() : result.data();
             each->linear(layer, in, 0, shape.rows, 0, tiles_of(layer), {out, nullptr, false});
         }
@@ -55,16 +65,62 @@ bool agrees_with_scalar(const Kernels& kernels) {
     return true;
 }
 
-bool processor_has(const char* name) {
+#if defined(OUTLAY_AMX)
+// Whether the processor has AMX's int8 products and the system lets this process use the registers.
+bool has_amx() {
+    constexpr unsigned kTileState = 3u << 17, kTileData = 18, kRequestPermission = 0x1023;
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 24 & 3) != 3) return false;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+#if defined(OUTLAY_NEON)
+bool has_dot_products() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // all of Apple's have them
+#endif
+}
+#endif
+
+struct Candidate {
+    Kernels kernels;
+    bool runs;
+    bool named_only;  // chosen only by its own name
+};
+
+// What this build has, the fastest first.
+std::vector<Candidate> candidates() {
+    std::vector<Candidate> found;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (!std::strcmp(name, "avx2")) return avx2;
-    if (!std::strcmp(name, "avx512vnni"))
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    unsigned a, b, c, d;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);  // not every compiler's built-in knows it
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#if defined(OUTLAY_AMX)
+    const auto with_linear = [](const char* name, Linear linear) {
+        Kernels kernels = kAvx512Kernels;
+        kernels.name = name, kernels.linear = linear;
+        return kernels;
+    };
+    found.push_back({with_linear("amx", kAmxLinear), avx512 && has_amx(), false});
+    found.push_back({with_linear("amx-emulated", kEmulatedAmxLinear), avx512, true});
 #endif
-    return !std::strcmp(name, "scalar");
+    found.push_back({kAvx512Kernels, avx512, false});
+    found.push_back({kAvx2Kernels, avx2, false});
+#elif defined(OUTLAY_NEON)
+    found.push_back({kNeonKernels, has_dot_products(), false});
+#endif
+    // Slower than other libraries', so they run only when asked for.
+    found.push_back({kScalarKernels, true, true});
+    return found;
 }
 
 }  // namespace
@@ -75,29 +131,26 @@ const Kernels* active_kernels() { return chosen; }
 
 using namespace outlay;
 
-// Chooses the best kernels that the processor has, up to `limit` ("avx512vnni", "avx2", "scalar", "none"; null: no limit),
-// and returns their name. Portable kernels are slower than other libraries', so they run only when asked for.
+// Chooses the best kernels that the processor has, up to `limit` (a name of `candidates`, or "none"; null or empty: no
+// limit), and returns their name.
 OUTLAY_API const char* outlay_choose(const char* limit) {
     std::lock_guard<std::mutex> lock(Pool::get().pass_mutex());
     chosen = nullptr;
     bool allowed = !limit || !*limit;
-#if defined(__x86_64__)
-    for (const Kernels* kernels : {&kAvx512Kernels, &kAvx2Kernels}) {
-        allowed = allowed || !std::strcmp(limit, kernels->name);
-        if (allowed && processor_has(kernels->name) && agrees_with_scalar(*kernels)) {
-            chosen = kernels;
+    for (const Candidate& candidate : candidates()) {
+        const bool named = limit && !std::strcmp(limit, candidate.kernels.name);
+        allowed = allowed || named;
+        if (!allowed || (candidate.named_only && !named)) continue;
+        if (candidate.runs && agrees_with_scalar(candidate.kernels)) {
+            chosen_kernels = candidate.kernels;
+            chosen = &chosen_kernels;
             return chosen->name;
         }
-    }
-#endif
-    if (limit && !std::strcmp(limit, "scalar")) {
-        chosen = &kScalarKernels;
-        return chosen->name;
     }
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 1; }
+OUTLAY_API int32_t outlay_abi() { return 2; }
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
@@ -119,12 +172,8 @@ static int32_t guarded(const Body& body) {
 OUTLAY_API int32_t outlay_linear(const OutlayLinear* layer, const float* x, int64_t rows, const float* bias, int32_t add,
                                  float* out) {
     return guarded([&] {
-        static QuantizedRows* memory = new QuantizedRows;
-        Activations in = {x, nullptr, nullptr, nullptr, nullptr};
-        if (is_quantized(*layer)) {
-            in = memory->make(rows, layer->k);
-            quantize_rows(x, rows, layer->k, in);
-        }
+        static Scratch* memory = new Scratch;
+        const Activations in = quantize_rows(*layer, x, rows, *memory);
         run_linear(*layer, in, rows, {out, bias, add != 0});
     });
 }
@@ -135,26 +184,43 @@ OUTLAY_API int32_t outlay_rms_norm(const float* x, const float* weight, int64_t 
     });
 }
 
-OUTLAY_API int32_t outlay_silu_mul(const float* gate, const float* up, int32_t n, float* out) {
-    return guarded([&] { active_kernels()->silu_mul(gate, up, n, out); });
+OUTLAY_API int32_t outlay_layer_norm(const float* x, const float* weight, const float* bias, int64_t rows, int32_t n, float eps,
+                                     float* out) {
+    return guarded([&] {
+        each_row(rows, [&](int64_t row) { active_kernels()->layer_norm(x + row * n, weight, bias, n, eps, out + row * n); });
+    });
+}
+
+// act(gate) * up; act(gate) where `up` is null.
+OUTLAY_API int32_t outlay_activate(int32_t kind, const float* gate, const float* up, int32_t n, float* out) {
+    return guarded([&] { active_kernels()->activate(kind, gate, up, n, out); });
 }
 
 OUTLAY_API int32_t outlay_exp(const float* x, int32_t n, float* out) {
     return guarded([&] { active_kernels()->exp(x, n, out); });
 }
 
-// q[n, n_heads, head_dim] over a cache [n_kv_heads, capacity, head_dim] with the given strides, to out like q and
-// lse[n, n_heads] (or null).
-OUTLAY_API int32_t outlay_attend(const float* q, const float* k, const float* v, int64_t head_stride, int64_t slot_stride,
-                                 int64_t n, int32_t n_heads, int32_t n_kv_heads, int32_t head_dim, float scale,
-                                 const OutlayPlan* plan, float* out, float* lse) {
+// Writes k and v [n, n_kv_heads, head_dim] to slots [n] of the cache.
+OUTLAY_API int32_t outlay_store(const OutlayCache* cache, const float* k, const float* v, const int64_t* slots, int64_t n,
+                                int32_t n_kv_heads, int32_t head_dim) {
+    return guarded([&] {
+        for (int64_t i = 0; i < n * n_kv_heads; ++i) {
+            const int64_t at = i % n_kv_heads * cache->head_stride + slots[i / n_kv_heads] * cache->slot_stride;
+            active_kernels()->store_head(*cache, at, k + i * head_dim, v + i * head_dim, head_dim);
+        }
+    });
+}
+
+// q[n, n_heads, head_dim] over a cache, to out like q and lse[n, n_heads] (or null). `softcap` 0: none.
+OUTLAY_API int32_t outlay_attend(const float* q, const OutlayCache* cache, int64_t n, int32_t n_heads, int32_t n_kv_heads,
+                                 int32_t head_dim, float scale, float softcap, const OutlayPlan* plan, float* out, float* lse) {
     return guarded([&] {
         static Scratch* scratch = new Scratch;
         RowSpans spans;
         spans.build(*plan, n);
         const int64_t stride = int64_t(n_heads) * head_dim;
-        run_attend({q, stride, k, v, head_stride, slot_stride, n_heads, n_kv_heads, head_dim, scale, out, stride, lse}, *plan,
-                   spans, n, *scratch);
+        run_attend({q, stride, *cache, n_heads, n_kv_heads, head_dim, scale, softcap, out, stride, lse}, *plan, spans, n,
+                   *scratch);
     });
 }
 

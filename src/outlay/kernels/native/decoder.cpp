@@ -1,15 +1,18 @@
-// A decoder of the Llama family, all layers in one call.
-#include <cstring>
+// A decoder, all layers in one call.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "engine.h"
 
 namespace outlay {
 namespace {
 
+constexpr int kHeadBlock = 256;  // logits that are computed and looked through together
+
 // Memory of a pass, kept from one to the next. Guarded by the pool's pass mutex.
 struct PassMemory {
-    Scratch normed, qkv, attended, gate_up, scores, picked;
-    QuantizedRows quantized;
+    Scratch normed, qkv, attended, gate_up, change, scores, logits, most, sums, quantized;
     std::vector<RowSpans> spans;
 };
 
@@ -27,37 +30,60 @@ Activations prepare(const OutlayLinear& layer, int64_t rows, PassMemory& memory,
     float* x = memory.normed.get<float>(rows * k);
     if (!is_quantized(layer)) {
         each_row(rows, [&](int64_t row) { make(row, x + row * k); });
-        return {x, nullptr, nullptr, nullptr, nullptr};
+        return {x, nullptr};
     }
-    const Activations to = memory.quantized.make(rows, k);
     const int64_t groups = k / kGroup;
+    QuantizedGroup* q = memory.quantized.get<QuantizedGroup>(rows * groups);
     each_row(rows, [&](int64_t row) {
         make(row, x + row * k);
-        kernels.quantize(x + row * k, k, const_cast<int8_t*>(to.q) + row * k, const_cast<float*>(to.scale) + row * groups,
-                         const_cast<float*>(to.sum) + row * groups, const_cast<int32_t*>(to.isum) + row * groups);
+        kernels.quantize(x + row * k, k, q + row * groups);
     });
-    return to;
+    return {x, q};
 }
 
 // Norms and rotates the row's queries and keys, and writes keys and values to their slot.
 void place_heads(const OutlayModel& model, const OutlayLayer& layer, const Kernels& kernels, float* row, int64_t position,
                  int64_t slot) {
     const int head_dim = model.head_dim, half = model.rope_dim / 2;
-    const float* cos = model.cos + position * half;
-    const float* sin = model.sin + position * half;
     for (int h = 0; h < model.n_heads + model.n_kv_heads; ++h) {
         float* head = row + h * head_dim;
         const float* norm = h < model.n_heads ? layer.q_norm : layer.k_norm;
         if (norm) kernels.rms_norm(head, norm, head_dim, model.eps, head);
-        kernels.rope(head, cos, sin, half);
+        if (model.cos) kernels.rope(head, model.cos + position * half, model.sin + position * half, half);
     }
     const float* k = row + model.n_heads * head_dim;
     const float* v = k + model.n_kv_heads * head_dim;
     for (int h = 0; h < model.n_kv_heads; ++h) {
-        const int64_t place = h * layer.head_stride + slot * layer.slot_stride;
-        std::memcpy(layer.k_cache + place, k + h * head_dim, size_t(head_dim) * 4);
-        std::memcpy(layer.v_cache + place, v + h * head_dim, size_t(head_dim) * 4);
+        const int64_t at = h * layer.cache.head_stride + slot * layer.cache.slot_stride;
+        kernels.store_head(layer.cache, at, k + h * head_dim, v + h * head_dim, head_dim);
     }
+}
+
+void apply_norm(const OutlayNorm& norm, const OutlayModel& model, const float* x, float* out) {
+    const Kernels& kernels = *active_kernels();
+    if (norm.bias) {
+        kernels.layer_norm(x, norm.weight, norm.bias, model.hidden, model.eps, out);
+    } else if (norm.weight) {
+        kernels.rms_norm(x, norm.weight, model.hidden, model.eps, out);
+    } else {
+        std::copy(x, x + model.hidden, out);
+    }
+}
+
+// Adds what a part gives to the residual stream, by way of a norm where the model has one there.
+void add_change(const OutlayModel& model, const OutlayBiased& part, const OutlayNorm& norm, const Activations& in,
+                const OutlayPass& pass, PassMemory& memory) {
+    if (!norm.weight) {
+        run_linear(part.linear, in, pass.n, {pass.hidden, part.bias, true});
+        return;
+    }
+    const int hidden = model.hidden;
+    float* change = memory.change.get<float>(pass.n * hidden);
+    run_linear(part.linear, in, pass.n, {change, part.bias, false});
+    each_row(pass.n, [&](int64_t row) {
+        apply_norm(norm, model, change + row * hidden, change + row * hidden);
+        active_kernels()->add(change + row * hidden, hidden, pass.hidden + row * hidden);
+    });
 }
 
 void run_layer(const OutlayModel& model, const OutlayLayer& layer, const OutlayPass& pass, PassMemory& memory) {
@@ -66,58 +92,103 @@ void run_layer(const OutlayModel& model, const OutlayLayer& layer, const OutlayP
     const int hidden = model.hidden, wide = model.intermediate, q_size = model.n_heads * model.head_dim;
     const int qkv_size = q_size + 2 * model.n_kv_heads * model.head_dim;
 
-    Activations in = prepare(layer.qkv, n, memory, [&](int64_t row, float* out) {
-        kernels.rms_norm(pass.hidden + row * hidden, layer.input_norm, hidden, model.eps, out);
+    Activations in = prepare(layer.qkv.linear, n, memory, [&](int64_t row, float* out) {
+        apply_norm(layer.attn_norm, model, pass.hidden + row * hidden, out);
     });
     float* qkv = memory.qkv.get<float>(n * qkv_size);
-    run_linear(layer.qkv, in, n, {qkv, layer.qkv_bias, false});
+    run_linear(layer.qkv.linear, in, n, {qkv, layer.qkv.bias, false});
     each_row(n, [&](int64_t row) {
         place_heads(model, layer, kernels, qkv + row * qkv_size, pass.positions[row], pass.slots[row]);
     });
 
     float* attended = memory.attended.get<float>(n * q_size);
-    const AttendCall call = {qkv, qkv_size, layer.k_cache, layer.v_cache, layer.head_stride, layer.slot_stride, model.n_heads,
-                             model.n_kv_heads, model.head_dim, model.attention_scale, attended, q_size, nullptr};
+    const AttendCall call = {qkv, qkv_size, layer.cache, model.n_heads, model.n_kv_heads, model.head_dim,
+                             model.attention_scale, model.attention_softcap, attended, q_size, nullptr};
     run_attend(call, pass.plans[layer.plan], memory.spans[layer.plan], n, memory.scores);
-    if (is_quantized(layer.o)) {
-        in = memory.quantized.make(n, q_size);
-        quantize_rows(attended, n, q_size, in);
-    } else {
-        in = {attended, nullptr, nullptr, nullptr, nullptr};
-    }
-    run_linear(layer.o, in, n, {pass.hidden, nullptr, true});
+    in = quantize_rows(layer.out.linear, attended, n, memory.quantized);
+    add_change(model, layer.out, layer.post_attn_norm, in, pass, memory);
 
-    in = prepare(layer.gate_up, n, memory, [&](int64_t row, float* out) {
-        kernels.rms_norm(pass.hidden + row * hidden, layer.post_norm, hidden, model.eps, out);
+    in = prepare(layer.gate_up.linear, n, memory, [&](int64_t row, float* out) {
+        apply_norm(layer.mlp_norm, model, pass.hidden + row * hidden, out);
     });
-    float* gate_up = memory.gate_up.get<float>(n * 2 * wide);
-    run_linear(layer.gate_up, in, n, {gate_up, nullptr, false});
-    in = prepare(layer.down, n, memory, [&](int64_t row, float* out) {
-        const float* gate = gate_up + row * 2 * wide;
-        kernels.silu_mul(gate, gate + wide, wide, out);
+    const int inner = layer.gate_up.linear.m;
+    float* gate_up = memory.gate_up.get<float>(n * inner);
+    run_linear(layer.gate_up.linear, in, n, {gate_up, layer.gate_up.bias, false});
+    in = prepare(layer.down.linear, n, memory, [&](int64_t row, float* out) {
+        const float* gate = gate_up + row * inner;
+        kernels.activate(model.activation, gate, model.gated ? gate + wide : nullptr, wide, out);
     });
-    run_linear(layer.down, in, n, {pass.hidden, nullptr, true});
+    add_change(model, layer.down, layer.post_mlp_norm, in, pass, memory);
+}
+
+// Puts the `top` largest of a row's logits, in descending order, where the pass wants them. `most` holds the largest of
+// each block of kHeadBlock: only blocks that can hold one of them are read again.
+void find_top(const OutlayPass& pass, int64_t row, const float* logits, int64_t vocab, const float* most, int64_t blocks) {
+    int64_t* tokens = pass.top_tokens + row * pass.top;
+    float* values = pass.top_logits + row * pass.top;
+    int64_t found = 0;
+    std::vector<int64_t> order(blocks);
+    std::iota(order.begin(), order.end(), 0);
+    const int64_t sure = std::min(pass.top, blocks);
+    const auto before = [&](int64_t a, int64_t b) { return most[a] > most[b] || (most[a] == most[b] && a < b); };
+    std::partial_sort(order.begin(), order.begin() + sure, order.end(), before);
+    std::sort(order.begin(), order.begin() + sure);  // in the order of the tokens, so that equals keep theirs
+    for (int64_t i = 0; i < sure; ++i) {
+        const int64_t end = std::min(vocab, (order[i] + 1) * kHeadBlock);
+        for (int64_t token = order[i] * kHeadBlock; token < end; ++token) {
+            if (found == pass.top && !(logits[token] > values[found - 1])) continue;
+            int64_t at = found < pass.top ? found++ : found - 1;
+            for (; at > 0 && logits[token] > values[at - 1]; --at) values[at] = values[at - 1], tokens[at] = tokens[at - 1];
+            values[at] = logits[token], tokens[at] = token;
+        }
+    }
+}
+
+// The logits, and what is wanted of them: the maxima and sums of each block are found while it is in the first-level cache.
+void run_head(const OutlayModel& model, const OutlayPass& pass, PassMemory& memory) {
+    const Kernels& kernels = *active_kernels();
+    const int64_t rows = pass.n_head_rows, vocab = model.head.m, blocks = (vocab + kHeadBlock - 1) / kHeadBlock;
+    const Activations in = prepare(model.head, rows, memory, [&](int64_t row, float* out) {
+        const int64_t from = pass.head_rows ? pass.head_rows[row] : row;
+        apply_norm(model.final_norm, model, pass.hidden + from * model.hidden, out);
+    });
+    float* logits = pass.logits ? pass.logits : memory.logits.get<float>(rows * vocab);
+    float* most = memory.most.get<float>(rows * blocks);
+    float* sums = memory.sums.get<float>(rows * blocks);
+    constexpr int kTiles = kHeadBlock / kTile;
+    Pool::get().run(blocks, [&](int64_t block) {
+        const int64_t first = block * kHeadBlock, count = std::min<int64_t>(vocab - first, kHeadBlock);
+        const int end = std::min(int(block + 1) * kTiles, tiles_of(model.head));
+        kernels.linear(model.head, in, 0, rows, int(block) * kTiles, end, {logits, nullptr, false});
+        for (int64_t row = 0; row < rows; ++row) {
+            float* part = logits + row * vocab + first;
+            if (model.logit_softcap > 0.0f) kernels.softcap(model.logit_softcap, int(count), part);
+            if (!pass.top && !pass.lse) continue;
+            const float largest = most[row * blocks + block] = kernels.most(part, count);
+            if (pass.lse) sums[row * blocks + block] = kernels.sum_exp(part, count, largest);
+        }
+    });
+    if (!pass.top && !pass.lse) return;
+    Pool::get().run(rows, [&](int64_t row) {
+        const float* tops = most + row * blocks;
+        if (pass.top) find_top(pass, row, logits + row * vocab, vocab, tops, blocks);
+        if (!pass.lse) return;
+        const float largest = kernels.most(tops, blocks);
+        double total = 0.0;
+        for (int64_t block = 0; block < blocks; ++block)
+            total += double(sums[row * blocks + block]) * std::exp(double(tops[block]) - double(largest));
+        pass.lse[row] = float(double(largest) + std::log(total));
+    });
 }
 
 }  // namespace
 
 void run_pass(const OutlayModel& model, const OutlayPass& pass) {
     PassMemory& memory = pass_memory();
-    const Kernels& kernels = *active_kernels();
     if (int64_t(memory.spans.size()) < pass.n_plans) memory.spans.resize(pass.n_plans);
     for (int64_t i = 0; i < pass.n_plans; ++i) memory.spans[i].build(pass.plans[i], pass.n);
     for (int64_t i = pass.layer_begin; i < pass.layer_end; ++i) run_layer(model, model.layers[i], pass, memory);
-    if (!pass.logits || pass.n_head_rows == 0) return;
-
-    const Activations in = prepare(model.head, pass.n_head_rows, memory, [&](int64_t row, float* out) {
-        const int64_t from = pass.head_rows ? pass.head_rows[row] : row;
-        kernels.rms_norm(pass.hidden + from * model.hidden, model.final_norm, model.hidden, model.eps, out);
-    });
-    run_linear(model.head, in, pass.n_head_rows, {pass.logits, nullptr, false});
-    if (!pass.best) return;
-    Pool::get().run(pass.n_head_rows, [&](int64_t row) {
-        pass.best[row] = kernels.argmax(pass.logits + row * model.head.m, model.head.m);
-    });
+    if (pass.n_head_rows > 0) run_head(model, pass, memory);
 }
 
 }  // namespace outlay

@@ -21,18 +21,13 @@ void* Scratch::reserve(size_t bytes) {
     return data_;
 }
 
-Activations QuantizedRows::make(int64_t rows, int k) {
-    const int64_t groups = rows * (k / kGroup);
-    return {nullptr, q.get<int8_t>(rows * k), scale.get<float>(groups), sum.get<float>(groups), isum.get<int32_t>(groups)};
-}
-
-void quantize_rows(const float* x, int64_t rows, int k, const Activations& to) {
+Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory) {
+    if (!is_quantized(layer)) return {x, nullptr};
     const Kernels& kernels = *active_kernels();
-    const int64_t groups = k / kGroup;
-    each_row(rows, [&](int64_t row) {
-        kernels.quantize(x + row * k, k, const_cast<int8_t*>(to.q) + row * k, const_cast<float*>(to.scale) + row * groups,
-                         const_cast<float*>(to.sum) + row * groups, const_cast<int32_t*>(to.isum) + row * groups);
-    });
+    const int64_t groups = layer.k / kGroup;
+    QuantizedGroup* q = memory.get<QuantizedGroup>(rows * groups);
+    each_row(rows, [&](int64_t row) { kernels.quantize(x + row * layer.k, layer.k, q + row * groups); });
+    return {x, q};
 }
 
 void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const Output& out) {
@@ -41,7 +36,7 @@ void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, 
     // A chunk is a few microseconds of work: long against taking it, short against waiting for the last one.
     const int64_t work = int64_t(tile_bytes(layer)) * (1 + rows / 4);
     int chunk = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles));
-    if (rows == 1 && !is_quantized(layer)) chunk = (chunk + kMaxTiles - 1) / kMaxTiles * kMaxTiles;
+    chunk = (chunk + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
     Pool::get().run((tiles + chunk - 1) / chunk, [&](int64_t i) {
         const int first = int(i) * chunk;
         kernels.linear(layer, in, 0, rows, first, std::min(first + chunk, tiles), out);
@@ -78,27 +73,25 @@ void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& 
     const int group = call.n_heads / call.n_kv_heads;
     int64_t longest = 0, total = 0;
     for (int64_t keys : spans.keys) longest = std::max(longest, keys), total += keys;
-    const int64_t stride = (longest + 7) / 8 * 8 + 16;
+    const int64_t stride = (longest + 7) / 8 * 8 + kKeyTile + 16;  // a tile may be scored past a row's last key
     const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
     // Heads that share keys are served together, unless that leaves threads without work.
     const int heads = blocks * call.n_kv_heads >= 4 * pool.threads() || pool.threads() == 1 ? group : 1;
     const int64_t items = blocks * (call.n_heads / heads);
 
     // One score array for each item that may run at the same time. Items are dealt to lanes, a lane runs on one thread.
-    const int64_t lane_size = int64_t(std::min<int64_t>(n, kRowBlock)) * heads * stride;
+    const int64_t widened = call.cache.format == kCacheF32 ? 0 : kKeyTile * call.head_dim;
+    const int64_t lane_size = int64_t(std::min<int64_t>(n, kRowBlock)) * heads * stride + widened;
     const int64_t lanes = std::min<int64_t>(items, pool.threads() == 1 ? 1 : 4 * pool.threads());
     float* scores = scratch.get<float>(lanes * lane_size);
     const auto run_lane = [&](int64_t lane) {
         for (int64_t item = lane; item < items; item += lanes) {
             const int64_t block = item / (call.n_heads / heads);
             const int head = int(item % (call.n_heads / heads)) * heads;
-            const int64_t kv = head / group * call.head_stride;
             AttendItem job = {};
             job.q = call.q + head * call.head_dim;
             job.q_stride = call.q_stride;
-            job.k = call.k + kv;
-            job.v = call.v + kv;
-            job.slot_stride = call.slot_stride;
+            job.cache = of_head(call.cache, head / group);
             job.pieces = plan.pieces;
             job.span_start = spans.start.data();
             job.span_piece = spans.piece.data();
@@ -108,7 +101,9 @@ void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& 
             job.head_dim = call.head_dim;
             job.n_heads = heads;
             job.scale = call.scale;
-            job.scores = scores + lane * lane_size;
+            job.softcap = call.softcap;
+            job.floats = scores + lane * lane_size;
+            job.scores = job.floats + widened;
             job.score_stride = stride;
             job.out = call.out + head * call.head_dim;
             job.out_stride = call.out_stride;

@@ -30,12 +30,6 @@ class Scratch {
     size_t size_ = 0;
 };
 
-// Quantized rows of a linear layer's input.
-struct QuantizedRows {
-    Scratch q, scale, sum, isum;
-    Activations make(int64_t rows, int k);
-};
-
 // Which pieces each row reads, in order.
 struct RowSpans {
     std::vector<int64_t> start;
@@ -47,11 +41,9 @@ struct RowSpans {
 struct AttendCall {
     const float* q;
     int64_t q_stride;
-    const float* k;
-    const float* v;
-    int64_t head_stride, slot_stride;
+    OutlayCache cache;
     int n_heads, n_kv_heads, head_dim;
-    float scale;
+    float scale, softcap;
     float* out;
     int64_t out_stride;
     float* lse;  // [n, n_heads] or null
@@ -59,9 +51,23 @@ struct AttendCall {
 
 // The caller holds the pool's pass mutex for all of these.
 void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const Output& out);
-void quantize_rows(const float* x, int64_t rows, int k, const Activations& to);
+// The rows in the form that the layer reads; `memory` holds it.
+Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory);
 void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& spans, int64_t n, Scratch& scratch);
 void run_pass(const OutlayModel& model, const OutlayPass& pass);
+
+// Where a cache begins for one of its heads.
+inline OutlayCache of_head(OutlayCache cache, int head) {
+    const int64_t at = head * cache.head_stride;
+    const int64_t size = cache.format == kCacheF32 ? 4 : cache.format == kCacheBf16 ? 2 : 1;
+    cache.k = static_cast<char*>(cache.k) + at * size;
+    cache.v = static_cast<char*>(cache.v) + at * size;
+    if (cache.format == kCacheQ8) {
+        cache.k_scale += at / cache.group;
+        cache.v_scale += at / cache.group;
+    }
+    return cache;
+}
 
 // Calls body(row) for all rows: on the pool if there are enough of them to be worth it.
 template <class Body>

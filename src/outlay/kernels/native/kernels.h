@@ -7,18 +7,23 @@
 namespace outlay {
 
 constexpr int kTile = 16;       // output channels that are interleaved
-constexpr int kMaxTiles = 4;    // tiles of a float format that are computed together for a single row
+constexpr int kTilesTogether = 4;  // a multiple of what any kernel computes at once
 constexpr int kGroup = 32;      // weights that share a scale
 constexpr int kQ4Block = 320;   // bytes of a tile's group
 constexpr int kQ8Block = 544;
 
-// The inputs of a linear layer. Quantized formats read q, scale, sum and isum; the others read x.
+// A group of a row's inputs, rounded to 8 bits.
+struct QuantizedGroup {
+    float scale;
+    float sum;              // scale times the sum of q
+    int32_t excess;         // -128 times the sum of q: what makes the signed weights of q8 unsigned
+    int8_t q[kGroup];
+};
+
+// The inputs of a linear layer. Quantized formats read q, the others x.
 struct Activations {
-    const float* x;         // [rows, k]
-    const int8_t* q;        // [rows, k]
-    const float* scale;     // [rows, k/32]
-    const float* sum;       // [rows, k/32]: scale times the sum of the group's q
-    const int32_t* isum;    // [rows, k/32]: the sum of the group's q
+    const float* x;             // [rows, k]
+    const QuantizedGroup* q;    // [rows, k/32]
 };
 
 struct Output {
@@ -31,43 +36,57 @@ struct Output {
 struct AttendItem {
     const float* q;         // first head of row 0; heads are head_dim apart
     int64_t q_stride;       // between rows
-    const float* k;         // of this kv head
-    const float* v;
-    int64_t slot_stride;
+    OutlayCache cache;      // of this kv head
     const OutlayPiece* pieces;
     const int64_t* span_start;  // [n+1] into the two arrays below: the pieces that each row reads, in order
     const int32_t* span_piece;
     const int32_t* span_index;  // the row's place among the piece's rows
     int64_t row_begin, row_end; // at most kRowBlock
     int head_dim, n_heads;
-    float scale;
+    float scale, softcap;
     float* scores;          // [rows, n_heads, score_stride]
     int64_t score_stride;
+    float* floats;          // [kKeyTile, head_dim]: where the keys of a narrow cache are widened
     float* out;             // first head of row 0
     int64_t out_stride;
     float* lse;             // first head of row 0, or null
     int64_t lse_stride;
 };
 constexpr int kRowBlock = 8;
+constexpr int kKeyTile = 64;  // keys whose K or V stay in the first-level cache while the rows pass over them
+
+using Linear = void (*)(const OutlayLinear& layer, const Activations& in, int64_t row_begin, int64_t row_end, int tile_begin,
+                        int tile_end, const Output& to);
 
 struct Kernels {
     const char* name;
-    void (*quantize)(const float* x, int k, int8_t* q, float* scale, float* sum, int32_t* isum);
-    void (*linear)(const OutlayLinear& layer, const Activations& in, int64_t row_begin, int64_t row_end, int tile_begin,
-                   int tile_end, const Output& out);
+    void (*quantize)(const float* x, int k, QuantizedGroup* out);
+    Linear linear;
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
     void (*rope)(float* x, const float* cos, const float* sin, int half);
-    void (*silu_mul)(const float* gate, const float* up, int n, float* out);
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* out);
+    void (*activate)(int32_t kind, const float* gate, const float* up, int n, float* out);
+    void (*softcap)(float cap, int n, float* x);
     void (*add)(const float* x, int n, float* out);
     void (*exp)(const float* x, int n, float* out);
     void (*attend)(const AttendItem& item);
-    int64_t (*argmax)(const float* x, int64_t n);
+    void (*store_head)(const OutlayCache& cache, int64_t at, const float* k, const float* v, int head_dim);
+    float (*most)(const float* x, int64_t n);
+    float (*sum_exp)(const float* x, int64_t n, float most);
 };
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#if defined(__linux__) && (__has_include(<amxint8intrin.h>) || __has_include(<amxintrin.h>))
+#define OUTLAY_AMX
+extern const Linear kAmxLinear, kEmulatedAmxLinear;  // all else is AVX-512's
+#endif
+// Older versions of clang know dot products only where every processor of the target has them.
+#elif defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
+#define OUTLAY_NEON
+extern const Kernels kNeonKernels;
 #endif
 
 inline int tiles_of(const OutlayLinear& layer) { return (layer.m + kTile - 1) / kTile; }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -18,27 +19,15 @@
 #endif
 
 #include "vec_avx2.h"
-
-#include "attend.h"
-
-namespace {
-
-struct RowView;
-
-template <int R>
-void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]);
-template <int R>
-void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]);
-template <int R>
-void dot_bf16(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]);
-template <int R>
-void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]);
-
-}  // namespace
-
-#include "linear.h"
+#include "vec_pair.h"
 
 namespace {
+
+using outlay::QuantizedGroup;
+
+// A tile is two registers of 8 channels. Both are served together, so that an input is loaded once for the two.
+constexpr int kRows = 4;
+constexpr int kFloatRows = 6, kFloatTiles = 1, kTilesOfOneRow = 4;
 
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m256 load_halves(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
@@ -47,33 +36,35 @@ inline __m256i splat_quad(const int8_t* p) {
     std::memcpy(&bits, p, 4);
     return _mm256_set1_epi32(bits);
 }
+inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 // Keeps the compiler from delaying sums until it runs out of registers: the value is in one here.
 inline void settle(__m256i& value) { asm volatile("" : "+x"(value)); }
 
-// A tile is two registers of 8 channels. Both are served together, so that an input is loaded once for the two.
 template <int R>
-void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
+void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t ahead, float (*acc)[outlay::kTile]) {
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     __m256 total[R][2];
     for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
-    for (int g = 0; g < groups; ++g, tile += outlay::kQ4Block) {
-        // Eight products of at most 2*15*127 fit into 16 bits.
+    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ4Block) {
+        for (int i = 0; i < outlay::kQ4Block; i += 64) fetch(tile + ahead + i);
+        // Sums of 16 products of at most 15 * 127 fit into 16 bits.
         __m256i dot[R][2];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             __m256i low[2], high[2];
             for (int h = 0; h < 2; ++h) {
-                const __m256i packed = load_bytes(tile + 64 + j * 64 + h * 32);
+                const __m256i packed = load_bytes(tile + 64 + 64 * j + 32 * h);
                 low[h] = _mm256_and_si256(packed, nibble);
                 high[h] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
             }
             for (int r = 0; r < R; ++r) {
-                const __m256i x = splat_quad(rows[r].q + g * 32 + 4 * j), y = splat_quad(rows[r].q + g * 32 + 16 + 4 * j);
+                const int8_t* q = x[r * groups].q + 4 * j;
+                const __m256i first = splat_quad(q), second = splat_quad(q + 16);
                 for (int h = 0; h < 2; ++h) {
-                    const __m256i part = _mm256_maddubs_epi16(low[h], x);
+                    const __m256i part = _mm256_maddubs_epi16(low[h], first);
                     dot[r][h] = j ? _mm256_add_epi16(dot[r][h], part) : part;
-                    dot[r][h] = _mm256_add_epi16(dot[r][h], _mm256_maddubs_epi16(high[h], y));
+                    dot[r][h] = _mm256_add_epi16(dot[r][h], _mm256_maddubs_epi16(high[h], second));
                     settle(dot[r][h]);
                 }
             }
@@ -82,9 +73,9 @@ void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[o
             const __m256 scale = load_halves(tile + 16 * h), minimum = load_halves(tile + 32 + 16 * h);
             for (int r = 0; r < R; ++r) {
                 const __m256 value = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot[r][h], ones));
-                const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(rows[r].scale + g));
+                const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(&x[r * groups].scale));
                 total[r][h] = _mm256_fmadd_ps(value, step, total[r][h]);
-                total[r][h] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(rows[r].sum + g), total[r][h]);
+                total[r][h] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(&x[r * groups].sum), total[r][h]);
             }
         }
     }
@@ -93,11 +84,12 @@ void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[o
 }
 
 template <int R>
-void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
+void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t ahead, float (*acc)[outlay::kTile]) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256 total[R][2];
     for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
-    for (int g = 0; g < groups; ++g, tile += outlay::kQ8Block) {
+    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ8Block) {
+        for (int i = 0; i < outlay::kQ8Block; i += 64) fetch(tile + ahead + i);
         __m256i dot[R][2];
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) {
@@ -107,10 +99,10 @@ void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[o
                 size[h] = _mm256_abs_epi8(weight[h]);
             }
             for (int r = 0; r < R; ++r) {
-                const __m256i x = splat_quad(rows[r].q + g * 32 + 4 * j);
+                const __m256i quad = splat_quad(x[r * groups].q + 4 * j);
                 for (int h = 0; h < 2; ++h) {
                     // The sign of the weight moves to the input, whose size is at most 127: 2*128*127 fits into 16 bits.
-                    const __m256i pairs = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(x, weight[h]));
+                    const __m256i pairs = _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(quad, weight[h]));
                     const __m256i part = _mm256_madd_epi16(pairs, ones);
                     dot[r][h] = j ? _mm256_add_epi32(dot[r][h], part) : part;
                     settle(dot[r][h]);
@@ -120,7 +112,7 @@ void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[o
         for (int h = 0; h < 2; ++h) {
             const __m256 scale = load_halves(tile + 16 * h);
             for (int r = 0; r < R; ++r) {
-                const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(rows[r].scale + g));
+                const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(&x[r * groups].scale));
                 total[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][h]), step, total[r][h]);
             }
         }
@@ -141,56 +133,42 @@ struct FloatWeights {
     static __m256 load(const uint8_t* p, int half) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8 * half); }
 };
 
-template <class Weights, int R>
-inline void dot_float(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
-    __m256 total[R][2];
-    for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
-    for (int i = 0; i < k; ++i, tile += Weights::kBytes) {
-        const __m256 first = Weights::load(tile, 0), second = Weights::load(tile, 1);
-        for (int r = 0; r < R; ++r) {
-            const __m256 x = _mm256_broadcast_ss(rows[r].x + i);
-            total[r][0] = _mm256_fmadd_ps(x, first, total[r][0]);
-            total[r][1] = _mm256_fmadd_ps(x, second, total[r][1]);
+template <class Weights, int T, int R>
+inline void dot_float(const uint8_t* const* tiles, int k, const float* x, size_t ahead, float (*acc)[outlay::kTile]) {
+    __m256 total[R][T][2];
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) total[r][t][0] = total[r][t][1] = _mm256_setzero_ps();
+    for (int i = 0; i < k; ++i) {
+        for (int t = 0; t < T; ++t) {
+            const uint8_t* tile = tiles[t] + size_t(i) * Weights::kBytes;
+            if (i % 2 == 0) fetch(tile + ahead);
+            const __m256 first = Weights::load(tile, 0), second = Weights::load(tile, 1);
+            for (int r = 0; r < R; ++r) {
+                const __m256 value = _mm256_broadcast_ss(x + size_t(r) * k + i);
+                total[r][t][0] = _mm256_fmadd_ps(value, first, total[r][t][0]);
+                total[r][t][1] = _mm256_fmadd_ps(value, second, total[r][t][1]);
+            }
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[r] + 8 * h, total[r][h]);
+        for (int t = 0; t < T; ++t)
+            for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[r * T + t] + 8 * h, total[r][t][h]);
 }
 
-template <int R>
-void dot_bf16(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
-    dot_float<Bf16Weights, R>(tile, k, rows, acc);
+template <int T, int R>
+void dot_bf16(const uint8_t* const* tiles, int k, const float* x, size_t ahead, float (*acc)[outlay::kTile]) {
+    dot_float<Bf16Weights, T, R>(tiles, k, x, ahead, acc);
 }
-template <int R>
-void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
-    dot_float<FloatWeights, R>(tile, k, rows, acc);
-}
-
-template <class Weights>
-inline void dot_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
-    __m256 total[outlay::kMaxTiles][2];
-    for (int t = 0; t < outlay::kMaxTiles; ++t) total[t][0] = total[t][1] = _mm256_setzero_ps();
-    for (int i = 0; i < k; ++i) {
-        const __m256 value = _mm256_broadcast_ss(x + i);
-        for (int t = 0; t < outlay::kMaxTiles; ++t)
-            for (int h = 0; h < 2; ++h)
-                total[t][h] = _mm256_fmadd_ps(value, Weights::load(tiles[t] + size_t(i) * Weights::kBytes, h), total[t][h]);
-    }
-    for (int t = 0; t < outlay::kMaxTiles; ++t)
-        for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[t] + 8 * h, total[t][h]);
-}
-
-void dot_bf16_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
-    dot_tiles<Bf16Weights>(tiles, k, x, acc);
-}
-void dot_f32_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
-    dot_tiles<FloatWeights>(tiles, k, x, acc);
+template <int T, int R>
+void dot_f32(const uint8_t* const* tiles, int k, const float* x, size_t ahead, float (*acc)[outlay::kTile]) {
+    dot_float<FloatWeights, T, R>(tiles, k, x, ahead, acc);
 }
 
 }  // namespace
 
-const outlay::Kernels outlay::kAvx2Kernels = {"avx2",   quantize,  linear,    rms_norm, rope,
-                                              silu_mul, add_array, exp_array, attend,   argmax};
+#include "table.h"
+
+const outlay::Kernels outlay::kAvx2Kernels = table_of("avx2");
 
 #if defined(__clang__)
 #pragma clang attribute pop

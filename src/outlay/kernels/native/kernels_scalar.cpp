@@ -1,11 +1,13 @@
 // Portable kernels: the reference that the vector kernels must equal bit for bit.
+#include "kernels.h"
 #include "vec_scalar.h"
-
-#include "attend.h"
+#include "vec_pair.h"
 
 namespace {
 
-struct RowView;
+using outlay::QuantizedGroup;
+
+constexpr int kRows = 4, kFloatRows = 4, kFloatTiles = 1, kTilesOfOneRow = 1;
 
 inline float half_to_float(const uint8_t* p) {
     uint16_t h;
@@ -18,99 +20,76 @@ inline float half_to_float(const uint8_t* p) {
     return value;
 }
 
-template <int R>
-void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]);
-template <int R>
-void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]);
-template <int R>
-void dot_bf16(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]);
-template <int R>
-void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]);
-
-}  // namespace
-
-#include "linear.h"
-
-namespace {
+// Calls sum(row, channel) for each of a tile's sums.
+template <class Sum>
+inline void each_sum(int rows, float (*acc)[outlay::kTile], const Sum& sum) {
+    for (int r = 0; r < rows; ++r)
+        for (int c = 0; c < outlay::kTile; ++c) acc[r][c] = sum(r, c);
+}
 
 template <int R>
-void dot_q4(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < outlay::kTile; ++c) {
-            float total = 0.0f;
-            for (int g = 0; g < groups; ++g) {
-                const uint8_t* block = tile + g * outlay::kQ4Block;
-                const int8_t* q = rows[r].q + g * outlay::kGroup;
-                int32_t dot = 0;
-                for (int i = 0; i < 16; ++i) {
-                    const uint8_t pair = block[64 + (i / 4) * 64 + c * 4 + i % 4];
-                    dot += (pair & 15) * q[i] + (pair >> 4) * q[16 + i];
-                }
-                total = std::fma(float(dot), half_to_float(block + 2 * c) * rows[r].scale[g], total);
-                total = std::fma(half_to_float(block + 32 + 2 * c), rows[r].sum[g], total);
+void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t, float (*acc)[outlay::kTile]) {
+    each_sum(R, acc, [=](int r, int c) {
+        const uint8_t* block = tile;
+        float total = 0.0f;
+        for (int g = 0; g < groups; ++g, block += outlay::kQ4Block) {
+            const QuantizedGroup& group = x[r * groups + g];
+            int32_t dot = 0;
+            for (int i = 0; i < 16; ++i) {
+                const uint8_t pair = block[64 + (i / 4) * 64 + c * 4 + i % 4];
+                dot += (pair & 15) * group.q[i] + (pair >> 4) * group.q[16 + i];
             }
-            acc[r][c] = total;
+            total = std::fma(float(dot), half_to_float(block + 2 * c) * group.scale, total);
+            total = std::fma(half_to_float(block + 32 + 2 * c), group.sum, total);
         }
-    }
+        return total;
+    });
 }
 
 template <int R>
-void dot_q8(const uint8_t* tile, int groups, const RowView* rows, float (*acc)[outlay::kTile]) {
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < outlay::kTile; ++c) {
-            float total = 0.0f;
-            for (int g = 0; g < groups; ++g) {
-                const uint8_t* block = tile + g * outlay::kQ8Block;
-                const int8_t* q = rows[r].q + g * outlay::kGroup;
-                int32_t dot = 0;
-                for (int i = 0; i < 32; ++i) dot += int8_t(block[32 + (i / 4) * 64 + c * 4 + i % 4]) * q[i];
-                total = std::fma(float(dot), half_to_float(block + 2 * c) * rows[r].scale[g], total);
-            }
-            acc[r][c] = total;
+void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t, float (*acc)[outlay::kTile]) {
+    each_sum(R, acc, [=](int r, int c) {
+        const uint8_t* block = tile;
+        float total = 0.0f;
+        for (int g = 0; g < groups; ++g, block += outlay::kQ8Block) {
+            const QuantizedGroup& group = x[r * groups + g];
+            int32_t dot = 0;
+            for (int i = 0; i < 32; ++i) dot += int8_t(block[32 + (i / 4) * 64 + c * 4 + i % 4]) * group.q[i];
+            total = std::fma(float(dot), half_to_float(block + 2 * c) * group.scale, total);
         }
-    }
+        return total;
+    });
 }
 
-template <int R>
-void dot_bf16(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < outlay::kTile; ++c) {
-            float total = 0.0f;
-            for (int i = 0; i < k; ++i) {
-                uint32_t bits = 0;
-                std::memcpy(reinterpret_cast<char*>(&bits) + 2, tile + (size_t(i) * outlay::kTile + c) * 2, 2);
-                float weight;
-                std::memcpy(&weight, &bits, 4);
-                total = std::fma(rows[r].x[i], weight, total);
-            }
-            acc[r][c] = total;
+template <int T, int R>
+void dot_bf16(const uint8_t* const* tiles, int k, const float* x, size_t, float (*acc)[outlay::kTile]) {
+    static_assert(T == 1);
+    each_sum(R, acc, [=](int r, int c) {
+        float total = 0.0f;
+        for (int i = 0; i < k; ++i) {
+            uint32_t bits = 0;
+            std::memcpy(reinterpret_cast<char*>(&bits) + 2, tiles[0] + (size_t(i) * outlay::kTile + c) * 2, 2);
+            float weight;
+            std::memcpy(&weight, &bits, 4);
+            total = std::fma(x[size_t(r) * k + i], weight, total);
         }
-    }
+        return total;
+    });
 }
 
-template <int R>
-void dot_f32(const uint8_t* tile, int k, const RowView* rows, float (*acc)[outlay::kTile]) {
-    const float* weights = reinterpret_cast<const float*>(tile);
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < outlay::kTile; ++c) {
-            float total = 0.0f;
-            for (int i = 0; i < k; ++i) total = std::fma(rows[r].x[i], weights[size_t(i) * outlay::kTile + c], total);
-            acc[r][c] = total;
-        }
-    }
-}
-
-void dot_bf16_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
-    const RowView row = {x, nullptr, nullptr, nullptr, nullptr};
-    for (int t = 0; t < outlay::kMaxTiles; ++t) dot_bf16<1>(tiles[t], k, &row, acc + t);
-}
-
-void dot_f32_tiles(const uint8_t* const* tiles, int k, const float* x, float (*acc)[outlay::kTile]) {
-    const RowView row = {x, nullptr, nullptr, nullptr, nullptr};
-    for (int t = 0; t < outlay::kMaxTiles; ++t) dot_f32<1>(tiles[t], k, &row, acc + t);
+template <int T, int R>
+void dot_f32(const uint8_t* const* tiles, int k, const float* x, size_t, float (*acc)[outlay::kTile]) {
+    static_assert(T == 1);
+    each_sum(R, acc, [=](int r, int c) {
+        const float* weights = reinterpret_cast<const float*>(tiles[0]) + c;
+        float total = 0.0f;
+        for (int i = 0; i < k; ++i) total = std::fma(x[size_t(r) * k + i], weights[size_t(i) * outlay::kTile], total);
+        return total;
+    });
 }
 
 }  // namespace
 
-const outlay::Kernels outlay::kScalarKernels = {"scalar",  quantize,  linear, rms_norm, rope,
-                                                silu_mul, add_array, exp_array, attend,  argmax};
+#include "table.h"
+
+const outlay::Kernels outlay::kScalarKernels = table_of("scalar");

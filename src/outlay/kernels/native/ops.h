@@ -10,20 +10,21 @@
 namespace {
 
 // Relative error below 2e-7. 0 below -87.3 (where float32 would become subnormal).
-inline F8 exp8(F8 x) {
-    const F8 low = splat8(-87.3f);
-    F8 clamped = min8(max8(x, low), splat8(88.3f));
-    F8 n = round8(mul8(clamped, splat8(1.44269504f)));
-    F8 r = fnma8(n, splat8(0.693359375f), clamped);
-    r = fnma8(n, splat8(-2.12194440e-4f), r);
-    F8 p = splat8(1.9875691500e-4f);
-    p = fma8(p, r, splat8(1.3981999507e-3f));
-    p = fma8(p, r, splat8(8.3334519073e-3f));
-    p = fma8(p, r, splat8(4.1665795894e-2f));
-    p = fma8(p, r, splat8(1.6666665459e-1f));
-    p = fma8(p, r, splat8(5.0000001201e-1f));
-    p = fma8(p, mul8(r, r), add8(r, splat8(1.0f)));
-    return keep_from8(scale_exponent8(p, n), x, low);
+template <class V>
+inline V exp_of(V x) {
+    const V low = splat<V>(-87.3f);
+    V clamped = lesser(greater(x, low), splat<V>(88.3f));
+    V n = rounded(mul(clamped, splat<V>(1.44269504f)));
+    V r = sub_mul(n, splat<V>(0.693359375f), clamped);
+    r = sub_mul(n, splat<V>(-2.12194440e-4f), r);
+    V p = splat<V>(1.9875691500e-4f);
+    p = mul_add(p, r, splat<V>(1.3981999507e-3f));
+    p = mul_add(p, r, splat<V>(8.3334519073e-3f));
+    p = mul_add(p, r, splat<V>(4.1665795894e-2f));
+    p = mul_add(p, r, splat<V>(1.6666665459e-1f));
+    p = mul_add(p, r, splat<V>(5.0000001201e-1f));
+    p = mul_add(p, mul(r, r), add(r, splat<V>(1.0f)));
+    return keep_from(scale_exponent(p, n), x, low);
 }
 
 // Applies `body(offset, load, store)` to n floats; the last, partial vector goes through a buffer.
@@ -43,32 +44,77 @@ inline void each8(int n, float* out, Body body) {
 }
 
 void exp_array(const float* x, int n, float* out) {
-    each8(n, out, [=](auto get) { return exp8(get(x)); });
+    each8(n, out, [=](auto get) { return exp_of(get(x)); });
 }
 
 void add_array(const float* x, int n, float* out) {
-    each8(n, out, [=](auto get) { return add8(get(out), get(x)); });
+    each8(n, out, [=](auto get) { return add(get(out), get(x)); });
 }
 
-void silu_mul(const float* gate, const float* up, int n, float* out) {
-    each8(n, out, [=](auto get) {
-        F8 g = get(gate);
-        F8 denominator = add8(splat8(1.0f), exp8(sub8(splat8(0.0f), g)));
-        return mul8(div8(g, denominator), get(up));
+inline F8 sigmoid8(F8 x) { return div8(splat<F8>(1.0f), add(splat<F8>(1.0f), exp_of(sub(splat<F8>(0.0f), x)))); }
+
+// x / 2 * (1 + erf(x / sqrt 2)), with the error function of Abramowitz and Stegun, 7.1.26: within 2e-7.
+inline F8 gelu8(F8 x) {
+    F8 size = mul(abs8(x), splat<F8>(0.70710678f));
+    F8 t = div8(splat<F8>(1.0f), mul_add(splat<F8>(0.3275911f), size, splat<F8>(1.0f)));
+    F8 p = splat<F8>(1.061405429f);
+    p = mul_add(p, t, splat<F8>(-1.453152027f));
+    p = mul_add(p, t, splat<F8>(1.421413741f));
+    p = mul_add(p, t, splat<F8>(-0.284496736f));
+    p = mul_add(p, t, splat<F8>(0.254829592f));
+    F8 erf = sub_mul(mul(p, t), exp_of(mul(size, sub(splat<F8>(0.0f), size))), splat<F8>(1.0f));
+    return mul(splat<F8>(0.5f), mul_add(abs8(x), erf, x));
+}
+
+// x / 2 * (1 + tanh(u)) = x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3)
+inline F8 gelu_tanh8(F8 x) {
+    F8 twice = mul(mul(splat<F8>(1.59576912f), x), mul_add(mul(x, x), splat<F8>(0.044715f), splat<F8>(1.0f)));
+    return mul(x, sigmoid8(twice));
+}
+
+inline F8 silu8(F8 x) { return div8(x, add(splat<F8>(1.0f), exp_of(sub(splat<F8>(0.0f), x)))); }
+
+inline F8 relu8(F8 x) { return greater(x, splat<F8>(0.0f)); }
+
+// act(gate) * up, or act(gate) where there is no up.
+template <F8 (*act)(F8)>
+inline void activate_by(const float* gate, const float* up, int n, float* out) {
+    if (up) {
+        each8(n, out, [=](auto get) { return mul(act(get(gate)), get(up)); });
+    } else {
+        each8(n, out, [=](auto get) { return act(get(gate)); });
+    }
+}
+
+void activate(int32_t kind, const float* gate, const float* up, int n, float* out) {
+    switch (kind) {
+        case kSilu: activate_by<silu8>(gate, up, n, out); break;
+        case kGelu: activate_by<gelu8>(gate, up, n, out); break;
+        case kGeluTanh: activate_by<gelu_tanh8>(gate, up, n, out); break;
+        default: activate_by<relu8>(gate, up, n, out); break;
+    }
+}
+
+// cap * tanh(x / cap) in place
+void cap_scores(float cap, int n, float* x) {
+    F8 twice = splat<F8>(2.0f / cap);
+    each8(n, x, [=](auto get) {
+        F8 e = exp_of(mul(get(x), twice));
+        return mul(splat<F8>(cap), sub(splat<F8>(1.0f), div8(splat<F8>(2.0f), add(e, splat<F8>(1.0f)))));
     });
 }
 
 void rms_norm(const float* x, const float* weight, int n, float eps, float* out) {
-    F8 squares = splat8(0.0f);
+    F8 squares = splat<F8>(0.0f);
     int i = 0;
     for (; i + 8 <= n; i += 8) {
         F8 v = load8(x + i);
-        squares = fma8(v, v, squares);
+        squares = mul_add(v, v, squares);
     }
     float total = sum8(squares);
     for (; i < n; ++i) total = std::fma(x[i], x[i], total);
-    F8 factor = splat8(1.0f / std::sqrt(total / float(n) + eps));
-    each8(n, out, [=](auto get) { return mul8(mul8(get(x), factor), get(weight)); });
+    F8 factor = splat<F8>(1.0f / std::sqrt(total / float(n) + eps));
+    each8(n, out, [=](auto get) { return mul(mul(get(x), factor), get(weight)); });
 }
 
 // The rotate-half convention: x[i] and x[i + half] form a pair.
@@ -76,8 +122,8 @@ void rope(float* x, const float* cos, const float* sin, int half) {
     int i = 0;
     for (; i + 8 <= half; i += 8) {
         F8 a = load8(x + i), b = load8(x + half + i), c = load8(cos + i), s = load8(sin + i);
-        store8(x + i, fnma8(b, s, mul8(a, c)));
-        store8(x + half + i, fma8(a, s, mul8(b, c)));
+        store8(x + i, sub_mul(b, s, mul(a, c)));
+        store8(x + half + i, mul_add(a, s, mul(b, c)));
     }
     for (; i < half; ++i) {
         float a = x[i], b = x[half + i];
@@ -86,32 +132,59 @@ void rope(float* x, const float* cos, const float* sin, int half) {
     }
 }
 
-void quantize(const float* x, int k, int8_t* q, float* scale, float* sum, int32_t* isum) {
-    for (int g = 0; g < k / outlay::kGroup; ++g, x += 32, q += 32) {
+void quantize(const float* x, int k, outlay::QuantizedGroup* out) {
+    for (const float* end = x + k; x < end; x += outlay::kGroup, ++out) {
         F8 a = load8(x), b = load8(x + 8), c = load8(x + 16), d = load8(x + 24);
-        float most = most8(max8(max8(abs8(a), abs8(b)), max8(abs8(c), abs8(d))));
+        float most = largest(greater(greater(abs8(a), abs8(b)), greater(abs8(c), abs8(d))));
         // A group this small rounds to zero; its reciprocal would overflow.
         float step = most > 1e-30f ? most / 127.0f : 0.0f;
-        F8 inverse = splat8(step > 0.0f ? 127.0f / most : 0.0f);
-        int32_t total = store_int8(q, mul8(a, inverse)) + store_int8(q + 8, mul8(b, inverse)) +
-                        store_int8(q + 16, mul8(c, inverse)) + store_int8(q + 24, mul8(d, inverse));
-        scale[g] = step;
-        isum[g] = total;
-        sum[g] = step * float(total);
+        F8 inverse = splat<F8>(step > 0.0f ? 127.0f / most : 0.0f);
+        int32_t total = store_int8(out->q, mul(a, inverse), mul(b, inverse), mul(c, inverse), mul(d, inverse));
+        out->scale = step;
+        out->sum = step * float(total);
+        out->excess = -128 * total;
     }
 }
 
-// The lowest index of the largest value.
-int64_t argmax(const float* x, int64_t n) {
-    float best = x[0];
+void layer_norm(const float* x, const float* weight, const float* bias, int n, float eps, float* out) {
+    F8 part = splat<F8>(0.0f);
+    int i = 0;
+    for (; i + 8 <= n; i += 8) part = add(part, load8(x + i));
+    float total = sum8(part);
+    for (; i < n; ++i) total += x[i];
+    const float mean = total / float(n);
+    part = splat<F8>(0.0f);
+    for (i = 0; i + 8 <= n; i += 8) {
+        F8 v = sub(load8(x + i), splat<F8>(mean));
+        part = mul_add(v, v, part);
+    }
+    total = sum8(part);
+    for (; i < n; ++i) total = std::fma(x[i] - mean, x[i] - mean, total);
+    F8 factor = splat<F8>(1.0f / std::sqrt(total / float(n) + eps));
+    each8(n, out, [=](auto get) { return mul_add(mul(sub(get(x), splat<F8>(mean)), factor), get(weight), get(bias)); });
+}
+
+float most_of(const float* x, int64_t n) {
     int64_t i = 0;
-    F8 most = splat8(-std::numeric_limits<float>::infinity());
-    for (; i + 8 <= n; i += 8) most = max8(load8(x + i), most);
-    best = most8(most);
+    F8 most = splat<F8>(-std::numeric_limits<float>::infinity());
+    for (; i + 8 <= n; i += 8) most = greater(load8(x + i), most);
+    float best = largest(most);
     for (; i < n; ++i) best = x[i] > best ? x[i] : best;
-    for (i = 0; i < n; ++i)
-        if (x[i] == best) return i;
-    return 0;
+    return best;
+}
+
+// The sum of exp(x - most).
+float sum_exp(const float* x, int64_t n, float most) {
+    int64_t i = 0;
+    F8 part = splat<F8>(0.0f);
+    for (; i + 8 <= n; i += 8) part = add(part, exp_of(sub(load8(x + i), splat<F8>(most))));
+    float total = sum8(part);
+    for (; i < n; ++i) {
+        float last[8];
+        store8(last, exp_of(splat<F8>(x[i] - most)));
+        total += last[0];
+    }
+    return total;
 }
 
 }  // namespace

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <thread>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -26,6 +29,15 @@ inline void pause_briefly() {
     _mm_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
+#endif
+}
+
+// The core that runs this, or a negative number where that is not known.
+inline int current_core() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
 #endif
 }
 
@@ -53,16 +65,25 @@ void Pool::set_threads(int n) {
     std::lock_guard<std::mutex> lock(pass_mutex_);
     n = std::clamp(n, 1, 256);
     for (; started_ < n; ++started_) std::thread(&Pool::work, this, started_).detach();
-    active_.store(n);
+    {
+        std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
+        active_.store(n);
+    }
+    activated_.notify_all();
 }
 
-bool Pool::take_chunk() {
+bool Pool::take_chunks() {
+    // Half of a fair share of what is left: few visits to the counter, and small pieces at the end.
+    const uint32_t shares = 2 * uint32_t(threads());
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    uint32_t left, taken;
     do {
-        if (uint32_t(ticket) == 0) return false;
-    } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire));
-    call_(context_, n_ - int64_t(uint32_t(ticket)));
-    if (unfinished_.fetch_sub(1) == 1 && caller_sleeps_.load()) {
+        left = uint32_t(ticket);
+        if (left == 0) return false;
+        taken = std::max(1u, left / shares);
+    } while (!ticket_.compare_exchange_weak(ticket, ticket - taken, std::memory_order_acq_rel, std::memory_order_acquire));
+    for (uint32_t i = 0; i < taken; ++i) call_(context_, n_ - int64_t(left - i));
+    if (unfinished_.fetch_sub(taken) == taken && caller_sleeps_.load()) {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
         work_done_.notify_one();
     }
@@ -74,20 +95,21 @@ void Pool::share(int64_t n, Call call, const void* context) {
         for (int64_t i = 0; i < n; ++i) call(context, i);
         return;
     }
+    caller_core_.store(current_core(), std::memory_order_relaxed);
     call_ = call;
     context_ = context;
     n_ = n;
     unfinished_.store(n);
     const uint64_t number = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
     ticket_.store(number << 32 | uint64_t(n));
-    if (sleepers_.load()) {
+    if (sleepers_.load() && !alarmed_.exchange(true)) {
         {
             std::lock_guard<std::mutex> lock(sleep_mutex_);
             ++alarms_;
         }
         work_ready_.notify_all();
     }
-    while (take_chunk()) {
+    while (take_chunks()) {
     }
     const auto done = [this] { return unfinished_.load() == 0; };
     if (done() || spin_until(kCallerSpin, done)) return;
@@ -108,16 +130,26 @@ void Pool::share(int64_t n, Call call, const void* context) {
 }
 
 void Pool::work(int id) {
-    const auto ready = [this, id] {
-        return uint32_t(ticket_.load(std::memory_order_acquire)) != 0 && id < active_.load(std::memory_order_relaxed);
-    };
+    const auto active = [this, id] { return id < active_.load(std::memory_order_relaxed); };
+    const auto ready = [this] { return uint32_t(ticket_.load(std::memory_order_acquire)) != 0; };
+    Clock::duration back_off = kFirstAlone;
     for (;;) {
-        if (spin_until(kWorkerSpin, ready)) {
-            take_chunk();
+        // Woken on the caller's own core, because the others are busy, it would only take the caller's time.
+        const int core = current_core();
+        const bool in_the_way = core >= 0 && core == caller_core_.load(std::memory_order_relaxed);
+        if (active() && !in_the_way && spin_until(kWorkerSpin, ready)) {
+            take_chunks();
+            back_off = kFirstAlone;
             continue;
         }
+        if (in_the_way) {
+            std::this_thread::sleep_for(back_off);
+            back_off = std::min<Clock::duration>(back_off * 2, kLongestAlone);
+        }
         std::unique_lock<std::mutex> lock(sleep_mutex_);
+        activated_.wait(lock, active);
         const uint64_t heard = alarms_;
+        alarmed_.store(false);
         sleepers_.fetch_add(1);
         if (!ready()) work_ready_.wait(lock, [&] { return alarms_ != heard; });
         sleepers_.fetch_sub(1);

@@ -34,7 +34,7 @@ class Pool {
     using Clock = std::chrono::steady_clock;
 
     void share(int64_t n, Call call, const void* context);
-    bool take_chunk();
+    bool take_chunks();
     void work(int id);
 
     std::mutex pass_mutex_;
@@ -50,10 +50,12 @@ class Pool {
     alignas(64) std::atomic<int64_t> unfinished_{0};
 
     alignas(64) std::mutex sleep_mutex_;
-    std::condition_variable work_ready_, work_done_;
+    std::condition_variable activated_, work_ready_, work_done_;
     std::atomic<int> sleepers_{0};
+    std::atomic<bool> alarmed_{false};  // the sleepers have been called; it may take them long where their core is busy
     std::atomic<bool> caller_sleeps_{false};
     uint64_t alarms_ = 0;
+    std::atomic<int> caller_core_{-1};
 
     // After a long wait for another thread, the caller works alone for a while.
     Clock::time_point alone_until_{};

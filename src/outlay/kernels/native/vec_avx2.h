@@ -10,21 +10,24 @@ using F8 = __m256;
 
 inline F8 load8(const float* p) { return _mm256_loadu_ps(p); }
 inline void store8(float* p, F8 a) { _mm256_storeu_ps(p, a); }
-inline F8 splat8(float x) { return _mm256_set1_ps(x); }
-inline F8 add8(F8 a, F8 b) { return _mm256_add_ps(a, b); }
-inline F8 sub8(F8 a, F8 b) { return _mm256_sub_ps(a, b); }
-inline F8 mul8(F8 a, F8 b) { return _mm256_mul_ps(a, b); }
+template <class V>
+V splat(float x);
+template <>
+inline F8 splat<F8>(float x) { return _mm256_set1_ps(x); }
+inline F8 add(F8 a, F8 b) { return _mm256_add_ps(a, b); }
+inline F8 sub(F8 a, F8 b) { return _mm256_sub_ps(a, b); }
+inline F8 mul(F8 a, F8 b) { return _mm256_mul_ps(a, b); }
 inline F8 div8(F8 a, F8 b) { return _mm256_div_ps(a, b); }
-inline F8 max8(F8 a, F8 b) { return _mm256_max_ps(a, b); }
-inline F8 min8(F8 a, F8 b) { return _mm256_min_ps(a, b); }
+inline F8 greater(F8 a, F8 b) { return _mm256_max_ps(a, b); }
+inline F8 lesser(F8 a, F8 b) { return _mm256_min_ps(a, b); }
 inline F8 abs8(F8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-inline F8 fma8(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
-inline F8 fnma8(F8 a, F8 b, F8 c) { return _mm256_fnmadd_ps(a, b, c); }
-inline F8 round8(F8 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F8 mul_add(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
+inline F8 sub_mul(F8 a, F8 b, F8 c) { return _mm256_fnmadd_ps(a, b, c); }
+inline F8 rounded(F8 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // a where x >= limit, else 0
-inline F8 keep_from8(F8 a, F8 x, F8 limit) { return _mm256_and_ps(a, _mm256_cmp_ps(x, limit, _CMP_GE_OQ)); }
+inline F8 keep_from(F8 a, F8 x, F8 limit) { return _mm256_and_ps(a, _mm256_cmp_ps(x, limit, _CMP_GE_OQ)); }
 // a * 2^n for integral n, with a and the result in the normal range
-inline F8 scale_exponent8(F8 a, F8 n) {
+inline F8 scale_exponent(F8 a, F8 n) {
     __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shift));
 }
@@ -39,10 +42,38 @@ inline float sum8(F8 a) {
     F8 halves = _mm256_hadd_ps(pairs, pairs);
     return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
 }
-inline float most8(F8 a) {
+inline float largest(F8 a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+// Adds the eight values times 2^30, rounded to integers, to the four sums of `total`.
+using Sums = __m256i;
+inline Sums no_sums() { return _mm256_setzero_si256(); }
+inline Sums add_fixed(Sums total, F8 a) {
+    const __m256i fixed = _mm256_cvtps_epi32(_mm256_mul_ps(a, _mm256_set1_ps(0x1p30f)));
+    total = _mm256_add_epi64(total, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(fixed)));
+    return _mm256_add_epi64(total, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(fixed, 1)));
+}
+inline int64_t total_of(Sums total) {
+    alignas(32) int64_t parts[4];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(parts), total);
+    return parts[0] + parts[1] + parts[2] + parts[3];
+}
+// Eight bfloat16, widened; eight floats, rounded to the nearest bfloat16 (ties to even).
+inline F8 load_bf16(const uint16_t* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+}
+inline void store_bf16(uint16_t* p, F8 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i high = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+}
+inline F8 load_int8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 // Rounds eight values to int8, stores them and returns their sum.
 inline int32_t store_int8(int8_t* p, F8 a) {
@@ -53,6 +84,18 @@ inline int32_t store_int8(int8_t* p, F8 a) {
     __m128i pairs = _mm_madd_epi16(words, _mm_set1_epi16(1));
     pairs = _mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1)));
+}
+// Rounds 32 values of size at most 127 to int8, stores them and returns their sum.
+inline int32_t store_int8(int8_t* p, F8 a, F8 b, F8 c, F8 d) {
+    const __m256i first = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+    const __m256i second = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+    const __m256i mixed = _mm256_packs_epi16(first, second);  // packing works on each half of a register
+    const __m256i bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bytes);
+    const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
 
 }  // namespace

@@ -1,0 +1,151 @@
+"""How far one model's linear layers and logits are from another's, and the passes that give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from outlay.decode.greedy import Greedy
+from outlay.engine.method import Method, Work
+from outlay.engine.run import Run
+from outlay.lm import LM
+from outlay.models.decoder import Decoder
+from outlay.models.experts import ExpertMlp
+from outlay.models.linear import Linear
+from outlay.models.mlp import Mlp
+
+BLOCK = 256  # positions whose logits are asked for at once
+
+
+class Score(Method):
+    """Computes the logits of the prompt's last tokens, from index `first` on, in wide passes; writes nothing."""
+
+    about = Greedy.about
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.logits: list[Tensor] = []
+
+    def decode(self, run: Run) -> Work:
+        """Yields a request for each block of positions; those before `first` need no logits and are computed first."""
+        assert run.tip is not None
+        nodes = run.tip.path()[self.first :]
+        for start in range(0, len(nodes), BLOCK):
+            self.logits.append((yield run.target.forward(nodes[start : start + BLOCK])))
+
+
+def score(lm: LM, tokens: Sequence[int], first: int) -> Tensor:
+    """Returns the logits after each of n tokens from index `first` on: float32 [n - first, vocab]."""
+    method = Score(first)
+    lm.submit(tokens, method=method, max_tokens=1).result()
+    return torch.cat(method.logits)
+
+
+def windows(tokens: Sequence[int], size: int, count: int, prefix: Sequence[int] = ()) -> list[list[int]]:
+    """Returns up to `count` windows of `size` tokens, `prefix` included, spread evenly over those that there are.
+
+    Windows begin half a window apart, so that scoring the second half of each scores every token of the text once
+    (but for the first half window), with half a window to a whole one before it.
+    """
+    inner = size - len(prefix)
+    starts = range(0, len(tokens) - inner + 1, size // 2)
+    count = min(count, len(starts))
+    picked = [starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)]
+    return [[*prefix, *tokens[start : start + inner]] for start in picked]
+
+
+def compare(reference: Tensor, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Compares predictions of n tokens with those of a reference, summed over the n.
+
+    reference: log-probabilities, float32 [n, vocab]; logits: float32 [n, vocab]; targets: int64 [n].
+    Returns `tokens` (n), `nll` and `reference_nll` (negative log-likelihoods of the targets, nats), `squares` (of the
+    differences between the two), `kl` (Kullback-Leibler divergence from the reference, nats) and `agreed` (where the
+    most probable token is the same).
+    """
+    sums = dict.fromkeys(("tokens", "nll", "reference_nll", "squares", "kl", "agreed"), 0.0)
+    for theirs, ours, wanted in zip(*(each.split(BLOCK) for each in (reference, logits, targets)), strict=True):
+        ours = ours.log_softmax(-1)
+        nll, reference_nll = (-each.gather(1, wanted[:, None])[:, 0].double() for each in (ours, theirs))
+        sums["tokens"] += len(wanted)
+        sums["nll"] += float(nll.sum())
+        sums["reference_nll"] += float(reference_nll.sum())
+        sums["squares"] += float((nll - reference_nll).square().sum())
+        sums["agreed"] += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        sums["kl"] += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
+    return sums
+
+
+class Tap(Linear):
+    """Another linear layer that keeps what it was last given, x [n, in], as `seen`."""
+
+    def __init__(self, inner: Linear) -> None:
+        self.inner, self.format, self.nbytes = inner, inner.format, inner.nbytes
+        self.in_features, self.out_features = inner.in_features, inner.out_features
+        self.seen: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
+        self.seen = x
+        return self.inner(x)
+
+
+def tap(decoder: Decoder) -> dict[str, Tap]:
+    """Puts a `Tap` before every linear layer of a decoder that no engine runs yet; returns them by name."""
+    taps = {name: Tap(linear) for name, linear in linears(decoder).items()}
+    for index, layer in enumerate(decoder.layers):
+        for name, mlp in _mlps(index, layer.mlp):
+            mlp.gate_up, mlp.down = taps[f"{name}.gate_up"], taps[f"{name}.down"]
+    decoder.layers = tuple(
+        replace(layer, qkv=taps[f"{index}.qkv"], out=taps[f"{index}.out"]) for index, layer in enumerate(decoder.layers)
+    )
+    decoder.head = taps["head"]
+    return taps
+
+
+def linears(decoder: Decoder) -> dict[str, Linear]:
+    """Returns the linear layers by name: "0.qkv", "0.out", "0.gate_up", "0.down" ... "head"."""
+    found: dict[str, Linear] = {}
+    for index, layer in enumerate(decoder.layers):
+        found |= {f"{index}.qkv": layer.qkv, f"{index}.out": layer.out}
+        for name, mlp in _mlps(index, layer.mlp):
+            found |= {f"{name}.gate_up": mlp.gate_up, f"{name}.down": mlp.down}
+    return found | {"head": decoder.head}
+
+
+def _mlps(index: int, mlp: Mlp | ExpertMlp) -> Iterator[tuple[str, Mlp]]:
+    if isinstance(mlp, ExpertMlp):
+        yield from ((f"{index}.{expert}", each) for expert, each in enumerate(mlp.experts))
+    else:
+        yield str(index), mlp
+
+
+def layer_errors(taps: Mapping[str, Tap], decoder: Decoder) -> dict[str, float]:
+    """Returns each linear layer's error, |y - y'| / |y| over all rows and outputs (Frobenius norms).
+
+    y is what the reference behind `taps` makes of the hidden states that it last saw, y' what `decoder`'s layer of the
+    same name makes of them. Experts that saw nothing are left out.
+    """
+    ours, errors = linears(decoder), {}
+    for name, each in taps.items():
+        if each.seen is not None:
+            expected = each.inner(each.seen).double()
+            change = ours[name](each.seen).double() - expected
+            errors[name] = float(torch.linalg.vector_norm(change) / torch.linalg.vector_norm(expected))
+    return errors
+
+
+def same_tokens(lm: LM, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> list[int]:
+    """Returns how many tokens of `written` greedy decoding would write again before it first wrote another one.
+
+    Up to its first other token, what `lm` reads is what was written, so one pass over that gives the answer.
+    """
+    return [_same_length(lm, *pair) for pair in zip(prompts, written, strict=True)]
+
+
+def _same_length(lm: LM, prompt: Sequence[int], written: Sequence[int]) -> int:
+    choices = score(lm, [*prompt, *written[:-1]], len(prompt) - 1).argmax(-1).tolist()
+    different = (index for index, (one, other) in enumerate(zip(choices, written, strict=True)) if one != other)
+    return next(different, len(written))

@@ -1,0 +1,53 @@
+"""What a comparison is: all that decides what will be run, as data that a manifest can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A comparison, before anything is loaded.
+
+    `methods` and `budgets` are multiplied out: each method runs under each budget ("" is none). `reference` is the
+    method that the others are measured against, the first one if it is None. Sampling options are for all methods that
+    don't set their own. `batch` prompts are answered together.
+    """
+
+    methods: tuple[str, ...]
+    model: str
+    budgets: tuple[str, ...] = ("",)
+    reference: str | None = None
+    metric: str | None = None
+    draft: str | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    threads: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    repeats: int = 3
+    batch: int = 1
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    stop: tuple[str, ...] = ()
+    raw: bool = False
+    trace: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, as JSON has them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Declaration:
+        """Makes the declaration that `as_dict` returned. Raises `TypeError` for fields that it does not have."""
+        known = {field.name for field in fields(cls)}
+        if unknown := values.keys() - known:
+            raise TypeError(f"unknown: {', '.join(sorted(unknown))}")
+        options: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**options)

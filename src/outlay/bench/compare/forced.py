@@ -1,0 +1,63 @@
+"""Asks a model about texts that are already there: how probable one is, and which of some tokens it would write next.
+
+Both are methods like any other, so that the engine batches them; neither writes a text of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from outlay.engine.handle import Result
+from outlay.engine.method import About, Method, Work
+from outlay.engine.run import Run
+from outlay.lm import LM
+from outlay.score import Score
+
+TOGETHER = 16  # runs
+
+
+@dataclass(frozen=True)
+class _Choice(Method):
+    """Counts `mean`, the expected index among `choices` of the next token, if it has to be one of them."""
+
+    choices: tuple[int, ...]
+
+    about: ClassVar[About] = About(
+        name="choice",
+        summary="which of some tokens comes next",
+        paper="",
+        family="score",
+        spends="a pass over the prompt",
+        saves="",
+    )
+
+    def decode(self, run: Run) -> Work:
+        logits = yield run.target.forward([run.tip])
+        probs = logits[0, list(self.choices)].double().softmax(-1)
+        run.count(mean=float(probs @ torch.arange(len(self.choices), dtype=torch.float64)))
+
+
+def logprobs(lm: LM, prompts: Sequence[list[int]], texts: Sequence[Sequence[int]]) -> list[float]:
+    """Returns the log-probability of each text, token ids that are not empty, after its prompt; natural logarithm."""
+    methods = [Score([text]) for text in texts]
+    _run(lm, prompts, methods)
+    return [method.likelihoods[0].logprob for method in methods]
+
+
+def expected_choices(lm: LM, prompts: Sequence[list[int]], choices: Sequence[int]) -> list[float]:
+    """Returns for each prompt the mean index, from 0, of the next token among `choices` by the model's distribution."""
+    return [result.ledger.extras["mean"] for result in _run(lm, prompts, [_Choice(tuple(choices)) for _ in prompts])]
+
+
+def _run(lm: LM, prompts: Sequence[list[int]], methods: Sequence[Method]) -> list[Result]:
+    results = []
+    for start in range(0, len(prompts), TOGETHER):
+        batch = list(zip(prompts, methods, strict=True))[start : start + TOGETHER]
+        with lm.engine.together():
+            handles = [lm.submit(prompt, method=method) for prompt, method in batch]
+        results += [handle.result() for handle in handles]
+    return results

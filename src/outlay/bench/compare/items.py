@@ -1,0 +1,87 @@
+"""The prompts of a comparison, each with what its text is judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlay.bench import suites
+from outlay.errors import UsageError, nearest
+from outlay.prompts import Prompt, decode, numbered_lines, prompt_of, read_row
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and all that its row holds: `answer`, `tests`, `constraint`, `image`, and whatever a metric reads."""
+
+    prompt: Prompt
+    row: Mapping[str, Any]
+
+    @property
+    def answer(self) -> str | None:
+        """The right answer, if it is known."""
+        answer = self.row.get("answer")
+        return None if answer is None else str(answer)
+
+    @property
+    def text(self) -> str:
+        """The prompt as people read it: of messages, the last one."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+
+
+def read_items(source: str, *, skip_bad: bool = False) -> tuple[list[Item], list[str]]:
+    """Returns the prompts in a file, or those of a generated suite, and the reasons why lines were left out.
+
+    Raises `UsageError` for a file that can't be read or holds no prompt, and for its first bad line unless `skip_bad`.
+    """
+    rows = None if Path(source).is_file() else suites.make(source)
+    if rows is not None:
+        return [_item(row, source) for row in rows], []
+    items, skipped = [], []
+    text = decode(_read(source), source)
+    as_json = source.endswith((".jsonl", ".json")) or text.lstrip().startswith("{")
+    for number, line in numbered_lines(text):
+        where = f"line {number} of {source}"
+        try:
+            items.append(_item(read_row(line, where) if as_json else {"prompt": line.removesuffix("\r")}, where))
+        except UsageError as error:
+            if not skip_bad:
+                raise UsageError(f"{error}; --skip-bad goes on with the other lines") from error
+            skipped.append(str(error))
+    if not items:
+        raise UsageError(f"there is no prompt in {source}" + (f": {skipped[0]}" if skipped else ""))
+    return items, skipped
+
+
+def written(items: Sequence[Item]) -> str:
+    """Returns the prompts as JSON lines, which `read_items` reads back."""
+    return "".join(json.dumps(dict(item.row), ensure_ascii=False) + "\n" for item in items)
+
+
+def digest(items: Sequence[Item]) -> str:
+    """Returns the SHA-256 of what `written` writes."""
+    return hashlib.sha256(written(items).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(source: str) -> bytes:
+    try:
+        return Path(source).read_bytes()
+    except FileNotFoundError:
+        known, near = suites.suites(), nearest(source.partition(":")[0], suites.suites())
+        raise UsageError(f"there is no file {source}{near}; the generated suites are {', '.join(known)}") from None
+    except OSError as error:
+        raise UsageError(f"can't read {source}: {error.strerror}") from error
+
+
+def _item(row: dict[str, Any], where: str) -> Item:
+    answer = row.get("answer")
+    if answer is not None and (isinstance(answer, bool) or not isinstance(answer, str | int | float)):
+        raise UsageError(f'"answer" in {where} must be text or a number, not {answer!r}')
+    for name in ("tests", "image"):
+        if row.get(name) is not None and not isinstance(row[name], str):
+            raise UsageError(f'"{name}" in {where} must be text, not {row[name]!r}')
+    return Item(prompt_of(row, where), row)

@@ -1,0 +1,59 @@
+"""Medians and means with 95 % intervals, by the bootstrap (Efron 1979, percentile intervals), and Pareto frontiers.
+
+What is resampled are the prompts: runs of one prompt are no independent witnesses. The draws are seeded, so the same
+runs give the same intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+LEVEL = 0.95
+Statistic = Callable[..., NDArray[np.float64]]
+
+
+class Interval(NamedTuple):
+    """A statistic and the interval that its resamples leave: 95 % of them lie from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+
+
+def median(values: Sequence[float]) -> Interval:
+    """Returns the median of values that are not empty, with its interval."""
+    return _bootstrap(values, np.median)
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """Returns the mean of values that are not empty, with its interval."""
+    return _bootstrap(values, np.mean)
+
+
+def frontier(points: Sequence[tuple[float, float] | None]) -> list[int]:
+    """Returns the indices of the (quality, cost) points than which no other is better in one and as good in both."""
+    known = [(index, point) for index, point in enumerate(points) if point is not None]
+    return [index for index, point in known if not any(_dominates(other, point) for _, other in known)]
+
+
+def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] <= other[1]
+
+
+def _bootstrap(values: Sequence[float], statistic: Statistic) -> Interval:
+    array = np.asarray(values, dtype=np.float64)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(statistic(array[_draws(len(array))], axis=1), [tail, 100 - tail])
+    return Interval(float(statistic(array)), float(low), float(high))
+
+
+@cache
+def _draws(count: int) -> NDArray[np.intp]:
+    """Returns the indices of all resamples, [RESAMPLES, count], the same for every statistic of `count` values."""
+    return np.random.default_rng(count).integers(0, count, (RESAMPLES, count))

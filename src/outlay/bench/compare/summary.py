@@ -1,0 +1,56 @@
+"""What a comparison found, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from outlay.bench.interleave import Spread
+from outlay.bench.table import number, table, times
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Returns the table of the contenders, what it stands on, and what went wrong."""
+    manifest, contenders = results["manifest"], results["contenders"]
+    rated = manifest["metric"]
+    marks = [rated.partition(":")[0]] if rated else []
+    header = ["", *marks, "tokens/s", "against the reference", "passes/token", "identical"]
+    rows = [_row(index, contender, bool(rated)) for index, contender in enumerate(contenders)]
+    size = [(manifest["prompts"]["count"], "prompt"), (len(manifest["seeds"]), "seed"), (manifest["repeats"], "repeat")]
+    size_told = ", ".join(_count(*amount) for amount in size)
+    machine, model = manifest["machine"], manifest["model"]
+    told = [
+        f"{size_told}; medians over the prompts, with 95 % intervals",
+        f"{model['name']} ({model['format']}) on {machine['processor']}, {_count(machine['cores'], 'core')}, "
+        f"{manifest['created'][:10]}",
+    ]
+    for contender in contenders:
+        label, failed, unsteady = contender["label"], contender["errors"], contender["unsteady"]
+        if failed:
+            told.append(f"{label}: {_count(failed, 'run')} failed, the first at {contender['first_error']}")
+        if unsteady:
+            told.append(f"{label}: {_count(unsteady, 'repeat')} wrote another text than the first")
+    return "\n".join([table(header, rows), "", *told])
+
+
+def _row(index: int, contender: Mapping[str, Any], rated: bool) -> list[str]:
+    entries, ratios = contender["entries"], contender["ratios"]
+    if not entries:
+        return [contender["label"], f"no run came to its end: {contender['first_error']}"]
+    quality = contender["quality"]
+    cells = [contender["label"]]
+    if rated:
+        cells.append(f"{quality['mean']:.3g} ({quality['low']:.3g} to {quality['high']:.3g})" if quality else "-")
+    ratio = ratios.get("tokens_per_second")
+    own = contender["reference"] == index
+    return [
+        *cells,
+        number(entries["tokens_per_second"]["median"]),
+        "reference" if own else times(Spread(**ratio) if ratio else None),
+        f"{entries['passes_per_token']['median']:.2f}" if "passes_per_token" in entries else "-",
+        "-" if own else f"{contender['identical']}/{contender['compared']}",
+    ]
+
+
+def _count(amount: int, noun: str) -> str:
+    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"

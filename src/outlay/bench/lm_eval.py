@@ -1,0 +1,299 @@
+"""outlay as a model type of the `lm_eval` package (EleutherAI's evaluation harness, `pip install 'outlay[lm-eval]'`).
+
+Importing this module registers the type `outlay`; `outlay lm_eval ...` imports it and hands its arguments to `lm_eval`.
+Tokens, truncation and rolling windows are those of lm_eval's own `hf` type, so results in float32 are the same. All
+requests of a task are given to the engine, which batches them; what contexts begin with alike is computed once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import lm_eval.models  # noqa: F401 - lm_eval registers its own types only where nothing is registered yet
+import torch
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from tqdm import tqdm
+
+import outlay
+from outlay import catalog
+from outlay.budget import Budget, Ledger
+from outlay.engine.handle import Handle, Result
+from outlay.engine.method import Method
+from outlay.errors import FailureError, UsageError, nearest
+from outlay.lm import DEFAULT_MODEL, LM
+from outlay.score import Score
+
+SPARE = 64  # slots that a request may hold beyond its tokens: what its last span has left
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of the engine: `grown` is how many tokens may come after `prompt`."""
+
+    prompt: list[int]
+    grown: int
+    options: Mapping[str, Any]
+
+
+@register_model("outlay")
+class OutlayLM(TemplateLM):
+    """A model of `outlay`, as `lm_eval` asks for it.
+
+    **Arguments:** `model` is what `outlay.load` takes, or an `LM`. `method`, `draft`, `budget` and `seed` apply to
+    `generate_until`: `method` is a name with options (`"beam:width=8"`), by default greedy at temperature 0 and
+    `sample` above; `budget` is written as on the command line (`"target_passes=64"`). `dtype`, `device`, `threads` and
+    `cache_tokens` are those of `outlay.load`. `max_length` is the context window (the model's), `max_gen_toks` how many
+    tokens a task gets that names no number. `batch_size` and `max_batch_size` are what lm_eval hands to every type; the
+    engine batches by itself.
+
+    Raises `UsageError` for what can't be used.
+    """
+
+    def __init__(
+        self,
+        model: str | LM = DEFAULT_MODEL,
+        method: str | Method | None = None,
+        draft: str | None = None,
+        budget: str | None = None,
+        seed: int = 0,
+        dtype: str = "auto",
+        device: str | None = None,
+        threads: int | None = None,
+        cache_tokens: int | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            strange = next(iter(unknown))
+            raise UsageError(
+                f"the outlay model has no argument {strange!r}{nearest(strange, ARGUMENTS)}; "
+                f"its arguments are {', '.join(ARGUMENTS)}"
+            )
+        super().__init__()
+        if device is None or not torch.cuda.is_available():
+            device = "cpu"  # lm_eval says "cuda:0" wherever the user says nothing
+        self.lm = (
+            model
+            if isinstance(model, LM)
+            else outlay.load(model, dtype=dtype, device=device, threads=threads, cache_tokens=cache_tokens)
+        )
+        self.method = catalog.parse(method) if isinstance(method, str) else method
+        self.draft, self.seed = draft, seed
+        self.budget = Budget.parse(budget) if budget is not None else None
+        self.max_gen_toks = max_gen_toks
+        context = self.lm.model.decoder.config.max_positions
+        if max_length is not None and not 1 < max_length <= context:
+            raise UsageError(f"max_length must be from 2 to {context}, the model's context, not {max_length}")
+        self.max_length = max_length or context
+        self._longest_prompt = context - 1
+        self.ledger = Ledger()
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self.lm.model.tokenizer.eos_token_ids[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is replaced by, and what a rolling text begins after: the first token of texts, or the
+        last.
+        """
+        bos = self.lm.model.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the names of cached requests."""
+        return self.lm.name
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Returns the source of the model's template, for the records."""
+        template = self.lm.model.tokenizer.template
+        return template.source if chat_template and template is not None else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns the conversation in the model's own format."""
+        template = self.lm.model.tokenizer.template
+        if template is None:
+            raise UsageError(f"{self.lm.name} has no chat template: leave --apply_chat_template out")
+        return template.render(chat_history, add_generation_prompt)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Returns what lm_eval writes beside its results: the weights, the method, and what all requests spent."""
+        model = self.lm.model
+        return {
+            "model_fingerprint": model.fingerprint,
+            "model_format": model.format,
+            "outlay_version": outlay.__version__,
+            "outlay_ledger": {name: amount for name, amount in self.ledger.as_dict().items() if amount},
+        }
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Returns the tokens of a text, with those that the tokenizer puts around it unless it begins with them
+        already.
+        """
+        tokenizer = self.lm.model.tokenizer
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self._text_of(self.prefix_token_id))
+        return tokenizer.inner.encode(string, add_special_tokens=add_special_tokens).ids
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Returns the log-probability of each whole text, in windows of `max_length` tokens that do not overlap."""
+        scored, owners = [], []
+        for owner, request in enumerate(requests):
+            windows = utils.get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, context_len=1
+            )
+            for context, continuation in map(utils.make_disjoint_window, windows):
+                scored.append((None, context, continuation))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (logprob, _) in zip(
+            owners, self._loglikelihood_tokens(scored, disable_tqdm, apart=True), strict=True
+        ):
+            totals[owner] += logprob
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Returns each text up to the first of its stop strings."""
+        seen: Counter[str] = Counter()
+        jobs = []
+        for context, options in (request.args for request in requests):
+            jobs.append(self._generation(context, options, seen[context]))
+            seen[context] += 1
+        texts = [""] * len(jobs)
+        for index, result in self._run(jobs, "Running generate_until requests", disable_tqdm):
+            texts[index] = result.text
+            self.cache_hook.add_partial("generate_until", requests[index].args, result.text)
+        return texts
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        apart: bool = False,
+        **unused: Any,
+    ) -> list[tuple[float, bool]]:
+        """Scores (strings, context, continuation) triples: in one run all continuations of one context, which are one
+        tree, or each in its own where they are long and only happen to begin alike (`apart`).
+        """
+        groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for index, (_, context, continuation) in enumerate(requests):
+            groups.setdefault((self._window(context, continuation), index if apart else 0), []).append(index)
+        scores, jobs = [], []
+        for (shared, _), indices in groups.items():
+            score, job = self._scoring(list(shared), [requests[index][2] for index in indices])
+            scores.append(score)
+            jobs.append(job)
+        for _ in self._run(jobs, "Running loglikelihood requests", disable_tqdm):
+            pass
+        answers = [(0.0, True)] * len(requests)
+        for indices, score in zip(groups.values(), scores, strict=True):
+            for index, (logprob, greedy) in zip(indices, score.likelihoods, strict=True):
+                answers[index] = logprob, greedy
+                if requests[index][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
+        return answers
+
+    def _text_of(self, token: int) -> str:
+        return self.lm.model.tokenizer.inner.decode([token], skip_special_tokens=False)
+
+    def _window(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
+        """Returns the context, its beginning cut off where it does not fit: the last token is only predicted."""
+        room = self.max_length + 1 - len(continuation)
+        if room < 1:
+            raise UsageError(
+                f"a continuation has {len(continuation)} tokens, but the context window is {self.max_length}: "
+                "set a longer max_length, or score the text by loglikelihood_rolling"
+            )
+        return tuple(context[-room:])
+
+    def _scoring(self, context: list[int], continuations: Sequence[list[int]]) -> tuple[Score, Job]:
+        """A context that fills the window is too long for a prompt, so its end is given below the prompt."""
+        prompt, rest = context[: self._longest_prompt], context[self._longest_prompt :]
+        score = Score([rest + tokens for tokens in continuations], given=len(rest))
+        return score, Job(prompt, sum(map(len, score.continuations)), {"method": score, "max_tokens": 1})
+
+    def _generation(self, context: str, options: Mapping[str, Any], repeat: int) -> Job:
+        """Turns a task's generation options into a request, as the `hf` type does. Repeats draw other texts."""
+        given = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
+        count = int(given.pop("max_gen_toks"))
+        stop = tuple(text for text in handle_stop_sequences(given.pop("until", None), None) if text)
+        sampling = {name: given.pop(name) for name in SAMPLING if given.get(name) is not None}
+        given.pop("do_sample", None)
+        if given:
+            known = ", ".join((*SAMPLING, "do_sample", "until", "max_gen_toks"))
+            raise UsageError(f"the task sets {next(iter(given))!r} for its texts, but outlay takes {known}")
+        room = self.max_length - count
+        if room < 1:
+            raise UsageError(f"{count} new tokens leave no room in a context window of {self.max_length}")
+        prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
+        asked = {"method": self.method, "draft": self.draft, "budget": self.budget, "seed": self.seed + repeat}
+        return Job(prompt, count, asked | sampling | {"max_tokens": count, "stop": stop})
+
+    def _run(self, jobs: Sequence[Job], what: str, quiet: bool) -> Iterator[tuple[int, Result]]:
+        """Runs jobs and yields their indices with their results.
+
+        One that finds the cache full, because its method tries many texts at once, runs again when it is alone.
+        """
+        again: list[int] = []
+        with tqdm(total=len(jobs), desc=what, disable=quiet) as bar:
+            for index, handle in self._handed_in(jobs):
+                try:
+                    result = handle.result()
+                except FailureError:
+                    again.append(index)
+                    continue
+                self.ledger += result.ledger
+                bar.update()
+                yield index, result
+            for index in again:
+                result = self._submit(jobs[index]).result()
+                self.ledger += result.ledger
+                bar.update()
+                yield index, result
+
+    def _handed_in(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Handle]]:
+        """Hands jobs to the engine, as many at a time as the cache has room for, and yields each to be waited for.
+
+        Those with a common beginning come after each other, so that it is in the cache once.
+        """
+        room = self.lm.engine.worker(self.lm.model).cache.limit
+        held: deque[tuple[int, int, Handle]] = deque()
+        before: list[int] = []
+        for index in sorted(range(len(jobs)), key=lambda index: jobs[index].prompt):
+            job = jobs[index]
+            size = len(job.prompt) - _alike(before, job.prompt) + job.grown + SPARE
+            while held and size + sum(size for _, size, _ in held) > room:
+                first, _, handle = held.popleft()
+                yield first, handle
+            held.append((index, size, self._submit(job)))
+            before = job.prompt
+        yield from ((index, handle) for index, _, handle in held)
+
+    def _submit(self, job: Job) -> Handle:
+        return self.lm.submit(job.prompt, **job.options)
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Returns how many tokens both begin with."""
+    same = (a == b for a, b in zip(one, other, strict=False))
+    return sum(takewhile(bool, same))
+
+
+ARGUMENTS = tuple(name for name in inspect.signature(OutlayLM).parameters if name != "unknown")

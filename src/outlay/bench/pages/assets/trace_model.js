@@ -1,0 +1,79 @@
+// One run of a trace: its columns, and what follows from them.
+
+const FATES = ["prompt", "text", "kept", "cut", "open"];
+const FATE_WORDS = ["in the prompt", "in the text", "kept, not in the text", "cut", "still open at the end"];
+const [PROMPT, TEXT, KEPT, CUT, OPEN] = [0, 1, 2, 3, 4];
+
+/** Reads one run. Children come after their parents, so each pass over the columns is one loop. */
+function readRun(run, spellings, labels) {
+  const { parent } = run.nodes;
+  const size = parent.length;
+  const children = Array.from({ length: size }, () => []);
+  for (let node = 0; node < size; node++) if (parent[node] >= 0) children[parent[node]].push(node);
+  const below = new Uint32Array(size); // nodes under each
+  const height = new Uint32Array(size);
+  for (let node = size - 1; node >= 0; node--) {
+    const above = parent[node];
+    if (above < 0) continue;
+    below[above] += below[node] + 1;
+    height[above] = Math.max(height[above], height[node] + 1);
+  }
+  const spelling = (node) => spellings[run.nodes.spelling[node]];
+  const labelOf = (node) => labels[run.nodes.spelling[node]];
+  const passOf = new Map();
+  run.passes.nodes.forEach((nodes, index) => nodes.forEach((node) => passOf.set(node, index)));
+  return { ...run, size, children, below, height, spelling, labelOf, passOf };
+}
+
+/** A token as a label: what can't be seen in its text is made visible. */
+function label(spelling) {
+  if (spelling.name !== undefined) return spelling.name || "∅";
+  if (spelling.bytes !== undefined) return `‹${spelling.bytes.toUpperCase().replace(/(..)(?=.)/g, "$1 ")}›`;
+  if (/^[\p{M}\p{Cf}]+$/u.test(spelling.text)) return [...spelling.text].map((letter) => `U+${letter.codePointAt(0).toString(16).toUpperCase()}`).join(" ");
+  return spelling.text.replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length)).replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+}
+
+/** The texts that a path of nodes adds, one for each: bytes wait until they make a character. */
+function pieces(run, path) {
+  const [decoder, encoder] = [new TextDecoder(), new TextEncoder()];
+  return path.map((node) => {
+    const { text, bytes: hex, name } = run.spelling(node);
+    if (name !== undefined) return { special: true, text: name };
+    const data = hex === undefined ? encoder.encode(text) : Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+    return { special: false, text: decoder.decode(data, { stream: true }) };
+  });
+}
+
+/** What a node was at a time: -1 before it grew, else one of the fates. */
+function fateAt(run, node, time) {
+  const { born, settled, fate } = run.nodes;
+  if (born[node] > time) return -1;
+  return fate[node] === PROMPT || (settled[node] !== null && settled[node] <= time) ? fate[node] : OPEN;
+}
+
+/** How many nodes of the run's tree were held after each event that changed it: [time, nodes] pairs. */
+function heldOverTime(run) {
+  const { born, settled, fate } = run.nodes;
+  const changes = [];
+  for (let node = 0; node < run.size; node++) {
+    changes.push([born[node], 1]);
+    if (fate[node] === CUT) changes.push([settled[node], -1]);
+  }
+  changes.sort((a, b) => a[0] - b[0]);
+  let held = 0;
+  const steps = new Map(); // the last value at each time
+  for (const [time, change] of changes) steps.set(time, (held += change));
+  return [...steps];
+}
+
+/** Which other runs of the file took part in the same pass. */
+function sharers(runs) {
+  const seen = new Map();
+  for (const run of runs) {
+    run.passes.number.forEach((number, index) => {
+      const key = `${run.passes.model[index]} ${number}`;
+      seen.set(key, [...(seen.get(key) ?? []), run.run]);
+    });
+  }
+  return (run, index) => seen.get(`${run.passes.model[index]} ${run.passes.number[index]}`).filter((other) => other !== run.run);
+}

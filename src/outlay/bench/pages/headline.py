@@ -1,0 +1,112 @@
+"""What a comparison came to, in a sentence or two that claim no more than the intervals allow.
+
+A sentence is a list of parts: text, or a figure by its place in the results, so that the page shows what the JSON says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SPEED = "tokens_per_second"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of the results: `path` leads to it ("contenders.1.quality.mean"); `unit` says how it is written."""
+
+    path: str
+    unit: str
+
+
+Part = str | Figure
+Sentence = list[Part]
+
+
+def headline(contenders: Sequence[Mapping[str, Any]]) -> list[Sentence]:
+    """Returns the sentences that head a report, at least one."""
+    sentences = [sentence for sentence in (_speed(contenders), _quality(contenders)) if sentence]
+    return sentences or [[f"{_names(contenders)}: no run has ended well, so there is nothing to compare."]]
+
+
+def _speed(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
+    """Names the fastest by its ratio to its reference, and says whether the interval leaves a doubt."""
+    rivals = [
+        index
+        for index, contender in enumerate(contenders)
+        if contender["reference"] != index and SPEED in contender["ratios"]
+    ]
+    if not rivals:
+        return _alone(contenders)
+    best = max(rivals, key=lambda index: contenders[index]["ratios"][SPEED]["median"])
+    ratio, reference = contenders[best]["ratios"][SPEED], contenders[contenders[best]["reference"]]["label"]
+    label, at = contenders[best]["label"], f"contenders.{best}.ratios.{SPEED}"
+    interval: Sentence = [" (", Figure(f"{at}.low", "ratio"), " to ", Figure(f"{at}.high", "ratio"), ")"]
+    reached: Sentence = [Figure(f"{at}.median", "ratio"), " the tokens per second of ", reference, *interval]
+    if ratio["low"] > 1:
+        rival = _close_behind(contenders, rivals, best)
+        ahead = f" is the fastest by its median, not surely ahead of {rival}: " if rival else " is the fastest: "
+        return [label, ahead, *reached, *_identical(contenders, best), "."]
+    if ratio["high"] < 1:
+        return ["Nothing here is faster than ", reference, "; ", label, " comes nearest with ", *reached, "."]
+    return ["Nothing here is surely faster than ", reference, "; ", label, " reaches ", *reached, "."]
+
+
+def _close_behind(contenders: Sequence[Mapping[str, Any]], rivals: Sequence[int], best: int) -> str | None:
+    """Returns the label of the quickest rival whose interval reaches into that of the best."""
+    least = contenders[best]["ratios"][SPEED]["low"]
+    close = [
+        contenders[index] for index in rivals if index != best and contenders[index]["ratios"][SPEED]["high"] >= least
+    ]
+    return max(close, key=lambda rival: rival["ratios"][SPEED]["median"])["label"] if close else None
+
+
+def _alone(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
+    speeds = [index for index, contender in enumerate(contenders) if SPEED in contender["entries"]]
+    if not speeds:
+        return []
+    at = f"contenders.{speeds[0]}.entries.{SPEED}.median"
+    return [contenders[speeds[0]]["label"], " writes ", Figure(at, "number"), " tokens per second."]
+
+
+def _identical(contenders: Sequence[Mapping[str, Any]], index: int) -> Sentence:
+    contender = contenders[index]
+    if not contender["compared"]:
+        return []
+    same, of = Figure(f"contenders.{index}.identical", "number"), Figure(f"contenders.{index}.compared", "number")
+    if contender["identical"] == contender["compared"]:
+        return [", and all ", of, " texts are the same"]
+    return [", with ", same, " of ", of, " texts the same"]
+
+
+def _quality(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
+    """Names the best by quality, and says when another's interval reaches into its own."""
+    rated = [index for index, contender in enumerate(contenders) if contender["quality"] is not None]
+    if len(rated) < 2:
+        return []
+    rated.sort(key=lambda index: -contenders[index]["quality"]["mean"])
+    best, last = rated[0], rated[-1]
+    values = [contenders[index]["quality"] for index in rated]
+    if all(value["mean"] == values[0]["mean"] for value in values):
+        return ["By quality all are equal, ", *_rated(best), "."]
+    lowest: Sentence = ["lowest is ", contenders[last]["label"], " with ", *_rated(last), "."]
+    highest: Sentence = [contenders[best]["label"], " with ", *_rated(best)]
+    if values[0]["low"] > values[1]["high"]:
+        return ["Best by quality is ", *highest, "; ", *lowest]
+    return [
+        "None is surely the best by quality: highest is ",
+        *highest,
+        ", but others' intervals reach its own; ",
+        *lowest,
+    ]
+
+
+def _rated(index: int) -> Sentence:
+    at = f"contenders.{index}.quality"
+    low, high = Figure(f"{at}.low", "quality"), Figure(f"{at}.high", "quality")
+    return [Figure(f"{at}.mean", "quality"), " (", low, " to ", high, ")"]
+
+
+def _names(contenders: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(contender["label"] for contender in contenders)

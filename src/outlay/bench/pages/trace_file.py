@@ -1,0 +1,180 @@
+"""Reads the trace that `outlay run --trace` writes: the story of each run in it, as plain columns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outlay.errors import UsageError
+
+EVENTS = ("start", "grow", "keep", "free", "mark", "pass", "finish")
+OWN_FIELDS = ("run", "event", "time", "node")
+
+
+@dataclass
+class Nodes:
+    """The nodes of a tree in the order in which they grew, a column for each property; times are in seconds.
+
+    `spelling` is what a token looks like: {"text"}, {"bytes"} or {"name"}. `settled` is when a node was kept or freed.
+    """
+
+    parent: list[int | None] = field(default_factory=list)
+    token: list[int] = field(default_factory=list)
+    spelling: list[dict[str, str]] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    origin: list[str] = field(default_factory=list)
+    born: list[float] = field(default_factory=list)
+    settled: list[float | None] = field(default_factory=list)
+    kept: list[bool] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass that a run took part in: `rows` of its `width` were the run's, and computed `nodes`."""
+
+    model: str
+    number: int
+    time: float
+    seconds: float
+    width: int
+    runs: int
+    rows: int
+    cache_bytes: int
+    nodes: list[int]
+
+
+@dataclass
+class Story:
+    """What happened to one run. `reason` is None where the trace ends before the run does."""
+
+    run: int
+    method: str = ""
+    model: str = ""
+    prompt: int = 0
+    nodes: Nodes = field(default_factory=Nodes)
+    passes: list[Pass] = field(default_factory=list)
+    marks: dict[str, dict[int, float | str]] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    reason: str | None = None
+    end: float = 0.0
+    unknown: dict[str, int] = field(default_factory=dict)
+    _index: dict[int, int] = field(default_factory=dict)
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Adds an event. Raises `KeyError`, `TypeError` or `ValueError` for one that is not as traces have it."""
+        kind, time = event["event"], float(event["time"])
+        self.end = max(self.end, time)
+        if kind in EVENTS:
+            getattr(self, f"_{kind}")(event, time)
+        else:
+            self.unknown[kind] = self.unknown.get(kind, 0) + 1
+
+    def _start(self, event: dict[str, Any], time: float) -> None:
+        self.method, self.model, self.prompt = str(event["method"]), str(event["model"]), len(event["prompt"])
+
+    def _grow(self, event: dict[str, Any], time: float) -> None:
+        nodes = self.nodes
+        for row in event["nodes"]:
+            self._index[row["node"]] = len(nodes)
+            nodes.parent.append(None if row["parent"] is None else self._index[row["parent"]])
+            nodes.token.append(int(row["token"]))
+            nodes.spelling.append(_spelling(row))
+            nodes.position.append(int(row["position"]))
+            nodes.origin.append(str(row.get("origin", "")))
+            nodes.born.append(time)
+            nodes.settled.append(None)
+            nodes.kept.append(False)
+
+    def _keep(self, event: dict[str, Any], time: float) -> None:
+        for number in event["nodes"]:
+            self.nodes.settled[self._index[number]] = time
+            self.nodes.kept[self._index[number]] = True
+
+    def _free(self, event: dict[str, Any], time: float) -> None:
+        for number in event["nodes"]:
+            if number in self._index:  # 0 stands for a node that was never grown in this tree
+                self.nodes.settled[self._index[number]] = time
+
+    def _mark(self, event: dict[str, Any], time: float) -> None:
+        node = self._index.get(event["node"])
+        for name, value in event.items():
+            if name not in OWN_FIELDS and node is not None:
+                self.marks.setdefault(name, {})[node] = value
+
+    def _pass(self, event: dict[str, Any], time: float) -> None:
+        mine = event["nodes"]
+        self.passes.append(
+            Pass(
+                model=str(event["model"]),
+                number=int(event["number"]),
+                time=time,
+                seconds=float(event["seconds"]),
+                width=int(event["width"]),
+                runs=int(event["runs"]),
+                rows=len(mine),
+                cache_bytes=int(event["cache_bytes"]),
+                # A draft model's nodes are in a tree of its own, which is not traced.
+                nodes=[self._index[number] for number in mine if number in self._index],
+            )
+        )
+
+    def _finish(self, event: dict[str, Any], time: float) -> None:
+        self.reason, self.tokens = str(event["reason"]), [int(token) for token in event["tokens"]]
+
+
+@dataclass(frozen=True)
+class TraceContent:
+    """What a trace file holds. `cut` is the number of its last line if that one is broken off."""
+
+    stories: list[Story]
+    cut: int | None
+
+
+def read_trace(path: Path) -> TraceContent:
+    """Reads the trace at `path`, without a last line that is broken off. Raises `UsageError` for what is no trace."""
+    stories: dict[int, Story] = {}
+    cut = None
+    lines = _lines(path)
+    for number, line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            if number == lines[-1][0] and stories:
+                cut = number
+                break
+            raise UsageError(f"line {number} of {path} is not JSON; {_WANTED}") from None
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            raise UsageError(f"line {number} of {path} is not an event of a run; {_WANTED}")
+        try:
+            run = int(event.get("run", 0))
+            stories.setdefault(run, Story(run)).add(event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else f"is not as traces have it ({error})"
+            raise UsageError(f"line {number} of {path}: the {event['event']!r} event {what}") from None
+    if not stories:
+        raise UsageError(f"{path} is empty; {_WANTED}")
+    return TraceContent([stories[run] for run in sorted(stories)], cut)
+
+
+_WANTED = "a trace is what `outlay run PROMPT --trace FILE` writes"
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Returns the lines that are not blank, with their numbers."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from error
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _spelling(row: dict[str, Any]) -> dict[str, str]:
+    for kind in ("text", "bytes", "name"):
+        if kind in row:
+            return {kind: str(row[kind])}
+    raise KeyError("text")

@@ -1,0 +1,167 @@
+"""`outlay compare`: the same prompts under several methods, in turn: a table, a report, and all that was measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlay.cli import terminal
+from outlay.cli.arguments import number, one_of
+from outlay.cli.interrupt import Terminated
+from outlay.cli.run import DTYPES
+from outlay.errors import UsageError
+
+if TYPE_CHECKING:
+    from outlay.bench.compare.task import Task
+
+DESCRIPTION = "Runs the same prompts under several methods, in turn, and shows what each spends and what it gives."
+EXAMPLES = """examples:
+  outlay compare --methods greedy,beam:width=4,length_penalty=0.8 --prompts prompts.txt --out first
+  outlay compare --methods 'greedy,best_of:n=2|4|8' --temperature 0.8 --prompts gsm.jsonl --metric number --out gsm
+  outlay compare --methods greedy,beam --prompts arithmetic:count=50 --metric number \\
+                 --budget 'target_passes=16|32|none' --out budgets
+  outlay compare --from gsm --out gsm-again
+
+methods: commas part methods and options alike; a part that starts with name= is an option of the method before it.
+  a|b in place of a value makes a method, or a budget, of each (quote it: | is the shell's too). Sampling options can
+  be given to one method alone: sample:temperature=0.5
+prompts: plain lines, or JSON lines with "prompt" or "messages" and what a metric needs ("answer", "tests");
+  or a generated suite: arithmetic, arithmetic:count=50,seed=1
+metrics: exact regex number (need "answer"), tests (needs "tests"; runs the programs that the model wrote), logprob,
+  judge:MODEL, python:FILE (a function score(prompt, text) that returns a number)
+
+A comparison that was stopped goes on where it was when the same command is typed again.
+"""
+PASSED_ON = ("metric", "reference", "draft", "dtype", "device", "threads", "batch", "max_tokens", "temperature",
+             "top_k", "top_p", "min_p", "raw", "trace")  # fmt: skip
+DECLARED = ("methods", "prompts", "seeds", "repeat", "budget", "model", "stop", "skip_bad", "limit", *PASSED_ON)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to `parser`."""
+    parser.usage = "outlay compare --methods A,B,... --prompts FILE --out DIR [options]"
+    parser.add_argument("--methods", metavar="A,B,...", help="what to compare; the first is what the others are "
+                        "measured against")  # fmt: skip
+    parser.add_argument("--prompts", metavar="FILE", help="the prompts: a file, or a generated suite by name")
+    parser.add_argument("--out", metavar="DIR", required=True, help="the folder for all that comes out")
+    parser.add_argument(
+        "--from",
+        dest="manifest",
+        metavar="MANIFEST",
+        help="run again what a manifest, or the folder that it is in, says",
+    )
+
+    what = parser.add_argument_group("what is compared")
+    what.add_argument("--metric", metavar="NAME", help="what a text is worth: exact regex number tests logprob "
+                      "judge:MODEL python:FILE")  # fmt: skip
+    what.add_argument("--budget", metavar="k=v,...", help="caps on the ledger; 'target_passes=16|32' is each of them")
+    what.add_argument("--reference", metavar="NAME", help="the method to measure against (default: the first)")
+    what.add_argument("--seeds", type=number(1, whole=True), metavar="N", help="answers to each prompt, with the seeds "
+                      "0 to N-1 (default: 1)")  # fmt: skip
+    what.add_argument("--repeat", type=number(1, whole=True), metavar="N", help="times that each answer is measured "
+                      "(default: 3)")  # fmt: skip
+    what.add_argument("--batch", type=number(1, whole=True), metavar="N", help="prompts answered together (default: 1)")
+    what.add_argument("--limit", type=number(1, whole=True), metavar="N", help="take the first N prompts only")
+    what.add_argument(
+        "--skip-bad", action="store_true", default=None, help="go on without the lines that can't be read"
+    )
+    what.add_argument("--trace", action="store_true", default=None, help="also a trace of each method on each prompt")
+
+    what.add_argument("--ray", type=number(1, whole=True), nargs="?", const=0, metavar="N", help="spread the runs over "
+                      "N processes of a Ray cluster or of this machine (default: one a core)")  # fmt: skip
+
+    how = parser.add_argument_group("model and text")
+    how.add_argument("--model", metavar="M", help="an alias (see `outlay models`), a folder, a .gguf file or a hub id")
+    how.add_argument("--draft", metavar="M", help="a small model, for the methods that draft")
+    how.add_argument("--dtype", type=one_of(DTYPES), metavar="D", help=" ".join(DTYPES))
+    how.add_argument("--device", metavar="D", help="a device of torch (default: cpu)")
+    how.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
+    how.add_argument("--max-tokens", type=number(1, whole=True), metavar="N", help="new tokens at most (default: 128)")
+    how.add_argument("--temperature", type=number(0), metavar="T", help="for the methods that draw; one that decodes "
+                     "at 0 alone gets 0 (default: 0)")  # fmt: skip
+    how.add_argument("--top-k", type=number(1, whole=True), metavar="K", help="draw from the K most probable tokens")
+    how.add_argument("--top-p", type=number(above=0, most=1), metavar="P", help="draw from the fewest that hold P")
+    how.add_argument(
+        "--min-p", type=number(0, most=1), metavar="P", help="draw from those P times as likely as the best"
+    )
+    how.add_argument("--stop", action="append", metavar="S", help="end before this text; repeatable")
+    how.add_argument("--raw", action="store_true", default=None, help="continue the prompts as they are, without the "
+                     "chat template")  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="no progress and no table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    task = _again(args) if args.manifest is not None else _declared(args)
+    out = Path(args.out)
+    with terminal.Progress(quiet=args.quiet) as progress:
+        progress("starting", 0, 0)
+        from outlay.bench.compare.session import compare
+
+        try:
+            found = compare(task, out, command=["outlay", *sys.argv[1:]], workers=args.ray, progress=progress)
+        except KeyboardInterrupt as stopped:
+            status = 143 if isinstance(stopped, Terminated) else 130
+        else:
+            status = 0
+    if status:
+        print(f"outlay: stopped; what was done is in {out}, and the same command goes on from there", file=sys.stderr)
+        return status
+    if not args.quiet:
+        from outlay.bench.compare.summary import summary
+
+        print(summary(found))
+        print(_whereabouts(out))
+    return 0
+
+
+def _declared(args: argparse.Namespace) -> Task:
+    """Returns what the options declare, and says which lines of the prompts were left out."""
+    for name in ("methods", "prompts"):
+        if getattr(args, name) is None:
+            raise UsageError(f"--{name} is missing; see `outlay compare --help`")
+    from outlay.bench.compare.declaration import Declaration
+    from outlay.bench.compare.items import read_items
+    from outlay.bench.compare.sweep import split_methods, swept, swept_budgets
+    from outlay.bench.compare.task import Task
+    from outlay.lm import DEFAULT_MODEL
+
+    options: dict[str, Any] = {
+        "repeats": args.repeat,
+        "seeds": None if args.seeds is None else tuple(range(args.seeds)),
+        "budgets": None if args.budget is None else tuple(swept_budgets(args.budget)),
+        "stop": None if args.stop is None else tuple(args.stop),
+        "model": args.model or DEFAULT_MODEL,
+        "methods": tuple(text for method in split_methods(args.methods) for text in swept(method)),
+    }
+    options |= {name: getattr(args, name) for name in PASSED_ON}
+    items, skipped = read_items(args.prompts, skip_bad=bool(args.skip_bad))
+    for reason in skipped:
+        print(f"outlay: left out: {reason}", file=sys.stderr)
+    declaration = Declaration(**{name: value for name, value in options.items() if value is not None})
+    return Task(declaration, items[: args.limit], args.prompts)
+
+
+def _again(args: argparse.Namespace) -> Task:
+    """Returns what a manifest declares, with the prompts that lie beside it."""
+    given = next((name for name in DECLARED if getattr(args, name) is not None), None)
+    if given is not None:
+        raise UsageError(f"--from takes everything from the manifest; leave out --{given.replace('_', '-')}")
+    from outlay.bench.compare.folder import reopen
+
+    return reopen(Path(args.manifest))
+
+
+def _whereabouts(out: Path) -> str:
+    """Says where the report and the data are."""
+    from outlay.bench.compare import folder, plots
+
+    drawn = ", ".join(sorted(path.name for path in out.glob("*.svg"))) if plots.available() else ""
+    rows = [
+        ("report", str(out / folder.REPORT)),
+        ("data", f"{folder.RESULTS} and {folder.TABLE} beside it"),
+        ("plots", (drawn and f"{drawn} and the same as .png") or "none: pip install 'outlay[plots]'"),
+    ]
+    return "\n" + "\n".join(f"{terminal.dim(f'{name:<7}', sys.stdout)} {value}" for name, value in rows)

@@ -1,0 +1,100 @@
+"""A decoder's pass on a GPU with few launches: what lies between two attentions is recorded once for each width and
+replayed in one launch (CUDA graphs). Attention reads other keys in every pass, so it is launched as always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from outlay.models.decoder import Attend, Decoder
+from outlay.models.mlp import Mlp
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)  # a pass is padded to the next of these; wider ones are not bound by launches
+Segment = Callable[[], tuple[Tensor, ...]]
+# Records a computation over tensors that stay in place; returns its results and what computes them again, in place.
+Record = Callable[[Segment], tuple[tuple[Tensor, ...], Callable[[], object]]]
+
+
+class CudaGraphs:
+    """Records segments that are replayed in the order in which they were recorded."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, segment: Segment) -> tuple[tuple[Tensor, ...], Callable[[], object]]:
+        """Runs the segment once, because libraries set themselves up at first use, and records it."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            segment()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            results = segment()
+        return results, graph.replay
+
+
+class GraphedForward:
+    """Computes what `Decoder.forward` does, in passes of up to the greatest of `WIDTHS` by recorded segments."""
+
+    def __init__(self, decoder: Decoder, record: Record) -> None:
+        self._decoder, self._record = decoder, record
+        self._recorded: dict[int, _Recorded] = {}
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """As `Decoder.forward`."""
+        width = next((width for width in WIDTHS if width >= len(tokens)), None)
+        if width is None:
+            return self._decoder.forward(tokens, positions, attend, rows)
+        if width not in self._recorded:
+            self._recorded[width] = _Recorded(self._decoder, width, self._record)
+        x = self._recorded[width](tokens, positions, attend)
+        return self._decoder.logits(x if rows is None else x[rows])
+
+
+class _Recorded:
+    """The segments of one width, and the buffers through which rows go in and out. Rows that pad are computed as token
+    0 at position 0 and read by nobody.
+    """
+
+    def __init__(self, decoder: Decoder, width: int, record: Record) -> None:
+        config, device = decoder.config, decoder.device
+        self._tokens, self._positions = torch.zeros(2, width, dtype=torch.int64, device=device)
+        shape = (width, config.num_heads, config.head_dim)
+        self._attended = torch.zeros(shape, dtype=decoder.dtype, device=device)
+
+        def first() -> tuple[Tensor, ...]:
+            x, rotation = decoder.inputs(self._tokens, self._positions), decoder.rotation(self._positions)
+            return x, *decoder.before_attention(0, x, rotation), *(rotation or ())
+
+        def between(layer: int, x: Tensor) -> tuple[Tensor, ...]:
+            x = decoder.after_attention(layer, x, self._attended)
+            return x, *decoder.before_attention(layer + 1, x, rotation)
+
+        (x, q, k, v, *turns), replay = record(first)
+        rotation = (turns[0], turns[1]) if turns else None
+        self._steps = [((q, k, v), replay)]
+        for layer in range(config.num_layers - 1):
+            (x, q, k, v), replay = record(partial(between, layer, x))
+            self._steps.append(((q, k, v), replay))
+        (self._x,), self._finish = record(lambda: (decoder.after_attention(config.num_layers - 1, x, self._attended),))
+
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Returns what the last layer wrote, [n, hidden_size], good until the next pass."""
+        n = len(tokens)
+        self._tokens[:n], self._positions[:n] = tokens, positions
+        for layer, ((q, k, v), replay) in enumerate(self._steps):
+            replay()
+            self._attended[:n] = attend(layer, q[:n], k[:n], v[:n])
+        self._finish()
+        return self._x[:n]
+
+
+def graphed(decoder: Decoder) -> bool:
+    """Tells whether segments of this decoder can be recorded: on a GPU, and without experts, which rows choose."""
+    return decoder.device.type == "cuda" and all(isinstance(layer.mlp, Mlp) for layer in decoder.layers)

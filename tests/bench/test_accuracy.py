@@ -1,0 +1,188 @@
+"""The accuracy suite: its figures over predictions made by hand, its passes, its report, and what it found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from outlay.bench import accuracy
+from outlay.bench.accuracy_measure import compare, layer_errors, linears, same_tokens, score, tap, windows
+from outlay.bench.accuracy_report import BOUND, report
+from outlay.bench.contenders.formats import Continuations, Extent, LayerErrors, Variant, Window
+from outlay.engine.engine import Engine
+from outlay.errors import UsageError
+from outlay.lm import LM
+from outlay.testing import PROMPTS, tiny_lm, tiny_model
+
+ROOT = Path(__file__).parents[2]
+# The figures that the documentation shows; `outlay bench accuracy --out` writes them.
+SHIPPED = json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text())
+
+
+def settings(*words):
+    parser = argparse.ArgumentParser()
+    accuracy.add_arguments(parser)
+    return accuracy.settings_of(parser.parse_args(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--formats", "int5"], "no format 'int5' .did you mean 'int"),
+        (["--formats", ","], "names none"),
+        (["--windows", "0"], "--windows must be 1 or more"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_in_one_line(words, message):
+    with pytest.raises(UsageError, match=message):
+        settings(*words)
+
+
+def test_a_text_that_is_not_there_is_refused_before_anything_is_loaded():
+    parser = argparse.ArgumentParser()
+    accuracy.add_arguments(parser)
+    with pytest.raises(UsageError, match="no text nowhere; name one with --text"):
+        accuracy.run(parser.parse_args(["--model", "nothing", "--text", "nowhere"]))
+
+
+def test_every_format_but_the_reference_is_measured_with_and_without_kernels(monkeypatch):
+    monkeypatch.setattr(accuracy, "KV_DTYPES", ("int8",))
+    for native in (True, False):
+        monkeypatch.setattr(accuracy, "native_kernels", lambda native=native: native)
+        found = [variant.name for variant in accuracy.variants()]
+        alone = [f"{dtype}/torch" for dtype in ("auto", "bfloat16", "float16", "int8", "int4")]
+        own = ["auto", "bfloat16", "int8", "int4", "auto+int8-cache"] if native else ["auto/torch+int8-cache"]
+        assert found == own + alone
+
+
+def test_windows_are_spread_over_the_text_and_half_a_window_apart_when_all_are_taken():
+    text = list(range(100))
+    every = windows(text, 20, 1000)
+    assert [window[0] for window in every] == list(range(0, 81, 10))
+    assert all(window == text[window[0] : window[0] + 20] for window in every)
+    assert [window[0] for window in windows(text, 20, 3)] == [10, 40, 70]
+    assert windows(text, 20, 1, prefix=[7]) == [[7, *range(40, 59)]]
+    assert windows(text, 101, 3) == []
+
+
+def test_predictions_are_compared_as_by_hand():
+    reference = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]).log()
+    logits = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]]).log() + 3.0
+    found = compare(reference, logits, torch.tensor([0, 2]))
+    assert found == pytest.approx(
+        {
+            "tokens": 2,
+            "nll": math.log(4) - math.log(0.8),
+            "reference_nll": math.log(2) - math.log(0.8),
+            "squares": math.log(2) ** 2,
+            "kl": 0.25 * math.log(2),
+            "agreed": 1,
+        },
+        rel=1e-5,
+    )
+
+
+def test_scored_logits_are_those_of_decoding_token_by_token():
+    lm, text = tiny_lm(), list(PROMPTS[3].encode())
+    scored = score(lm, text, 5)
+    assert scored.shape == (len(text) - 5, 257)
+    alone = torch.cat([score(lm, text[: i + 1], i) for i in range(5, len(text))])
+    torch.testing.assert_close(scored, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_what_greedy_would_write_is_known_without_decoding():
+    one, other = (LM(tiny_model(dtype=dtype), Engine()) for dtype in ("float32", "int4"))
+    prompts = [list(range(start, start + 8)) for start in range(0, 160, 8)]
+    texts = [[r.tokens for r in lm.generate_batch(prompts, max_tokens=12, ignore_eos=True)] for lm in (one, other)]
+    assert same_tokens(one, prompts, texts[0]) == [12] * len(prompts)
+    expected = [next((i for i in range(12) if a[i] != b[i]), 12) for a, b in zip(*texts, strict=True)]
+    assert same_tokens(other, prompts, texts[0]) == expected
+    assert 0 < min(expected) + max(expected) < 24, "both long and short agreements are needed to test anything"
+
+
+def test_the_error_of_a_layer_is_that_of_its_output_on_what_the_reference_saw():
+    model = tiny_model()
+    taps = tap(model.decoder)
+    assert list(taps) == [*(f"{i}.{part}" for i in range(2) for part in ("qkv", "out", "gate_up", "down")), "head"]
+    score(LM(model, Engine()), [1, 2, 3, 4], 0)
+    assert set(layer_errors(taps, tiny_model().decoder).values()) == {0.0}
+    other = tiny_model()
+    other.decoder.layers[1].mlp.down.weight.mul_(1.25)
+    errors = layer_errors(taps, other.decoder)
+    assert errors.pop("1.down") == pytest.approx(0.25, rel=1e-6)
+    assert set(errors.values()) == {0.0}
+    assert linears(other.decoder).keys() == taps.keys()
+
+
+def made_row(cost):
+    layers = {"0.qkv": 0.001, "head": 0.004}
+    values = {
+        LayerErrors(Variant("auto")): layers,
+        Window(Variant("auto"), 0): compare_sums(60, 0.0),
+        Window(Variant("auto"), 1): compare_sums(40, cost),
+        Window(Variant("int8"), 0): compare_sums(50, 7.0),
+        Continuations(Variant("auto")): {"same": 12.25, "identical": 0.5},
+    }
+    return accuracy.row(Variant("auto"), "int4", values)
+
+
+def compare_sums(tokens, change):
+    """Predictions of perplexity e^2, each `change` nats worse than the reference's."""
+    return {
+        "tokens": tokens, "nll": tokens * (2 + change), "reference_nll": tokens * 2.0, "squares": tokens * change**2,
+        "kl": tokens * 0.001, "agreed": tokens * 0.9,
+    }  # fmt: skip
+
+
+def test_a_row_sums_its_windows():
+    row = made_row(0.05)
+    assert row["perplexity"] == pytest.approx(math.exp(2.02))
+    assert row["cost"] == pytest.approx(math.exp(0.02) - 1)
+    assert row["cost_error"] == pytest.approx(math.sqrt(0.6 * 0.4) * 0.05 / 10)
+    assert (row["tokens"], row["agreement"], row["kl"]) == (100, pytest.approx(0.9), pytest.approx(0.001))
+    assert (row["layer_mean"], row["layer_worst"]) == (pytest.approx(0.0025), "head")
+
+
+@pytest.mark.parametrize(("cost", "kept"), [(0.02, "yes"), (0.05, "no")])
+def test_the_report_says_whether_the_default_keeps_its_bound(cost, kept):
+    machine = {"versions": {"torch": "1"}, "model": "m.gguf", "processor": "p", "date": "d", "seconds": 9.0}
+    extent = {"windows": 2, "window": 100, "prompts": 3, "prompt": 4, "new": 64}
+    found = {"machine": machine, "extent": extent, "text": "t", "rows": [made_row(cost)], "failures": {"int8": "why"}}
+    text = report(found)
+    assert f"bound kept: {kept}" in text
+    assert "int8  not measured: why" in text
+    assert " 12.2 " in text
+
+
+def test_a_run_prints_and_writes_what_it_found(default_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "Extent", lambda windows: Extent(windows, window=256, prompts=2, prompt=8, new=4))
+    parser = argparse.ArgumentParser()
+    accuracy.add_arguments(parser)
+    words = ["--model", str(default_path), "--formats", "bfloat16/torch", "--windows", "1"]
+    accuracy.run(parser.parse_args([*words, "--out", str(tmp_path / "out.json")]))
+    found = json.loads((tmp_path / "out.json").read_text())
+    (row,) = found["rows"]
+    assert (row["name"], row["held"], row["tokens"]) == ("bfloat16/torch", "bfloat16", 128)
+    assert 0 < row["kl"] < 0.01
+    assert 0 < row["layer_mean"] < 0.01
+    assert report(found) in capsys.readouterr().out
+
+
+def test_a_text_that_is_too_short_is_said_in_one_line(default_path, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("Well, Prince.")
+    found = accuracy.measure(str(default_path), text, [Variant("auto", kernels=False)], Extent(1))
+    assert found["failures"] == {"auto/torch": "short.txt has 4 tokens, but one window takes 2048: use more text"}
+
+
+def test_the_default_format_costs_at_most_a_hundredth_of_its_perplexity():
+    """`dtype="auto"` takes a quantized file's own precision, and bfloat16 or float32 for others."""
+    rows = {row["name"]: row for row in SHIPPED["rows"]}
+    for name in ("auto", "bfloat16", "auto/torch"):
+        assert rows[name]["cost"] + 2 * rows[name]["cost_error"] < BOUND, name
+    assert SHIPPED["failures"] == {}

@@ -1,0 +1,59 @@
+"""The native pass against the decoder's own layers in torch, for every family that it runs, and which it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models.test_families import CASES, VOCAB, save
+
+from outlay import kernels
+from outlay.engine.passes import FusedPass, LayeredPass, pass_for
+from outlay.models.decoder import Decoder
+from outlay.models.load import load_model
+from outlay.tree.cache import Cache
+from outlay.tree.plan import plan_pass
+from outlay.tree.token_tree import Tree
+
+# Heads of 12 dimensions, norms after the sum with narrower embeddings, and mixtures of experts.
+LEFT_TO_TORCH = {"llama-head-dim", "opt-350m", "mixtral", "qwen3-moe", "qwen3-moe-plain"}
+TOKENS = torch.randint(3, VOCAB, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the native kernels are not built")
+
+
+def logits(decoder: Decoder, make: type[LayeredPass] | None, sizes: list[int]) -> torch.Tensor:
+    """Logits of one text, passed in chunks: in torch's layers, or however it is fastest."""
+    cache = Cache(decoder.config, torch.float32, torch.device("cpu"), limit=64)
+    run = make(decoder, cache) if make is not None else pass_for(decoder, cache)
+    assert isinstance(run, make or FusedPass)
+    tree, rows, first = Tree(cache), [], 0
+    for size in sizes:
+        tree.append(TOKENS[first : first + size])
+        assert tree.tip is not None
+        path = tree.tip.path()[first:]
+        output = run(plan_pass([(tree, path)], cache.positions, decoder.config.windows), list(range(size)))
+        assert output.logits is not None
+        rows.append(output.logits)
+        first += size
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in LEFT_TO_TORCH])
+def test_the_native_pass_gives_the_logits_of_torch_and_the_same_bits_in_any_chunks(case: str, tmp_path: Path) -> None:
+    save(tmp_path, *CASES[case])
+    decoder = load_model(tmp_path, dtype="bfloat16").decoder
+    stepped = logits(decoder, None, [1] * 24)
+    torch.testing.assert_close(stepped, logits(decoder, LayeredPass, [24]), atol=1e-4, rtol=1e-4)
+    for sizes in ([24], [9, 1, 14]):
+        assert torch.equal(logits(decoder, None, sizes), stepped)
+
+
+@pytest.mark.parametrize("case", sorted(LEFT_TO_TORCH))
+def test_what_the_kernels_lack_runs_in_torch(case: str, tmp_path: Path) -> None:
+    save(tmp_path, *CASES[case])
+    decoder = load_model(tmp_path, dtype="bfloat16").decoder
+    run = pass_for(decoder, Cache(decoder.config, torch.float32, torch.device("cpu"), limit=64))
+    assert isinstance(run, LayeredPass)
+    assert run.name == f"torch with native {kernels.isa()} products"
