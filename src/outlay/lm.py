@@ -13,9 +13,10 @@ from outlay import catalog, kernels
 from outlay.budget import Budget
 from outlay.decode.greedy import Greedy
 from outlay.decode.sample import Sample
+from outlay.drafts.sources import default_draft, refuse_other_tokens, resolve
 from outlay.engine.engine import Engine
 from outlay.engine.handle import Handle, Result
-from outlay.engine.method import Method
+from outlay.engine.method import Method, Source
 from outlay.engine.run import RunOptions
 from outlay.engine.sampling import Sampling
 from outlay.errors import UsageError, nearest
@@ -58,7 +59,7 @@ class LM:
 
     def __init__(self, model: Model, engine: Engine) -> None:
         self.model, self.engine = model, engine
-        self._drafts: dict[str, Model] = {}
+        self._drafts: dict[str, Model | Source | None] = {}
 
     @property
     def name(self) -> str:
@@ -89,7 +90,7 @@ class LM:
         prompt: Prompt,
         *,
         method: str | Method | None = None,
-        draft: str | Model | LM | None = None,
+        draft: str | Model | LM | Source | None = None,
         budget: Budget | None = None,
         seed: int = 0,
         max_tokens: int = MAX_TOKENS,
@@ -119,7 +120,7 @@ class LM:
             method = Greedy() if temperature == 0 else Sample()
         chosen = catalog.parse(method) if isinstance(method, str) else method
         tokens = self.encode(prompt, chat=chat)
-        return self.engine.submit(self.model, chosen, tokens, options, draft=self.draft(draft), trace=trace)
+        return self.engine.submit(self.model, chosen, tokens, options, draft=self.draft(draft, chosen), trace=trace)
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """Answers a prompt and returns the result.
@@ -171,14 +172,22 @@ class LM:
         if strange is not None:
             raise UsageError(f"logit_bias names token {strange}, but the vocabulary goes from 0 to {vocab - 1}")
 
-    def draft(self, draft: str | Model | LM | None) -> Model | None:
-        """Returns the model that `draft` means, loaded once, on the device of this one."""
-        if isinstance(draft, LM):
-            return draft.model
+    def draft(self, draft: str | Model | LM | Source | None, method: Method | None = None) -> Model | Source | None:
+        """Returns what `draft` means (see `outlay.drafts.sources.resolve`), loaded once. Without one, a method that
+        takes a draft gets the head that was trained for this model, if there is one.
+        """
+        if draft is None and method is not None and "draft" in (*method.about.needs, *method.about.takes):
+            if "" not in self._drafts:
+                self._drafts[""] = default_draft(self.model)
+            return self._drafts[""]
         if isinstance(draft, str):
             if draft not in self._drafts:
-                self._drafts[draft] = load_model(draft, device=str(self.model.decoder.device))
+                self._drafts[draft] = resolve(draft, self.model)
             return self._drafts[draft]
+        if isinstance(draft, LM):
+            draft = draft.model
+        if isinstance(draft, Model):
+            refuse_other_tokens(draft, self.model)
         return draft
 
 

@@ -26,7 +26,10 @@ from outlay.engine.method import Method
 from outlay.lm import LM
 from outlay.models import names
 from outlay.models.build import Builder
-from outlay.models.config import decoder_config
+from outlay.models.config import DecoderConfig, decoder_config
+from outlay.models.decoder import Decoder
+from outlay.models.embedding import Embedding
+from outlay.models.linear import pack
 from outlay.models.load import Model
 from outlay.models.quantized import QuantizedWeight
 from outlay.models.tokenizer import Tokenizer
@@ -92,6 +95,22 @@ def tiny_model(
         device=torch.device(device), interleaved=False, transposed=False, plus_one=False,
     )  # fmt: skip
     return Model(f"tiny-{seed}", builder.build(), _byte_tokenizer(), f"tiny-{seed}-{layers}-{context}", dtype)
+
+
+def markov_model(laws: Tensor, name: str = "markov") -> Model:
+    """Returns a model whose next token depends on the last one only: `laws` [V, V] are the distributions, a row for
+    each token, so that what any method writes can be compared with exact probabilities.
+
+    It is a decoder without layers: its embedding tells the last token, and its head holds the logarithms of the laws.
+    """
+    size = len(laws)
+    config = DecoderConfig(
+        architecture="markov", vocab_size=size, hidden_size=size, num_layers=0, num_heads=1, num_kv_heads=1, head_dim=8,
+        intermediate_size=8, max_positions=512, windows=(), attention_scale=1.0, final_norm=False,
+    )  # fmt: skip
+    head = pack(laws.float().clamp_min(1e-30).log().T.contiguous(), "float32")
+    decoder = Decoder(config, [], Embedding(torch.eye(size), torch.float32), head, final_norm=None)
+    return Model(name, decoder, _byte_tokenizer(), f"{name}-{hash(tuple(laws.flatten().tolist()))}", "float32")
 
 
 def _byte_tokenizer() -> Tokenizer:

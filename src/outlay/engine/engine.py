@@ -19,7 +19,7 @@ import torch
 
 from outlay.budget import Ledger
 from outlay.engine.handle import Handle, Result
-from outlay.engine.method import Method, Request, Work, Worker
+from outlay.engine.method import Method, Request, Source, Work, Worker
 from outlay.engine.run import RESERVE, Run, RunOptions, Seat
 from outlay.engine.text import TextStream
 from outlay.engine.trace import Trace
@@ -47,7 +47,7 @@ class _Live:
     run: Run
     handle: Handle
     target: Model
-    draft: Model | None
+    draft: Model | Source | None
     write_trace: Callable[[dict[str, Any]], None] | None
     work: Work | None = None
     waiting: list[Request] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Engine:
         prompt: Sequence[int],
         options: RunOptions,
         *,
-        draft: Model | None = None,
+        draft: Model | Source | None = None,
         trace: Callable[[dict[str, Any]], None] | None = None,
     ) -> Handle:
         """Hands in a run and returns its handle at once. Raises `UsageError` for a prompt that can't be run."""
@@ -114,6 +114,8 @@ class Engine:
         eos = frozenset() if options.ignore_eos else frozenset(target.tokenizer.eos_token_ids)
         text = TextStream(target.tokenizer, options.stop)
         run = Run(method, prompt, options, text, eos, context, handle.add)
+        run.model = target
+        run.has_draft, run.source = draft is not None, draft if not isinstance(draft, Model) else None
         method.check(run)
         with self._lock:
             self._queue.append(_Live(run, handle, target, draft, trace))
@@ -152,9 +154,10 @@ class Engine:
         self._closing = False
 
     def clear(self) -> None:
-        """Forgets the prefixes kept for reuse. What running requests hold stays."""
+        """Forgets the prefixes kept for reuse, and what methods keep. What running requests hold stays."""
         with self._ticking:
             for worker in self._workers.values():
+                worker.kept.clear()
                 if worker.prefixes is not None:
                     worker.prefixes.clear()
 
@@ -216,8 +219,11 @@ class Engine:
             tree, prompt_end = worker.plant(run.prompt, reserve)
             target, draft = Seat(run, worker, tree), None
             run.begin(target, None, prompt_end)
-            if live.draft is not None:
+            if isinstance(live.draft, Model):
                 draft_worker = self.worker(live.draft, "draft")
+                if live.draft.decoder.reads_features:
+                    worker.keep_features()
+                    draft_worker.keep_features()
                 draft = Seat(run, draft_worker, draft_worker.plant(run.prompt, reserve)[0])
                 run.begin(target, draft, prompt_end)
         except Exception as failure:  # a full cache, above all: fails this run, not the engine

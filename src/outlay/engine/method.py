@@ -35,6 +35,13 @@ class Request:
         raise NotImplementedError
 
 
+class Source(Protocol):
+    """What a request gives as its draft if that is no model."""
+
+    def begin(self, run: Run) -> Any:
+        """Returns what drafts for one run."""
+
+
 class Worker(Protocol):
     """Serves requests: each call does one batched step for all of them, and finishes those that it can."""
 
@@ -67,7 +74,8 @@ Work = Generator[Request | list[Request], Any, None]
 
 @dataclass(frozen=True)
 class About:
-    """A method's entry in the catalogue."""
+    """A method's entry in the catalogue. `needs` names what a request must give or have, `takes` what it may give, such
+    as a "draft"."""
 
     name: str
     summary: str
@@ -76,6 +84,7 @@ class About:
     spends: str
     saves: str
     needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
     exact: bool = True
 
 

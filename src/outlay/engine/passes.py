@@ -70,14 +70,21 @@ class LayeredPass:
         self._decoder, self._cache = decoder, cache
         native = any(isinstance(layer.out, NativeLinear) for layer in decoder.layers)
         self.name = f"torch with native {kernels.isa()} products" if native else "torch"
-        self._forward = GraphedForward(decoder, CudaGraphs()) if graphed(decoder) else decoder.forward
+        self._graphed = GraphedForward(decoder, CudaGraphs()) if graphed(decoder) else None
 
     def __call__(self, plan: Plan, heads: list[int], want: Want = LOGITS) -> Output:
         """Computes all rows of the plan and returns what is wanted of the logits of the rows `heads`."""
         decoder, device = self._decoder, self._decoder.device
         attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype)
+        tokens, positions = plan.tokens.to(device), plan.positions.to(device)
+        if self._graphed is not None and plan.given is None:
+            x = self._graphed(tokens, positions, attend)
+        else:
+            x = decoder.hidden(decoder.inputs(tokens, positions, plan.given), positions, attend)
+        if self._cache.features is not None:
+            self._cache.features[plan.slots.to(device)] = decoder.features(x).float()
         rows = None if len(heads) == len(plan.keys_seen) else torch.tensor(heads, dtype=torch.int64, device=device)
-        logits = self._forward(plan.tokens.to(device), plan.positions.to(device), attend, rows)
+        logits = decoder.logits(x if rows is None else x[rows])
         return Output(logits, _top(logits, want) if want.top else None)
 
 
@@ -98,13 +105,15 @@ class FusedPass:
         """As `LayeredPass`."""
         if self._bound != self._cache.capacity:
             self._fused = self._bind()
-        hidden = self._decoder.inputs(plan.tokens, plan.positions)
+        hidden = self._decoder.inputs(plan.tokens, plan.positions, plan.given)
         rows = len(plan.keys_seen)
         plans = [kernels.Plan([_piece(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds]
         chosen = None if len(heads) == rows else torch.tensor(heads, dtype=torch.int64)
         logits, top = self._fused.run(
             hidden, plan.positions, plan.slots, plans, chosen, logits=want.logits, top=want.top, lse=want.lse
         )
+        if self._cache.features is not None:
+            self._cache.features[plan.slots] = kernel_norm(self._decoder.final_norm, hidden)
         return Output(logits, top)
 
     def _bind(self) -> FusedDecoder:
@@ -159,9 +168,8 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
         and isinstance(head, NativeLinear)
         and head.bias is None
     )
-    layers = [_fused_layer(layer) for layer in decoder.layers] if plain else []
-    known = [layer for layer in layers if layer is not None]
-    if len(known) < len(decoder.layers):
+    known = [fused for layer in decoder.layers if (fused := _fused_layer(layer)) is not None]
+    if not plain or not known or len(known) < len(decoder.layers):
         return None
     assert isinstance(head, NativeLinear)
     return FusedWeights(
@@ -206,6 +214,15 @@ def _fused_layer(layer: Layer) -> FusedLayer | None:
 
 def _fused_linear(linear: Linear) -> FusedLinear | None:
     return FusedLinear(linear.packed, linear.bias) if isinstance(linear, NativeLinear) else None
+
+
+def kernel_norm(norm: Norm | None, x: Tensor) -> Tensor:
+    """What `norm` makes of x, float32 [n, size], by the kernels: a row's bits don't depend on the other rows."""
+    if norm is None:
+        return x
+    if isinstance(norm, LayerNorm):
+        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
+    return kernels.rms_norm(x, norm.weight, norm.eps)
 
 
 def _fused_norm(norm: Norm | None) -> FusedNorm | None:

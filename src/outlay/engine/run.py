@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from outlay.budget import Budget, Ledger
-from outlay.engine.method import Forward, Method
+from outlay.engine.method import Forward, Method, Source
 from outlay.engine.random import RandomStreams
 from outlay.engine.sampling import Sampling, distribution, draw, most_probable, penalize
 from outlay.engine.text import TextStream
@@ -20,7 +20,9 @@ from outlay.tree.token_tree import Node, Tree
 
 if TYPE_CHECKING:
     from outlay.engine.worker import ModelWorker
+    from outlay.models.load import Model
 
+Kept = TypeVar("Kept")
 RESERVE = 512  # tokens of text for which a run asks the cache for room at once; more comes when it is needed
 
 
@@ -61,6 +63,14 @@ class Seat:
         """Asks for the k largest logits of `nodes`, as a `Top`, with their log-sum-exp if `lse`: cheaper than all."""
         return Forward(self.run, self, tuple(nodes), k, lse)
 
+    def features(self, nodes: Sequence[Node]) -> Tensor:
+        """Returns what the model's head read for computed nodes, float32 [len(nodes), hidden_size]; zeros for those
+        that were computed before anybody asked to `Cache.keep_features`.
+        """
+        store = self.worker.cache.features
+        assert store is not None, "features are kept where a draft starts from them"
+        return store[torch.tensor([node.slot for node in nodes], device=store.device)]
+
     def fork(self, tree: Tree, node: Node | None = None) -> Tree:
         """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its
         end.
@@ -92,16 +102,18 @@ class Sampler:
         options = self._options
         return not options.logit_bias and options.repetition_penalty == 1 and options.presence_penalty == 0
 
-    def penalized(self, logits: Tensor, node: Node | None = None) -> Tensor:
-        """Returns logits [vocab] after `node` with bias and penalties, before temperature and truncation."""
+    def penalized(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
+        """Returns logits [vocab] after `node` (the run's tip by default) and the tokens `then` behind it, with bias and
+        penalties, before temperature and truncation.
+        """
         text: list[int] = []
         if self._options.repetition_penalty != 1 or self._options.presence_penalty:
-            text = self._run.text_tokens(node or self._run.tip)
+            text = [*self._run.text_tokens(node or self._run.tip), *then]
         return penalize(logits, self._options, self._run.prompt, text)
 
-    def probs(self, logits: Tensor, node: Node | None = None) -> Tensor:
-        """Returns the distribution, float32 [vocab], of the token after `node` (the run's tip by default)."""
-        return distribution(self.penalized(logits, node), self._options)
+    def probs(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
+        """Returns the distribution, float32 [vocab], of the token after `node` and `then`."""
+        return distribution(self.penalized(logits, node, then), self._options)
 
     def pick(self, logits: Tensor, node: Node | None = None, stream: int = 0) -> int:
         """Returns the token after `node`, given its logits [vocab]. Draws depend on the seed, the position and
@@ -118,7 +130,8 @@ class Run:
 
     `tree` is the token tree at the target model, `tip` its last decided node, `prompt` the prompt's token ids,
     `tokens` the committed ones. A method calls `commit` or `accept` with what it decides and goes on; the engine ends
-    it.
+    it. `draft` is its place at a draft model, if the request gives one; `source`, what it gives as a draft that is no
+    model; `has_draft` tells whether it gives either. `model` is the target.
     """
 
     def __init__(
@@ -142,6 +155,9 @@ class Run:
         self.trace: Trace | None = None
         self.target: Seat
         self.draft: Seat | None = None
+        self.source: Source | None = None
+        self.has_draft = False
+        self.model: Model
         self._text, self._eos, self._deliver = text, eos_token_ids, deliver
         self._offer: Node | None = None
         self._prompt_end: Node
@@ -217,6 +233,16 @@ class Run:
     def offer(self, node: Node) -> None:
         """Says which node is the best end so far: what the run commits if it has to end before the method does."""
         self._offer = node
+
+    def kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """Returns what methods keep with the target from one run to the next under `key`: what `make` makes, until
+        `Engine.clear` forgets it.
+        """
+        store = self.target.worker.kept
+        if key not in store:
+            store[key] = make()
+        kept: Kept = store[key]
+        return kept
 
     def mark(self, node: Node, **marks: float | str) -> None:
         """Writes what a method thinks of a node of its tree, such as `score`, `visits` or `round`, into the trace."""

@@ -87,6 +87,8 @@ def _spell(tokenizer: Tokenizer, token: int) -> dict[str, str]:
     """Returns the text of a token, its bytes in hexadecimal where they don't make whole characters, or the name of a
     special token.
     """
+    if token < 0:
+        return {"name": "vector"}
     data = tokenizer.bytes_of(token)
     if not data:
         return {"name": tokenizer.name_of(token)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +26,20 @@ CHUNK = 256  # rows of prefill in one pass: long enough to be efficient, short e
 DECODE = 64  # requests of up to this many rows are never cut
 
 
+class PassShape(NamedTuple):
+    """A pass: its rows, the runs that took part, and its seconds."""
+
+    rows: int
+    runs: int
+    seconds: float
+
+
 class ModelWorker:
     """Holds one model's cache and serves `Forward` requests, all of a tick's in one pass.
 
     `ledger` sums what the worker did; it equals the sum of the ledgers of the runs that it worked for. `passes` counts
-    physical passes, in which several runs take part.
+    physical passes, in which several runs take part, and `last` is the last of them. `kept` is what methods keep from
+    one run to the next.
     """
 
     def __init__(
@@ -50,10 +60,16 @@ class ModelWorker:
             self.cache.reclaim = self.prefixes.evict
         self._pass = pass_for(decoder, self.cache)
         self._ran_on = (self._pass.name,)
+        self.kept: dict[Hashable, Any] = {}
+        self.last = PassShape(0, 0, 0.0)
         self.ledger = Ledger()
         self.passes = 0
         self.pass_seconds = 0.0
         self._layers = Counter(decoder.config.windows)
+
+    def keep_features(self) -> None:
+        """Has the cache keep what the head reads, for drafts that start from it: see `Seat.features`."""
+        self.cache.keep_features()
 
     def plant(self, prompt: Sequence[int], reserve: int) -> tuple[Tree, Node]:
         """Returns a tree that holds the prompt, and its last node; what is already in the cache is shared.
@@ -128,12 +144,13 @@ class ModelWorker:
             return
         self.passes += 1
         elapsed = time.perf_counter() - started
+        self.last = PassShape(len(order), len(costs), elapsed)
         self.pass_seconds += elapsed
         for run, cost in costs.items():
             run.ledger += cost
             self.ledger += cost
         for node in order:
-            node.computed = True
+            node.computed, node.vector = True, None
         places = {order[row]: index for index, row in enumerate(heads)}
         for forward, nodes in chosen:
             _settle(forward, nodes, output, places)
@@ -150,7 +167,7 @@ class ModelWorker:
         runs = [owner[node] for node in order]
         weight = _split(decoder.pass_weight_bytes(len(order)), runs)
         kv = dict.fromkeys(weight, 0)
-        per_slot = self.cache.bytes_per_slot // config.num_layers
+        per_slot = self.cache.bytes_per_slot // max(1, config.num_layers)
         for window, count in self._layers.items():
             for piece in plan.pieces[window]:
                 readers = [runs[row] for row in piece.rows]

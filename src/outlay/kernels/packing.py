@@ -54,6 +54,13 @@ class PackedLinear:
         )
         return out
 
+    def rows(self, index: Tensor) -> Tensor:
+        """The weights of the output channels `index` as float32 [len(index), in_features]."""
+        tiles, place = (index // _TILE).unique(return_inverse=True)
+        some = self.data.view(-(-self.out_features // _TILE), -1)[tiles].flatten()
+        few = PackedLinear(some, self.format, len(tiles) * _TILE, self.in_features)
+        return few.dequantize()[place * _TILE + index % _TILE]
+
     def dequantize(self) -> Tensor:
         """The weights as float32 [out_features, in_features]."""
         tiles = -(-self.out_features // _TILE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,15 @@ from outlay.models.rope import rotate
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # Cosines and signed sines of the rows, each [n, 1, rope dim].
 Rotation = tuple[Tensor, Tensor]
+
+
+class Given(NamedTuple):
+    """Rows of a pass, int64 [n], that come with a vector; the vectors, [n, hidden_size]; and which of them have no
+    token beside it, bool [n]."""
+
+    rows: Tensor
+    vectors: Tensor
+    alone: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,12 @@ class Layer:
 
 
 class Decoder:
-    """A network: `forward` computes logits; `pass_weight_bytes` and `linear_flops` say what a pass costs."""
+    """A network: `forward` computes logits; `pass_weight_bytes` and `linear_flops` say what a pass costs.
+
+    One that `reads_features` is a draft head: what it reads with a token is what another model's head read before it.
+    """
+
+    reads_features = False
 
     def __init__(
         self,
@@ -80,16 +95,27 @@ class Decoder:
         tokens, positions: int64 [n]; rows: int64 [r], the rows whose logits are wanted (None: all n).
         Returns float32 [r or n, vocab_size].
         """
-        x, rotation = self.inputs(tokens, positions), self.rotation(positions)
-        for index in range(len(self.layers)):
-            x = self.after_attention(index, x, attend(index, *self.before_attention(index, x, rotation)))
+        x = self.hidden(self.inputs(tokens, positions), positions, attend)
         return self.logits(x if rows is None else x[rows])
 
-    def inputs(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Returns what the first layer reads, [n, hidden_size]: the tokens' vectors, with learned positions if any."""
+    @torch.inference_mode()
+    def hidden(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """What the first layer reads -> what the last layer writes, both [n, hidden_size]; positions int64 [n]."""
+        rotation = self.rotation(positions)
+        for index in range(len(self.layers)):
+            x = self.after_attention(index, x, attend(index, *self.before_attention(index, x, rotation)))
+        return x
+
+    def inputs(self, tokens: Tensor, positions: Tensor, given: Given | None = None) -> Tensor:
+        """Returns what the first layer reads, [n, hidden_size]: the tokens' vectors, with learned positions if any.
+
+        The vectors of the rows that `given` names stand in place of their tokens'.
+        """
         x = self.embed(tokens)
         if self.project_in is not None:
             x = self.project_in(x)
+        if given is not None:
+            x[given.rows.to(x.device)] = given.vectors.to(x)
         if self.positions is not None:
             x = x + self.positions[positions + self.config.position_offset]
         return x
@@ -125,10 +151,13 @@ class Decoder:
         change = layer.mlp(layer.mlp_norm(x))
         return x.add_(change if layer.post_mlp_norm is None else layer.post_mlp_norm(change))
 
+    def features(self, x: Tensor) -> Tensor:
+        """x [n, hidden_size], what the last layer wrote -> what the head reads, of the same shape."""
+        return x if self.final_norm is None else self.final_norm(x)
+
     def logits(self, x: Tensor) -> Tensor:
         """x [n, hidden_size], what the last layer wrote -> float32 [n, vocab_size]"""
-        if self.final_norm is not None:
-            x = self.final_norm(x)
+        x = self.features(x)
         if self.project_out is not None:
             x = self.project_out(x)
         logits = self.head(x).float()

@@ -39,22 +39,21 @@ class CudaGraphs:
 
 
 class GraphedForward:
-    """Computes what `Decoder.forward` does, in passes of up to the greatest of `WIDTHS` by recorded segments."""
+    """Computes `Decoder.hidden` of tokens, in passes of up to the greatest of `WIDTHS` by recorded segments."""
 
     def __init__(self, decoder: Decoder, record: Record) -> None:
         self._decoder, self._record = decoder, record
         self._recorded: dict[int, _Recorded] = {}
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        """As `Decoder.forward`."""
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """tokens, positions: int64 [n] -> what the last layer writes, [n, hidden_size], good until the next pass."""
         width = next((width for width in WIDTHS if width >= len(tokens)), None)
         if width is None:
-            return self._decoder.forward(tokens, positions, attend, rows)
+            return self._decoder.hidden(self._decoder.inputs(tokens, positions), positions, attend)
         if width not in self._recorded:
             self._recorded[width] = _Recorded(self._decoder, width, self._record)
-        x = self._recorded[width](tokens, positions, attend)
-        return self._decoder.logits(x if rows is None else x[rows])
+        return self._recorded[width](tokens, positions, attend)
 
 
 class _Recorded:

@@ -30,7 +30,8 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 class Model:
     """A network with its tokenizer. `fingerprint` is the same for the same weights, wherever they lie.
 
-    `format` says how the weights are held: one of `DTYPES` but "auto", or several joined by "+".
+    `format` says how the weights are held: one of `DTYPES` but "auto", or several joined by "+". A draft head writes
+    the tokens `vocabulary` only, int64 [its own vocabulary]; None: it writes all of the tokenizer's.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     tokenizer: Tokenizer
     fingerprint: str
     format: str
+    vocabulary: torch.Tensor | None = None
 
 
 def load_model(

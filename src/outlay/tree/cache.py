@@ -87,9 +87,11 @@ class Cache:
     """Keys and values of one model: `layers[layer]` holds them as [num_kv_heads, capacity, head_dim].
 
     `dtype` is how they are held: a float dtype, or int8 with a float32 scale for each group of dimensions of a head.
-    `capacity`, `in_use` and `limit` count slots (tokens). The cache starts small and doubles as it is needed, up to
-    `limit`; past that, and when the memory can't be had, `region` raises `FailureError`, which says how much was asked
-    for. Before it fails it calls `reclaim`, which may free slots that are kept for later and tells whether it did.
+    `features` [capacity, hidden_size] in float32 are what the model's head read for the token in each slot: kept from
+    `keep_features` on, for drafts that start from them. `capacity`, `in_use` and `limit` count slots (tokens). The
+    cache starts small and doubles as it is needed, up to `limit`; past that, and when the memory can't be had, `region`
+    raises `FailureError`, which says how much was asked for. Before it fails it calls `reclaim`, which may free slots
+    that are kept for later and tells whether it did.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Cache:
         self.reclaim: Callable[[], bool] | None = None
         self.group = gcd(GROUP, config.head_dim) if dtype == torch.int8 else 0
         self.layers: list[KeyValues] = []
+        self.features: Tensor | None = None
         self.positions = np.empty(0, dtype=np.int64)  # of the token in each slot, where one is
         self._free: list[tuple[int, int]] = []  # (start, size), sorted by start, never adjacent
         self._grow(min(capacity, limit))
@@ -115,6 +118,11 @@ class Cache:
     def bytes(self) -> int:
         """Returns the bytes that the tokens now in the cache hold."""
         return self.in_use * self.bytes_per_slot
+
+    def keep_features(self) -> None:
+        """Has features kept from now on; those of tokens that are here already are zeros."""
+        if self.features is None:
+            self.features = torch.zeros((self.capacity, self.config.hidden_size), device=self.device)
 
     def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
         """Puts k and v [n, num_kv_heads, head_dim] into n slots, rounded to how this cache holds them."""
@@ -216,6 +224,10 @@ class Cache:
                     self.layers[layer] = grown
                 else:
                     self.layers.append(grown)
+            if self.features is not None:
+                grown_features = self.features.new_zeros((capacity, self.config.hidden_size))
+                grown_features[: self.capacity] = self.features
+                self.features = grown_features
         except (RuntimeError, MemoryError) as error:
             gigabytes = capacity * self.bytes_per_slot / 1e9
             raise FailureError(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from outlay.models.decoder import Given
 from outlay.tree.token_tree import Node, Span, Tree
 
 SHARED_LENGTH = 32  # below this, reading what is shared apart costs more than reading it twice
@@ -46,6 +47,7 @@ class Piece:
 class Plan:
     """One pass over `n` new nodes: their tokens, positions and slots, int64 [n], and what each of them reads.
 
+    `given` are the rows that come with a vector, and the vectors [given rows, hidden_size]; None where there are none.
     `pieces[window]` holds the pieces for layers with that sliding window (None: full attention), in the order of the
     text. `keys_seen[i]` is how many keys row i attends to under full attention, itself included.
     """
@@ -55,6 +57,7 @@ class Plan:
     slots: torch.Tensor
     pieces: dict[int | None, list[Piece]]
     keys_seen: list[int]
+    given: Given | None = None
 
     def once(self, window: int | None) -> bool:
         """Tells whether every row is in exactly one piece, so that nothing is left to merge."""
@@ -97,12 +100,21 @@ def plan_pass(
         pieces += _share(readers)
     pieces.sort(key=lambda piece: (piece.base, piece.start))
     return Plan(
-        tokens=torch.tensor([node.token for node in nodes]),
+        tokens=torch.tensor([max(node.token, 0) for node in nodes]),
         positions=torch.from_numpy(positions),
         slots=torch.tensor([node.slot for node in nodes]),
         pieces={window: _within(pieces, window, slot_positions, positions) for window in set(windows)},
         keys_seen=[node.position + 1 for node in nodes],
+        given=_given(nodes),
     )
+
+
+def _given(nodes: Sequence[Node]) -> Given | None:
+    found = [(row, node, node.vector) for row, node in enumerate(nodes) if node.vector is not None]
+    if not found:
+        return None
+    rows, alone = torch.tensor([row for row, _, _ in found]), torch.tensor([node.token < 0 for _, node, _ in found])
+    return Given(rows, torch.stack([vector for _, _, vector in found]), alone)
 
 
 def _plan_limited(span: Span, rows: tuple[int, ...], positions: Ints) -> list[Piece]:

@@ -13,18 +13,25 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
+from torch import Tensor
+
 from outlay.errors import FailureError
 from outlay.tree.cache import Cache, Region
 
+NO_TOKEN = -1  # of a node that is a vector alone
 STEP = 64  # slots by which a region grows at least
 STRAIGHT = 32  # a span whose tokens lie side by side stays so from this length on, and the next one takes what follows
 
 
 class Node:
     """One token after one prefix. `position` counts tokens from the start of the text; `computed` says whether the
-    keys and values are in `slot`; `origin` names what proposed the token, and is empty for the model's own choice."""
+    keys and values are in `slot`; `origin` names what proposed the token, and is empty for the model's own choice.
+    `vector` [hidden_size] is what the model reads with the token, or in its place: see `Decoder.inputs`. A `token` of
+    `NO_TOKEN` is none: the node is a vector alone."""
 
-    __slots__ = ("children", "computed", "origin", "parent", "pins", "position", "region", "slot", "token", "tree")
+    __slots__ = (
+        "children", "computed", "origin", "parent", "pins", "position", "region", "slot", "token", "tree", "vector",
+    )  # fmt: skip
 
     def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region, origin: str = "") -> None:
         self.tree, self.parent, self.token, self.region, self.origin = tree, parent, token, region, origin
@@ -33,6 +40,7 @@ class Node:
         self.children = 0
         self.pins = 1  # the tree's own
         self.computed = False
+        self.vector: Tensor | None = None
         if parent is not None:
             parent.children += 1
 
@@ -126,9 +134,16 @@ class Tree:
             for node in after.path():
                 self._add_to_trunk(node)
 
-    def extend(self, parents: Sequence[Node | None], tokens: Sequence[int], origin: str = "") -> list[Node]:
+    def extend(
+        self,
+        parents: Sequence[Node | None],
+        tokens: Sequence[int],
+        origin: str = "",
+        vectors: Sequence[Tensor] | None = None,
+    ) -> list[Node]:
         """Grows one loose node for each parent and token; a parent is the tip or loose. Siblings may share a token.
         `origin` says what proposed them, such as "lookup" or "draft"; results, traces and the terminal show it.
+        `vectors` [hidden_size] are the nodes' own.
 
         Raises `FailureError` when the cache is full; the tree is then as it was.
         """
@@ -137,6 +152,8 @@ class Tree:
             for parent, token in zip(parents, tokens, strict=True):
                 assert parent is self.tip or parent in self.loose, "a tree grows from its tip and its loose nodes"
                 node = Node(self, parent, token, self._room_below(parent), origin)
+                if vectors is not None:
+                    node.vector = vectors[len(grown)]
                 grown.append(node)
                 self.loose[node] = None
         except FailureError:

@@ -1,0 +1,145 @@
+"""A draft head as a model: a few decoder layers over a target's features (EAGLE, Li et al. 2024, section 4.1).
+
+It reads, for each token, the target's embedding of it beside the feature of the token before: what the target's head
+read there. Both are fused to one vector, which goes through the layers; the rows of the target's own head for the
+tokens that are drafted make logits of what comes out. At prompt tokens of its own behind the newest token (PPD, Chen et
+al. 2024) it guesses several tokens ahead in one pass. A token outside of these is never drafted. That costs acceptance
+and nothing else: verification asks only that a drafted token was drawn from the law that it is verified with, and the
+law of a head is 0 for the tokens that it leaves out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from outlay.drafts import fitted
+from outlay.errors import UsageError
+from outlay.models.config import DecoderConfig
+from outlay.models.decoder import Decoder, Given, Layer
+from outlay.models.embedding import Embedding
+from outlay.models.linear import FloatLinear, Linear, NativeLinear, native_kernels, pack
+from outlay.models.load import Model
+from outlay.models.mlp import Mlp
+from outlay.models.norm import RMSNorm
+from outlay.models.quantized import QuantizedWeight
+
+KIND = "head"
+
+
+class HeadDecoder(Decoder):
+    """A decoder whose inputs are fused from features and embeddings."""
+
+    reads_features = True
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: list[Layer],
+        embed: Embedding,
+        head: Linear,
+        fuse: Linear,
+        *,
+        final_norm: RMSNorm,
+        prompts: Tensor,
+        device: torch.device,
+    ) -> None:
+        """`prompts` [ahead, hidden_size]: the vectors of its prompt tokens."""
+        self.fuse, self.prompts = fuse, prompts
+        super().__init__(config, layers, embed, head, final_norm=final_norm, dtype=embed.dtype, device=device)
+        self._fixed_bytes += fuse.nbytes
+        self._row_multiplies += fuse.in_features * fuse.out_features
+
+    def inputs(self, tokens: Tensor, positions: Tensor, given: Given | None = None) -> Tensor:
+        """As `Decoder.inputs`. `given` are the features before the tokens, zeros where there are none; a vector without
+        a token is a prompt token's, and stands as it is.
+        """
+        embeddings = self.embed(tokens)
+        features = torch.zeros_like(embeddings)
+        if given is not None:
+            features[given.rows.to(features.device)] = given.vectors.to(features)
+        fused = self.fuse(torch.cat([features, embeddings], dim=-1))
+        if given is not None and bool(given.alone.any()):
+            fused[given.rows[given.alone].to(fused.device)] = given.vectors[given.alone].to(fused)
+        return fused
+
+
+def head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderConfig:
+    """Returns the config of a head for a model: layers of the model's shape, over tokens of its own."""
+    return replace(
+        config,
+        architecture="head",
+        vocab_size=vocabulary,
+        num_layers=layers,
+        windows=(None,) * layers,
+        attention_softcap=None,
+        logit_softcap=None,
+        layer_norm=False,
+        norm_plus_one=False,
+        pre_norm=True,
+        final_norm=True,
+        post_norms=False,
+        qk_norm=False,
+        activation="silu",
+        gated=True,
+        qkv_bias=False,
+        out_bias=False,
+        mlp_bias=False,
+        tied_head=False,
+        experts=None,
+    )
+
+
+def head_rows(model: Model, tokens: Tensor) -> Tensor:
+    """Returns the rows of a model's head for some tokens, float32 [tokens, hidden_size]."""
+    table = model.decoder.embed.table
+    head = model.decoder.head
+    if isinstance(head, NativeLinear):
+        return head.packed.rows(tokens)
+    if isinstance(head, FloatLinear):
+        return head.weight[tokens].float()
+    if model.decoder.config.tied_head:
+        return table.rows(tokens) if isinstance(table, QuantizedWeight) else table[tokens].float()
+    raise UsageError(f"the head of {model.name} is held as {head.format}, which no draft head can be cut from")
+
+
+def load_head(path: Path, target: Model) -> Model:
+    """Returns the draft head in a file. Raises `UsageError` for what is none, and for another model's."""
+    tensors, about = fitted.read(path, KIND, target)
+    config = head_config(target.decoder.config, int(about["layers"]), len(tensors["vocabulary"]))
+    device = target.decoder.device
+    held = "int8" if native_kernels() and device.type == "cpu" else "bfloat16" if device.type != "cpu" else "float32"
+
+    def linear(name: str) -> Linear:
+        return pack(tensors[f"{name}.weight"].float(), held, tensors.get(f"{name}.bias"), device=device)
+
+    def norm(name: str) -> RMSNorm:
+        return RMSNorm(tensors[f"{name}.weight"].float().to(device), config.norm_eps)
+
+    layers = [
+        Layer(
+            attn_norm=norm(f"layers.{i}.attn_norm"),
+            qkv=linear(f"layers.{i}.qkv"),
+            out=linear(f"layers.{i}.out"),
+            mlp_norm=norm(f"layers.{i}.mlp_norm"),
+            mlp=Mlp(linear(f"layers.{i}.gate_up"), linear(f"layers.{i}.down"), "silu", gated=True),
+        )
+        for i in range(config.num_layers)
+    ]
+    vocabulary = tensors["vocabulary"].long()
+    decoder = HeadDecoder(
+        config,
+        layers,
+        target.decoder.embed,
+        pack(head_rows(target, vocabulary), held, device=device, exact_output=True),
+        linear("fuse"),
+        final_norm=norm("final_norm"),
+        prompts=tensors["prompts"].float(),
+        device=device,
+    )
+    fingerprint = sha256(path.read_bytes()).hexdigest()
+    return Model(path.stem, decoder, target.tokenizer, fingerprint, held, vocabulary)

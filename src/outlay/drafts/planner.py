@@ -1,0 +1,135 @@
+"""What a round should draft: the tree that gives the most tokens for its time.
+
+A drafted node is taken with the product of the chances along its path. Each node costs a row of the target pass, and
+drafting costs passes of its own. Tokens and seconds are weighed by the rate at which tokens are made: time that a round
+spends could have made tokens otherwise, so a node is worth its row if its chance is above rate x cost of the row
+(Dinkelbach's method for the greatest ratio). Chances are learned: each kind of proposal tells how sure it is, and what
+came of such proposals corrects it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from outlay.drafts.tree import ROOT, DraftTree
+
+BINS = 12  # of how sure a proposal is
+MEMORY = 200.0  # observations of a bin that count; older ones fade
+PRIOR = 12.0  # observations that a proposal's own word counts for
+
+
+@dataclass
+class Calibration:
+    """How often proposals of one kind are right, by how sure they say that they are."""
+
+    trust: float = 1.0  # what a proposal's own word is multiplied by, before anything is known
+    tried: list[float] = field(default_factory=lambda: [0.0] * BINS)
+    right: list[float] = field(default_factory=lambda: [0.0] * BINS)
+
+    def chance(self, sure: float) -> float:
+        """Returns how likely a proposal is right that is `sure`, from 0 to 1."""
+        place = _bin(sure)
+        return min((self.right[place] + PRIOR * self.trust * sure) / (self.tried[place] + PRIOR), 0.999)
+
+    def observe(self, sure: float, right: bool) -> None:
+        """Learns from a proposal that was tried."""
+        place = _bin(sure)
+        if self.tried[place] >= MEMORY:
+            fade = 1 - 1 / MEMORY
+            self.tried[place] *= fade
+            self.right[place] *= fade
+        self.tried[place] += 1
+        self.right[place] += right
+
+
+def _bin(sure: float) -> int:
+    """Bins are narrow near 0 and 1, where it matters."""
+    logit = math.log(max(sure, 1e-6) / max(1 - sure, 1e-6))
+    return min(max(int((logit + 4) * BINS / 8), 0), BINS - 1)
+
+
+@dataclass
+class Proposal:
+    """A node that was proposed: its chance of being right after its parent, and what said how sure it was."""
+
+    chance: float
+    origin: str
+    said: list[tuple[Calibration, float]]
+
+
+class Candidates:
+    """All that is proposed in a round, from any number of sources, as one tree with the chance of each node."""
+
+    def __init__(self) -> None:
+        self.tree = DraftTree()
+        self.proposals: list[Proposal] = []
+
+    def add(self, parent: int, token: int, origin: str, by: Calibration, sure: float) -> int:
+        """Returns the node of `token` after `parent`. A node that several sources propose has the best of their
+        chances, and all of them learn from it.
+        """
+        chance = by.chance(sure)
+        known = self.tree.child(parent, token)
+        if known is None:
+            self.proposals.append(Proposal(chance, origin, [(by, sure)]))
+            return self.tree.add(parent, token, origin)
+        proposal = self.proposals[known]
+        proposal.said.append((by, sure))
+        if chance > proposal.chance:
+            proposal.chance, proposal.origin = chance, origin
+        return known
+
+    def chosen(self, worth: Callable[[int], float], most: int, depth: int) -> tuple[DraftTree, float, list[int]]:
+        """Returns the nodes that are worth it, the likeliest first: the tree of them, how many of them are expected to
+        be taken, and their places among the candidates. `worth(n)` is the chance from which an n-th node pays.
+        """
+        tree, expected, places = DraftTree(), 0.0, list[int]()
+        at = {ROOT: ROOT}
+        heap: list[tuple[float, int]] = []
+
+        def push(parent: int, reach: float) -> None:
+            for child in self.tree.children(parent):
+                if self.tree.depths[child] <= depth:
+                    heapq.heappush(heap, (-reach * self.proposals[child].chance, child))
+
+        push(ROOT, 1.0)
+        while heap and len(tree) < most:
+            negative, node = heapq.heappop(heap)
+            if -negative < worth(len(tree) + 1):
+                break
+            parent, token = self.tree.parents[node], self.tree.tokens[node]
+            at[node] = tree.add(at[parent], token, self.proposals[node].origin)
+            expected -= negative
+            places.append(node)
+            push(node, -negative)
+        return tree, expected, places
+
+    def learn(self, decided: Iterable[int]) -> None:
+        """Tells all sources what became of their proposals: `decided` are the tokens that followed, drafted or not."""
+        at = ROOT
+        for token in decided:
+            followed = ROOT
+            for child in self.tree.children(at):
+                right = self.tree.tokens[child] == token
+                for calibration, sure in self.proposals[child].said:
+                    calibration.observe(sure, right)
+                if right:
+                    followed = child
+            if followed == ROOT:
+                return
+            at = followed
+
+
+class Average:
+    """A running mean that forgets: the last `memory` observations count."""
+
+    def __init__(self, start: float, memory: float) -> None:
+        self.value, self._memory, self._seen = start, memory, 0.0
+
+    def observe(self, value: float) -> None:
+        """Takes an observation in."""
+        self._seen = min(self._seen + 1, self._memory)
+        self.value += (value - self.value) / self._seen

@@ -1,0 +1,93 @@
+"""The target itself as its draft, with less of it: weights in 4 bits, layers left out. It takes no training.
+
+Leaving out layers is self-speculative decoding (Zhang et al. 2024): the residual stream carries what a layer would have
+changed. What is left out decides how well it drafts, and how quickly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from outlay.errors import UsageError
+from outlay.models.decoder import Decoder, Layer
+from outlay.models.linear import FloatLinear, Linear, NativeLinear, pack
+from outlay.models.load import Model
+from outlay.models.mlp import Mlp
+
+EXAMPLE = "self:skip=10-19, self:int4 or self:int4,skip=4+6-9"
+
+
+def smaller_self(model: Model, options: str) -> Model:
+    """Returns a draft made of `model`. `options`: "int4", "skip" (the middle half of the layers), "skip=4+6-9", or both
+    with a comma between. Raises `UsageError` for anything else.
+    """
+    kept, narrow = list(range(len(model.decoder.layers))), False
+    for option in filter(None, options.split(",")):
+        name, _, value = option.strip().partition("=")
+        if name == "int4" and not value:
+            narrow = True
+        elif name == "skip":
+            kept = [layer for layer in kept if layer not in skipped(value, len(kept))]
+        else:
+            raise UsageError(f"a draft of the model itself is written as {EXAMPLE}, not self:{options}")
+    if not kept:
+        raise UsageError(f"self:{options} leaves no layer of {model.name}")
+    if not options:
+        raise UsageError(f"say what to leave out of the model: {EXAMPLE}")
+    layers = [model.decoder.layers[layer] for layer in kept]
+    decoder = with_layers(model.decoder, [narrowed(layer) for layer in layers] if narrow else layers, kept)
+    return replace(
+        model, decoder=decoder, name=f"{model.name} ({options})", fingerprint=f"{model.fingerprint}:{options}"
+    )
+
+
+def skipped(text: str, count: int) -> set[int]:
+    """Returns the layers that "4+6-9" names, of `count`; the middle half for "". Raises `UsageError` for others."""
+    if not text:
+        return set(range(count // 4, count - count // 4))
+    found: set[int] = set()
+    for part in text.split("+"):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) >= count:
+            raise UsageError(f"skip takes layers from 0 to {count - 1}, as in {EXAMPLE}, not {text!r}")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def with_layers(decoder: Decoder, layers: list[Layer], kept: list[int]) -> Decoder:
+    """Returns a decoder of some layers of another, sharing everything else with it."""
+    windows = tuple(decoder.config.windows[layer] for layer in kept)
+    return Decoder(
+        replace(decoder.config, num_layers=len(layers), windows=windows),
+        layers,
+        decoder.embed,
+        decoder.head,
+        final_norm=decoder.final_norm,
+        positions=decoder.positions,
+        project_in=decoder.project_in,
+        project_out=decoder.project_out,
+        dtype=decoder.dtype,
+        device=decoder.device,
+    )
+
+
+def narrowed(layer: Layer) -> Layer:
+    """Returns a layer with its weights in 4 bits."""
+    mlp = layer.mlp
+    if isinstance(mlp, Mlp):
+        mlp = Mlp(_int4(mlp.gate_up), _int4(mlp.down), mlp.activation_name, mlp.gated)
+    return replace(layer, qkv=_int4(layer.qkv), out=_int4(layer.out), mlp=mlp)
+
+
+def _int4(linear: Linear) -> Linear:
+    weight: Tensor
+    if isinstance(linear, NativeLinear):
+        if linear.format == "int4":
+            return linear
+        weight, bias = linear.packed.dequantize(), linear.bias
+        return pack(weight, "int4", bias)
+    if isinstance(linear, FloatLinear):
+        return pack(linear.weight.float(), "int4", linear.bias, device=linear.weight.device)
+    return linear

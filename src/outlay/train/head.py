@@ -1,0 +1,243 @@
+"""`outlay train draft`: distills a draft head from a model on text that the model wrote itself.
+
+The loss is the cross-entropy of the target's distribution over the drafted tokens with the head's, at each of the
+unrolled steps (EAGLE-3's training-time test, which needs no distance of features), weighted less with each step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outlay.drafts import fitted
+from outlay.drafts.head import KIND, head_config, head_rows
+from outlay.errors import UsageError
+from outlay.models.decoder import Layer
+from outlay.models.linear import NativeLinear
+from outlay.models.load import Model
+from outlay.models.mlp import Mlp
+from outlay.models.norm import RMSNorm
+from outlay.train.corpus import Passage
+from outlay.train.head_net import HeadNet
+
+Progress = Callable[[str, int, int], None]
+CONTEXT = 256  # tokens before a model's own words that the head reads in training
+HELD_OUT = 16  # every so many passages one is kept for measuring
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """How a head is trained. `vocabulary` is how many tokens it drafts; `tokens` how many of a corpus's own tokens it
+    is trained on (None: all), once each in an epoch; `batch` counts tokens.
+    """
+
+    layers: int = 1
+    vocabulary: int = 8192
+    unroll: int = 3
+    ahead: int = 3
+    decay: float = 0.8
+    epochs: int = 2
+    batch: int = 1024
+    lr: float = 2e-3
+    warmup: float = 0.03
+    clip: float = 0.5
+    tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "vocabulary", "unroll", "epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded passages: `features` and `embeddings` [batch, time, hidden] are f_{t-1} and e_t at place t, `wanted` is
+    f_t, `own` [batch, time] tells where the next token is the model's own and f_t is known."""
+
+    tokens: Tensor
+    features: Tensor
+    wanted: Tensor
+    own: Tensor
+
+
+class HeadTrainer:
+    """A head in training: `fit` trains it, and goes on from a checkpoint if there is one."""
+
+    def __init__(self, model: Model, recipe: HeadRecipe, passages: Sequence[Passage]) -> None:
+        """`passages` are what it is trained on: the tokens that they hold most often are those that it drafts."""
+        config = model.decoder.config
+        if config.rope is None or not config.pre_norm or config.layer_norm:
+            raise UsageError(f"draft heads are trained for models of the Llama family, not {config.architecture}")
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.passages = recipe, passages
+        vocabulary = self.vocabulary = frequent_tokens(passages, recipe.vocabulary)
+        self.config = head_config(config, recipe.layers, len(vocabulary))
+        self.net = HeadNet(self.config, recipe.ahead)
+        self.embed = model.decoder.embed
+        self.head = head_rows(model, vocabulary)
+        _initialise(self.net, model, passages)
+
+    def fit(self, checkpoint: Path | None, progress: Progress) -> None:
+        """Trains on all passages, `recipe.epochs` times; keeps a checkpoint now and then, and removes it at the end."""
+        recipe, passages = self.recipe, self.passages
+        plan = [batch for epoch in range(recipe.epochs) for batch in batches(passages, recipe, epoch)]
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        step = self._resume(checkpoint, optimizer)
+        for step in range(step, len(plan)):  # noqa: B020 - goes on from there
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * schedule(step, len(plan), recipe.warmup)
+            loss, hits = self.loss(_batch([passages[index] for index in plan[step]]))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            shown = ", ".join(" ".join(f"{hit:.0%}" for hit in kind) for kind in hits.values())
+            progress(f"training, loss {loss.item():.3f}, right {shown}", step + 1, len(plan))
+            if checkpoint is not None and (step + 1) % 200 == 0:
+                self._keep(checkpoint, optimizer, step + 1)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, list[float]]]:
+        """Returns the loss of a batch, and how often the target's best token is the head's, at each step that is fed
+        back and at each prompt token.
+        """
+        with torch.no_grad():
+            embeddings = self.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
+            teacher = (batch.wanted[batch.own] @ self.head.T).softmax(-1)
+            best = teacher.argmax(-1)
+        steps, guesses = self.net(batch.features, embeddings, self.recipe.unroll, self.recipe.ahead)
+        places, begins = batch.own.nonzero(), batch.own.float().argmax(-1)
+        total, hits = torch.zeros(()), {"steps": list[float](), "prompts": list[float]()}
+        for kind, outputs in (("steps", list(enumerate(steps))), ("prompts", list(enumerate(guesses, 1)))):
+            for step, output in outputs:
+                # It starts from tokens known up to `step` places before, the last of which are the model's own.
+                seen = places[:, 1] - step >= begins[places[:, 0]]
+                logits = output[batch.own][seen] @ self.head.T
+                entropy = -(teacher[seen] * logits.log_softmax(-1)).sum(-1)
+                total = total + self.recipe.decay**step * entropy.mean()
+                hits[kind].append(float((logits.argmax(-1) == best[seen]).float().mean()))
+        return total / (len(steps) + len(guesses)), hits
+
+    def save(self, path: Path, model: Model, **measured: Any) -> None:
+        """Writes the head in bfloat16, with how it was trained and what was measured of it."""
+        tensors = {
+            name: tensor.bfloat16() for name, tensor in self.net.state_dict().items() if name not in ("cos", "sin")
+        }
+        recipe = asdict(self.recipe)
+        about = {"layers": self.recipe.layers, "recipe": recipe, "trained_on": own_tokens(self.passages), **measured}
+        fitted.write(path, KIND, model, {**tensors, "vocabulary": self.vocabulary.int()}, **about)
+
+    def _resume(self, checkpoint: Path | None, optimizer: torch.optim.Optimizer) -> int:
+        if checkpoint is None or not checkpoint.exists():
+            return 0
+        held = torch.load(checkpoint, weights_only=True)
+        if held["recipe"] != json.dumps(asdict(self.recipe)):
+            raise UsageError(f"{checkpoint} is of another recipe; remove it, or train into another file")
+        self.net.load_state_dict(held["net"])
+        optimizer.load_state_dict(held["optimizer"])
+        return int(held["step"])
+
+    def _keep(self, checkpoint: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
+        part = checkpoint.with_suffix(".part")
+        held = {"recipe": json.dumps(asdict(self.recipe)), "step": step}
+        torch.save({**held, "net": self.net.state_dict(), "optimizer": optimizer.state_dict()}, part)
+        part.replace(checkpoint)
+
+
+def own_tokens(passages: Sequence[Passage]) -> int:
+    """Returns how many tokens of passages are the model's own."""
+    return sum(len(passage.tokens) - passage.begin for passage in passages)
+
+
+def frequent_tokens(passages: Sequence[Passage], count: int) -> Tensor:
+    """Returns the `count` tokens that the model writes most, int64 in ascending order; fewer if it writes fewer."""
+    counts: Counter[int] = Counter()
+    for passage in passages:
+        counts.update(passage.tokens[passage.begin :].tolist())
+    common = sorted(counts, key=lambda token: (-counts[token], token))[:count]
+    return torch.tensor(sorted(common))
+
+
+def batches(passages: Sequence[Passage], recipe: HeadRecipe, epoch: int) -> Iterator[list[int]]:
+    """Yields groups of passages of about `recipe.batch` tokens with padding, alike in length, in a random order."""
+    draw = random.Random(f"{recipe.seed}/{epoch}")
+    order = sorted(range(len(passages)), key=lambda index: (_length(passages[index]), index))
+    groups: list[list[int]] = [[]]
+    for index in order:
+        if groups[-1] and (len(groups[-1]) + 1) * _length(passages[index]) > recipe.batch:
+            groups.append([])
+        groups[-1].append(index)
+    draw.shuffle(groups)
+    yield from groups
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Returns the share of the learning rate: a linear rise, then half a cosine down to a tenth."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _length(passage: Passage) -> int:
+    return len(passage.tokens) - max(0, passage.begin - CONTEXT)
+
+
+def _batch(passages: Sequence[Passage]) -> Batch:
+    time, hidden = max(map(_length, passages)), passages[0].features.shape[1]
+    tokens = torch.zeros(len(passages), time, dtype=torch.int64)
+    features, wanted = (torch.zeros(len(passages), time, hidden) for _ in range(2))
+    own = torch.zeros(len(passages), time, dtype=torch.bool)
+    for row, passage in enumerate(passages):
+        start, n = max(0, passage.begin - CONTEXT), _length(passage)
+        tokens[row, :n], wanted[row, :n] = passage.tokens[start:], passage.features[start:]
+        features[row, 1:n] = passage.features[start : start + n - 1]
+        own[row, passage.begin - start : n - 1] = True
+    return Batch(tokens, features, wanted, own)
+
+
+def _initialise(net: HeadNet, model: Model, passages: Sequence[Passage]) -> None:
+    """The layers begin as the target's last ones, and what they read as the embeddings, with the features, as they were
+    before the last norm weighed them, a third as large beside them: it saves half of the training.
+    """
+    decoder, hidden = model.decoder, net.config.hidden_size
+    some = passages[0]
+    embeddings, features = decoder.embed(some.tokens), some.features[:-1].float()
+    norm = decoder.final_norm
+    weights = norm.weight if isinstance(norm, RMSNorm) else torch.ones(hidden)
+    with torch.no_grad():
+        net.fuse.bias.zero_()
+        net.fuse.weight[:, :hidden] = torch.diag(2 / weights) / _rms(features / weights)
+        net.fuse.weight[:, hidden:] = torch.eye(hidden) * 6 / _rms(embeddings)
+        net.final_norm.weight.copy_(weights)
+        for layer, last in zip(net.layers, decoder.layers[-len(net.layers) :], strict=True):
+            _copy_layer(layer, last)
+
+
+def _copy_layer(layer: Any, last: Layer) -> None:
+    """Copies the weights of a target's layer, where they are of the same kind."""
+    if not isinstance(last.mlp, Mlp):
+        return
+    pairs = [(layer.qkv, last.qkv), (layer.out, last.out)]
+    pairs += [(layer.gate_up, last.mlp.gate_up), (layer.down, last.mlp.down)]
+    for linear, packed in pairs:
+        weight = packed.packed.dequantize() if isinstance(packed, NativeLinear) else getattr(packed, "weight", None)
+        if isinstance(weight, Tensor) and weight.shape == linear.weight.shape and weight.is_floating_point():
+            linear.weight.copy_(weight)
+    for mine, theirs in ((layer.attn_norm, last.attn_norm), (layer.mlp_norm, last.mlp_norm)):
+        mine.weight.copy_(theirs.weight)
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt()) + 1e-6

@@ -1,0 +1,70 @@
+"""What the planner learns and chooses."""
+
+from __future__ import annotations
+
+import pytest
+
+from outlay.drafts.planner import Average, Calibration, Candidates
+from outlay.drafts.tree import ROOT
+
+
+def test_a_proposals_own_word_counts_until_more_is_known():
+    calibration = Calibration()
+    assert calibration.chance(0.8) == pytest.approx(0.8)
+    for _ in range(400):
+        calibration.observe(0.8, False)
+    assert calibration.chance(0.8) < 0.06
+    assert calibration.chance(0.1) == pytest.approx(0.1), "others are left as they are"
+    for _ in range(800):
+        calibration.observe(0.8, True)
+    assert calibration.chance(0.8) > 0.9, "what is old fades"
+
+
+def test_the_likeliest_nodes_that_pay_are_chosen():
+    candidates, by = Candidates(), Calibration()
+    a = candidates.add(ROOT, 1, "x", by, 0.6)
+    candidates.add(ROOT, 2, "x", by, 0.3)
+    b = candidates.add(a, 3, "x", by, 0.5)
+    candidates.add(b, 4, "x", by, 0.1)
+    tree, expected, places = candidates.chosen(lambda n: 0.25, 10, 10)
+    assert tree.tokens == [1, 2, 3] or tree.tokens == [1, 3, 2]
+    assert expected == pytest.approx(0.6 + 0.3 + 0.3)
+    assert len(places) == 3
+    assert candidates.chosen(lambda n: 0.25, 1, 10)[0].tokens == [1]
+    assert candidates.chosen(lambda n: 0.25, 10, 1)[0].tokens == [1, 2]
+    assert len(candidates.chosen(lambda n: 0.7, 10, 10)[0]) == 0
+
+
+def test_a_node_that_two_sources_propose_has_the_better_chance_and_both_learn():
+    candidates, one, other = Candidates(), Calibration(), Calibration()
+    candidates.add(ROOT, 1, "x", one, 0.2)
+    candidates.add(ROOT, 1, "y", other, 0.7)
+    tree, expected, _ = candidates.chosen(lambda n: 0.0, 10, 10)
+    assert tree.origins == ["y"]
+    assert expected == pytest.approx(0.7)
+    for _ in range(30):
+        candidates.learn([1, 5])
+    assert one.chance(0.2) > 0.7
+    assert other.chance(0.7) > 0.85
+
+
+def test_what_was_proposed_is_learned_from_as_far_as_the_text_is_known():
+    candidates = Candidates()
+    levels = [Calibration() for _ in range(3)]
+    a = candidates.add(ROOT, 1, "x", levels[0], 0.5)
+    b = candidates.add(a, 2, "x", levels[1], 0.5)
+    candidates.add(b, 3, "x", levels[2], 0.5)
+    for _ in range(50):
+        candidates.learn([1, 9])
+    assert levels[0].chance(0.5) > 0.85
+    assert levels[1].chance(0.5) < 0.15
+    assert levels[2].chance(0.5) == pytest.approx(0.5)
+
+
+def test_an_average_forgets():
+    average = Average(5.0, 4)
+    for _ in range(40):
+        average.observe(1.0)
+    assert average.value == pytest.approx(1.0, abs=0.01)
+    average.observe(2.0)
+    assert average.value == pytest.approx(1.25)
