@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 BROWSERS = chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable
 PROMPT ?= Why is the sky blue?
 
-.PHONY: run test lint browser bench wheel clean
+.PHONY: run test slow lint browser bench wheel clean
 
 run: $(VENV)/.installed
 	$(BIN)/outlay run "$(PROMPT)"
@@ -13,6 +13,10 @@ run: $(VENV)/.installed
 test: $(VENV)/.tested lint browser
 	$(BIN)/outlay pull smollm2-135m
 	$(BIN)/python -m pytest
+
+slow: $(VENV)/.tested
+	$(BIN)/outlay pull smollm2-135m
+	$(BIN)/python -m pytest -m slow --timeout 3600
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

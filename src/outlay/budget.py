@@ -12,6 +12,9 @@ from typing import Any
 
 from outlay.errors import UsageError, nearest
 
+TRIED, TAKEN = "tried_", "taken_"  # extras: rounds that came to a depth of a drafted tree, and that went on there
+DEPTHS_SHOWN = 6
+
 
 @dataclass
 class Ledger:
@@ -72,7 +75,8 @@ class Ledger:
     def table(self) -> str:
         """Returns the entries that are not zero, a line each, with rates where they tell something."""
         rows = [(name.replace("_", " "), _amount(name, getattr(self, name))) for name in ENTRIES if getattr(self, name)]
-        rows += [(name.replace("_", " "), f"{amount:,.6g}") for name, amount in self.extras.items()]
+        plain = {name: amount for name, amount in self.extras.items() if not name.startswith((TRIED, TAKEN))}
+        rows += [(name.replace("_", " "), f"{amount:,.6g}") for name, amount in plain.items()]
         rows += self._rates()
         if self.ran_on:
             rows.append(("ran on", ", ".join(self.ran_on)))
@@ -80,10 +84,21 @@ class Ledger:
         height = max((len(amount) for _, amount in rows), default=0)
         return "\n".join(f"{name:<{width}}  {amount:>{height}}" for name, amount in rows)
 
+    def acceptance(self) -> list[float]:
+        """Returns, for each depth of drafts, how often the target took a token there where it had come so far."""
+        shares = []
+        for depth in range(1, len(self.extras) + 1):
+            if not self.extras.get(f"{TRIED}{depth}"):
+                break
+            shares.append(self.extras.get(f"{TAKEN}{depth}", 0) / self.extras[f"{TRIED}{depth}"])
+        return shares
+
     def _rates(self) -> list[tuple[str, str]]:
         rates = []
         if self.tokens_out and self.target_passes:
             rates.append(("tokens per target pass", f"{self.tokens_out / self.target_passes:.2f}"))
+        if shares := self.acceptance():
+            rates.append(("accepted by depth", " ".join(f"{share:.0%}" for share in shares[:DEPTHS_SHOWN])))
         if self.tokens_out and self.seconds:
             rates.append(("tokens per second", f"{self.tokens_out / self.seconds:.1f}"))
         return rates

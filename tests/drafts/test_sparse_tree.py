@@ -66,7 +66,7 @@ def test_tokens_a_pass_are_those_of_the_specification():
 def test_more_rows_never_give_fewer_tokens():
     for m in (1, 2):
         found = [plan_trees(VICUNA[:m], length).tau for length in range(m + 4, 33)]
-        assert all(later >= earlier - 1e-9 for earlier, later in zip(found, found[1:], strict=False))
+        assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(found))
 
 
 def test_there_is_no_plan_without_room_for_one_guess():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def test_more_candidates_never_lower_the_optimum():
     for seed in range(8):
         p, q = laws(7, seed)
         found = [transport.optimal_acceptance(p, q, k) for k in range(1, 9)]
-        assert all(later >= earlier - 1e-12 for earlier, later in zip(found, found[1:], strict=False))
+        assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
@@ -98,7 +99,7 @@ def test_acceptance_falls_as_rho_rises():
     p, q = laws(8, 3)
     star = transport.kseq_rho(p, q, 4)
     found = [transport.kseq_acceptance(p, q, 4, star + step * (4 - star) / 10) for step in range(11)]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(found))
 
 
 def test_samples_of_the_optimal_plan_have_the_targets_law_and_are_candidates_as_often_as_it_says():

@@ -27,6 +27,8 @@ COMMANDS = {
     "methods": "the catalogue of methods; one method in detail",
     "models": "what can be loaded, what is on disk, what runs here",
     "pull": "fetch a model",
+    "train": "make a draft head, prompt tokens or a table for a model",
+    "plan": "predict what a draft would gain, and which to train",
     "bench": "run a benchmark",
     "lm_eval": "run the tasks of the lm_eval package",
 }

@@ -8,8 +8,9 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from outlay.cli import terminal
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   outlay run "Why is the sky blue?"
   outlay run "Write a haiku." --temperature 0.8 --top-p 0.95 --seed 7
   outlay run "Name three rivers." --method beam:width=8 --budget target_passes=64,seconds=2
+  outlay run "Write a Python class for a stack." --show-drafts
   cat letter.txt | outlay run --system "Summarise this letter."
   outlay run --file prompts.jsonl --lines --json > answers.jsonl
   outlay run "Hello" --trace run.jsonl --quiet
@@ -86,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--logprobs", type=number(0, whole=True), metavar="N",
                         help="with --json: each token's log-probability and those of the N most probable")  # fmt: skip
     output.add_argument("--trace", metavar="FILE", help="write every event of the run as JSON lines")
+    output.add_argument("--show-drafts", action="store_true", help="colour what was drafted by where it came from")
     output.add_argument("--quiet", action="store_true", help="no progress and no ledger")
 
 
@@ -156,11 +159,14 @@ def _answer(
                 handles.append(_submit(lm, prompt, number, len(prompts), options, trace))
             if interruption.status:
                 stop()
-            results = _write_json(lm, handles) if args.json else _write_texts(handles)
+            results = _write_json(lm, handles) if args.json else _write_texts(handles, args.show_drafts)
         finally:
             stop()
             _wait(handles)
     if not args.quiet and not args.json and results:
+        if args.show_drafts:
+            _write_origins(results)
+        _write_alternatives(results)
         _write_ledger(results, time.perf_counter() - started)
     return interruption.status or (1 if len(results) < len(handles) else 0)
 
@@ -184,16 +190,19 @@ def _wait(handles: Sequence[Handle]) -> None:
             handle.result(max(0.0, last - time.monotonic()))
 
 
-def _write_texts(handles: Sequence[Handle]) -> list[Result]:
-    """Writes each text as it comes, an empty line between two; returns the results. A run that fails gets a line."""
+def _write_texts(handles: Sequence[Handle], show_drafts: bool) -> list[Result]:
+    """Writes each text as it comes, an empty line between two, what was drafted in colour if that is wanted; returns
+    the results. A run that fails gets a line.
+    """
+    mark = terminal.Palette(sys.stdout) if show_drafts else None
     results = []
     for index, handle in enumerate(handles):
         if index:
             print()
         text = ""
         try:
-            for text in handle:
-                sys.stdout.write(text)
+            for text, origin in handle.pieces():
+                sys.stdout.write(mark(text, origin) if mark else text)
                 sys.stdout.flush()
             results.append(handle.result())
         except OutlayError as error:
@@ -230,6 +239,10 @@ def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
     names = ("text", "tokens", "finish_reason", "method", "model")
     row: dict[str, Any] = {name: getattr(result, name) for name in names}
     row["ledger"] = result.ledger.as_dict()
+    if any(result.origins):
+        row["origins"] = result.origins
+    if result.alternatives:
+        row["alternatives"] = [asdict(alternative) for alternative in result.alternatives]
     if result.logprobs is not None:
         row["logprobs"] = [
             {**_logprob(lm, chosen.token, chosen.logprob), "top": [_logprob(lm, *best) for best in chosen.top]}
@@ -241,6 +254,22 @@ def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
 def _logprob(lm: LM, token: int, logprob: float) -> dict[str, Any]:
     text = lm.model.tokenizer.decode([token])
     return {"token": token, "text": text, "logprob": logprob if math.isfinite(logprob) else None}
+
+
+def _write_origins(results: Sequence[Result]) -> None:
+    """Says which colour stands for what, and how much of the text it is."""
+    counts = Counter(origin for result in results for origin in result.origins)
+    mark, total = terminal.Palette(sys.stderr), max(1, sum(counts.values()))
+    shares = [f"{mark(origin or 'model', origin)} {amount / total:.0%}" for origin, amount in counts.most_common()]
+    print(terminal.dim("from: ", sys.stderr) + "  ".join(shares), file=sys.stderr)
+
+
+def _write_alternatives(results: Sequence[Result]) -> None:
+    """Writes the other texts that a method proposes, with their scores."""
+    for result in results:
+        for alternative in result.alternatives[1:]:
+            score = terminal.dim(f"{alternative.score:.2f}", sys.stderr)
+            print(f"{score}  {alternative.text.strip()}", file=sys.stderr)
 
 
 def _write_ledger(results: Sequence[Result], seconds: float) -> None:

@@ -34,6 +34,26 @@ def bold(text: str, stream: TextIO) -> str:
     return f"\x1b[1m{text}\x1b[0m" if has_colour(stream) else text
 
 
+class Palette:
+    """Colours text by a name: each name that is met gets the next colour, "" none."""
+
+    COLOURS = (32, 36, 35, 33, 34, 31)
+
+    def __init__(self, stream: TextIO) -> None:
+        self._wanted = has_colour(stream)
+        self._known: dict[str, int] = {}
+
+    def __call__(self, text: str, name: str) -> str:
+        """Returns `text` in the colour of `name`."""
+        if not name or not self._wanted:
+            return text
+        place = self._known.setdefault(name, NAMED.get(name, len(self._known)))
+        return f"\x1b[{self.COLOURS[place % len(self.COLOURS)]}m{text}\x1b[0m"
+
+
+NAMED = {"head": 0, "draft": 0, "lookup": 1, "table": 2, "ppd": 3, "superposed": 4}  # the same colour everywhere
+
+
 def columns() -> int:
     """Returns the width to write to: the terminal's, at most 100; 100 without one."""
     return min(shutil.get_terminal_size((100, 24)).columns, 100)

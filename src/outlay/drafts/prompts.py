@@ -59,11 +59,11 @@ class PromptDrafter(Drafter):
     """
 
     name = ORIGIN
-    wanted = RANKS
 
     def __init__(self, run: Run, prompts: PromptTokens, use: int | None = None) -> None:
         """`use`: how many of the prompt tokens to work with (None: all)."""
         self._run, self._vectors = run, prompts.vectors[: use or len(prompts)]
+        self.wanted = min(RANKS, run.model.decoder.config.vocab_size)
         self._guesses: Tensor | Top | None = None
         self._spans: list[tuple[int, int]] = []  # of each node, the root first: where its rows begin, how many guesses
         self.needs_logits = self._vectors.shape[1] > 1  # which are averaged

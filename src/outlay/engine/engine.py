@@ -296,5 +296,6 @@ class Engine:
                 model=live.target.name,
                 origins=run.origins,
                 logprobs=run.logprobs if run.options.logprobs is not None else None,
+                alternatives=run.alternatives,
             )
         )

@@ -7,17 +7,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from outlay.budget import Ledger
-from outlay.engine.run import TokenLogprob
+from outlay.engine.run import Alternative, TokenLogprob
 
 
 @dataclass(frozen=True)
 class Result:
     """What a run gave. `finish_reason` is "stop" (an end token, a stop string, or the method's own end), "length"
     (`max_tokens` or the context), "budget" or "cancelled". `tokens` includes the end token, `text` does not show it.
-    `origins` names, for each token, what proposed it: empty for the model's own choice."""
+    `origins` names, for each token, what proposed it: empty for the model's own choice. `alternatives` are texts to
+    choose from, the best first, of methods that propose several."""
 
     text: str
     tokens: list[int]
@@ -27,6 +29,14 @@ class Result:
     model: str
     origins: list[str]
     logprobs: list[TokenLogprob] | None = None
+    alternatives: list[Alternative] = field(default_factory=list)
+
+
+class Piece(NamedTuple):
+    """A piece of text as it comes, and what proposed it: empty for the model's own choice."""
+
+    text: str
+    origin: str
 
 
 class Handle:
@@ -35,7 +45,7 @@ class Handle:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._ended = threading.Event()  # of its own, so that who waits for the end is not woken at each piece
-        self._pieces: list[str] = []
+        self._pieces: list[Piece] = []
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] = []
@@ -43,6 +53,10 @@ class Handle:
 
     def __iter__(self) -> Iterator[str]:
         """Yields pieces of text until the run ends. Raises the run's error, if it failed."""
+        return (piece.text for piece in self.pieces())
+
+    def pieces(self) -> Iterator[Piece]:
+        """As iterating over the handle; each piece comes with what proposed it."""
         seen = 0
         while True:
             with self._changed:
@@ -71,7 +85,7 @@ class Handle:
                 with self._changed:
                     fresh, ended = self._pieces[seen:], self.done
                 for piece in fresh:
-                    yield piece
+                    yield piece.text
                 seen += len(fresh)
                 if ended:
                     self.result()
@@ -107,9 +121,9 @@ class Handle:
             pass
         return self.result()
 
-    def add(self, piece: str) -> None:
+    def add(self, text: str, origin: str) -> None:
         """Called by the engine with a piece of text."""
-        self._change(lambda: self._pieces.append(piece))
+        self._change(lambda: self._pieces.append(Piece(text, origin)))
 
     def end(self, result: Result | None, error: BaseException | None = None) -> None:
         """Called by the engine, once, at the end."""

@@ -48,6 +48,15 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True)
+class Alternative:
+    """A text that a method proposes beside others, with its score, higher for better."""
+
+    text: str
+    tokens: list[int]
+    score: float
+
+
 class Seat:
     """A run's place at one model: its tree there, and the way to ask that model for work."""
 
@@ -142,7 +151,7 @@ class Run:
         text: TextStream,
         eos_token_ids: frozenset[int],
         context: int,
-        deliver: Callable[[str], None],
+        deliver: Callable[[str, str], None],
     ) -> None:
         self.method, self.prompt, self.options = method, tuple(prompt), options
         self.ledger = Ledger()
@@ -151,6 +160,7 @@ class Run:
         self.logprobs: list[TokenLogprob] = []
         self.random = RandomStreams(options.seed)
         self.sampler = Sampler(self)
+        self.alternatives: list[Alternative] = []
         self.finish_reason: str | None = None
         self.trace: Trace | None = None
         self.target: Seat
@@ -209,6 +219,7 @@ class Run:
     def commit(self, token: int) -> Node:
         """Decides the next token and returns its node, the new tip. Frees what was loose."""
         self.tree.prune(())
+        self._offer = None
         if self.finish_reason is None:
             above = self.tip
             self._emit(token, above)
@@ -220,7 +231,7 @@ class Run:
 
         `node` may belong to another tree of this run, forked below the tip.
         """
-        last = self.tip
+        last, self._offer = self.tip, None
         for below in node.path(last):
             if self.finish_reason is not None:
                 break
@@ -231,8 +242,16 @@ class Run:
         return last
 
     def offer(self, node: Node) -> None:
-        """Says which node is the best end so far: what the run commits if it has to end before the method does."""
+        """Says which node is the best end so far: what the run commits if it has to end before the method decides."""
         self._offer = node
+
+    def propose(self, texts: Sequence[tuple[Sequence[int], float]]) -> None:
+        """Says which texts, given as tokens with their scores, could be the answer, the best first: the result's
+        `alternatives`.
+        """
+        for tokens, score in texts:
+            text = self.model.tokenizer.decode([token for token in tokens if token not in self._eos])
+            self.alternatives.append(Alternative(text, list(tokens), score))
 
     def kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """Returns what methods keep with the target from one run to the next under `key`: what `make` makes, until
@@ -296,7 +315,7 @@ class Run:
         if token in self._eos:
             self.finish_reason = "stop"
             return
-        self._send(self._text.push(token))
+        self._send(self._text.push(token), origin)
         if self._text.stopped:
             self.finish_reason = "stop"
         elif self.left("tokens_out") <= 0:
@@ -304,9 +323,9 @@ class Run:
         elif len(self.tokens) >= self.max_tokens:
             self.finish_reason = "length"
 
-    def _send(self, piece: str) -> None:
+    def _send(self, piece: str, origin: str = "") -> None:
         if piece:
-            self._deliver(piece)
+            self._deliver(piece, origin)
 
 
 def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:

@@ -150,7 +150,7 @@ class ModelWorker:
             run.ledger += cost
             self.ledger += cost
         for node in order:
-            node.computed, node.vector = True, None
+            node.computed = True
         places = {order[row]: index for index, row in enumerate(heads)}
         for forward, nodes in chosen:
             _settle(forward, nodes, output, places)

@@ -111,14 +111,17 @@ class Decoder:
 
         The vectors of the rows that `given` names stand in place of their tokens'.
         """
-        x = self.embed(tokens)
-        if self.project_in is not None:
-            x = self.project_in(x)
+        x = self.vectors(tokens)
         if given is not None:
             x[given.rows.to(x.device)] = given.vectors.to(x)
         if self.positions is not None:
             x = x + self.positions[positions + self.config.position_offset]
         return x
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """Returns the vectors that stand for tokens in the first layer's input, before positions, [n, hidden_size]."""
+        x = self.embed(tokens)
+        return x if self.project_in is None else self.project_in(x)
 
     def rotation(self, positions: Tensor) -> Rotation | None:
         """Returns what turns the queries and keys of every layer; None where positions are learned."""

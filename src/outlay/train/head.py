@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,17 +21,20 @@ from torch import Tensor
 
 from outlay.drafts import fitted
 from outlay.drafts.head import KIND, head_config, head_rows
+from outlay.engine.random import mix
 from outlay.errors import UsageError
+from outlay.lm import LM
 from outlay.models.decoder import Layer
 from outlay.models.linear import NativeLinear
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
-from outlay.train.corpus import Passage
+from outlay.train.corpus import Corpus, Passage
 from outlay.train.head_net import HeadNet
 
 Progress = Callable[[str, int, int], None]
-CONTEXT = 256  # tokens before a model's own words that the head reads in training
+CONTEXT = 128  # tokens before a model's own words that the head reads in training
+KEEP_EVERY = 200  # steps between checkpoints
 HELD_OUT = 16  # every so many passages one is kept for measuring
 
 
@@ -71,7 +75,10 @@ class Batch:
 
 
 class HeadTrainer:
-    """A head in training: `fit` trains it, and goes on from a checkpoint if there is one."""
+    """A head in training: `fit` trains it, and goes on from a checkpoint if there is one.
+
+    The first of several epochs trains the first step alone, which the others build on and which is the cheapest.
+    """
 
     def __init__(self, model: Model, recipe: HeadRecipe, passages: Sequence[Passage]) -> None:
         """`passages` are what it is trained on: the tokens that they hold most often are those that it drafts."""
@@ -80,12 +87,19 @@ class HeadTrainer:
             raise UsageError(f"draft heads are trained for models of the Llama family, not {config.architecture}")
         torch.manual_seed(recipe.seed)
         self.recipe, self.passages = recipe, passages
+        self._model, self._whole = model, None
         vocabulary = self.vocabulary = frequent_tokens(passages, recipe.vocabulary)
         self.config = head_config(config, recipe.layers, len(vocabulary))
         self.net = HeadNet(self.config, recipe.ahead)
         self.embed = model.decoder.embed
         self.head = head_rows(model, vocabulary)
         _initialise(self.net, model, passages)
+
+    def whole_head(self) -> Tensor:
+        """Returns the target's own head, float32 [vocab, hidden_size]."""
+        if self._whole is None:
+            self._whole = head_rows(self._model, torch.arange(self._model.decoder.config.vocab_size))
+        return self._whole
 
     def fit(self, checkpoint: Path | None, progress: Progress) -> None:
         """Trains on all passages, `recipe.epochs` times; keeps a checkpoint now and then, and removes it at the end."""
@@ -96,38 +110,65 @@ class HeadTrainer:
         for step in range(step, len(plan)):  # noqa: B020 - goes on from there
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * schedule(step, len(plan), recipe.warmup)
-            loss, hits = self.loss(_batch([passages[index] for index in plan[step]]))
+            warming = recipe.epochs > 1 and step < len(plan) // recipe.epochs
+            depth = (1, 0) if warming else (recipe.unroll, recipe.ahead)
+            draw = torch.Generator().manual_seed(mix(recipe.seed, step) >> 1)
+            loss, hits = self.loss(as_batch([passages[index] for index in plan[step]]), *depth, draw)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             shown = ", ".join(" ".join(f"{hit:.0%}" for hit in kind) for kind in hits.values())
             progress(f"training, loss {loss.item():.3f}, right {shown}", step + 1, len(plan))
-            if checkpoint is not None and (step + 1) % 200 == 0:
+            if checkpoint is not None and (step + 1) % KEEP_EVERY == 0:
                 self._keep(checkpoint, optimizer, step + 1)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, list[float]]]:
-        """Returns the loss of a batch, and how often the target's best token is the head's, at each step that is fed
-        back and at each prompt token.
+    def loss(
+        self, batch: Batch, unroll: int, ahead: int, draw: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, list[float]]]:
+        """Returns the loss of a batch over `unroll` steps and `ahead` prompt tokens, and how often the target's best
+        token is the head's, at each of them. `draw` chooses the places of which all but the first step are judged,
+        every third of them (None: all).
         """
         with torch.no_grad():
             embeddings = self.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
             teacher = (batch.wanted[batch.own] @ self.head.T).softmax(-1)
             best = teacher.argmax(-1)
-        steps, guesses = self.net(batch.features, embeddings, self.recipe.unroll, self.recipe.ahead)
-        places, begins = batch.own.nonzero(), batch.own.float().argmax(-1)
+        begin = int(batch.own.any(0).float().argmax())
+        own = batch.own[:, begin:]
+        steps, guesses = self.net(batch.features, embeddings, unroll, ahead, begin)
+        places, begins = own.nonzero(), own.float().argmax(-1)
         total, hits = torch.zeros(()), {"steps": list[float](), "prompts": list[float]()}
         for kind, outputs in (("steps", list(enumerate(steps))), ("prompts", list(enumerate(guesses, 1)))):
             for step, output in outputs:
                 # It starts from tokens known up to `step` places before, the last of which are the model's own.
                 seen = places[:, 1] - step >= begins[places[:, 0]]
-                logits = output[batch.own][seen] @ self.head.T
+                if step and draw is not None:
+                    seen &= torch.rand(len(seen), generator=draw) < 1 / 3
+                logits = output[own][seen] @ self.head.T
                 entropy = -(teacher[seen] * logits.log_softmax(-1)).sum(-1)
                 total = total + self.recipe.decay**step * entropy.mean()
                 hits[kind].append(float((logits.argmax(-1) == best[seen]).float().mean()))
-        return total / (len(steps) + len(guesses)), hits
+        return total, hits
+
+    @torch.no_grad()
+    def measure(self, passages: Sequence[Passage]) -> dict[str, list[float]]:
+        """Returns how often the head's best token is the target's, on texts that it was not trained on."""
+        sums: dict[str, list[float]] = {}
+        total = 0
+        for passage in passages:
+            own = len(passage.tokens) - passage.begin
+            if own < self.recipe.unroll + self.recipe.ahead + 2:
+                continue
+            _, hits = self.loss(as_batch([passage]), self.recipe.unroll, self.recipe.ahead)
+            for kind, shares in hits.items():
+                kept = sums.setdefault(kind, [0.0] * len(shares))
+                for depth, share in enumerate(shares):
+                    kept[depth] += share * own
+            total += own
+        return {kind: [round(share / max(total, 1), 4) for share in shares] for kind, shares in sums.items()}
 
     def save(self, path: Path, model: Model, **measured: Any) -> None:
         """Writes the head in bfloat16, with how it was trained and what was measured of it."""
@@ -153,6 +194,25 @@ class HeadTrainer:
         held = {"recipe": json.dumps(asdict(self.recipe)), "step": step}
         torch.save({**held, "net": self.net.state_dict(), "optimizer": optimizer.state_dict()}, part)
         part.replace(checkpoint)
+
+
+def train_head(
+    lm: LM, recipe: HeadRecipe, tokens: int, prompts: Sequence[list[int]] | None, out: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """Has a model write text, trains a head on it, and writes the head to `out`; what is done so far is kept beside it
+    until the head is there. Returns how often it is right on texts that were held out, by depth.
+    """
+    work = out.with_name(f"{out.name}.work")
+    corpus = Corpus(work / "corpus", lm.model, recipe.seed)
+    corpus.grow(lm, tokens, prompts, progress)
+    passages = list(corpus.passages())
+    held, rest = passages[::HELD_OUT], [passage for place, passage in enumerate(passages) if place % HELD_OUT]
+    trainer = HeadTrainer(lm.model, recipe, rest or held)
+    trainer.fit(work / "head.checkpoint", progress)
+    found = trainer.measure(held)
+    trainer.save(out, lm.model, right=found)
+    shutil.rmtree(work)
+    return found
 
 
 def own_tokens(passages: Sequence[Passage]) -> int:
@@ -194,7 +254,8 @@ def _length(passage: Passage) -> int:
     return len(passage.tokens) - max(0, passage.begin - CONTEXT)
 
 
-def _batch(passages: Sequence[Passage]) -> Batch:
+def as_batch(passages: Sequence[Passage]) -> Batch:
+    """Returns passages side by side, each with up to `CONTEXT` tokens before the model's own words."""
     time, hidden = max(map(_length, passages)), passages[0].features.shape[1]
     tokens = torch.zeros(len(passages), time, dtype=torch.int64)
     features, wanted = (torch.zeros(len(passages), time, hidden) for _ in range(2))

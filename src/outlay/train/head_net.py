@@ -39,7 +39,9 @@ class _Layer(nn.Module):
         self.down = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], past: list[Keys]) -> Tensor:
-        """x [batch, time, hidden]; `past` holds the keys and values of the steps before and gets those of this one."""
+        """x [batch, time, hidden]; `past` holds the keys and values of the steps before and gets those of this one. The
+        steps after the first may stand for the last places only.
+        """
         x = x + self.out(self._attend(self.attn_norm(x), rotation, past))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
@@ -53,15 +55,17 @@ class _Layer(nn.Module):
         k, v = (part.repeat_interleave(heads // kv_heads, dim=1) for part in (k, v))
         past.append((k, v))
         step = len(past) - 1
-        places = torch.arange(time)
-        scores = (q @ past[0][0].transpose(2, 3)).masked_fill(places[:, None] - step < places, -torch.inf)
+        places = torch.arange(past[0][0].shape[2])
+        hidden = places[-time:, None] - step < places
+        scores = (q @ past[0][0].transpose(2, 3)).masked_fill(hidden, -torch.inf)
         diagonals = [(q * _later(past[j][0], step - j)).sum(-1, keepdim=True) for j in range(1, step + 1)]
         weights = torch.cat([scores, *diagonals], dim=-1)
         # The first positions of a later step see nothing of it; they are not counted, but must not be NaN.
         weights = weights.masked_fill((weights == -torch.inf).all(-1, keepdim=True), 0.0).softmax(-1)
-        attended = weights[..., :time] @ past[0][1]
+        attended = weights[..., : len(places)] @ past[0][1]
         for j in range(1, step + 1):
-            attended = attended + weights[..., time + j - 1 : time + j] * _later(past[j][1], step - j)
+            own = weights[..., len(places) + j - 1, None]
+            attended = attended + own * _later(past[j][1], step - j)
         return attended.transpose(1, 2).reshape(batch, time, heads * head_dim)
 
 
@@ -84,23 +88,24 @@ class HeadNet(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(
-        self, features: Tensor, embeddings: Tensor, unroll: int, ahead: int
+        self, features: Tensor, embeddings: Tensor, unroll: int, ahead: int, begin: int = 0
     ) -> tuple[list[Tensor], list[Tensor]]:
         """features, embeddings [batch, time, hidden]: f_{t-1} and e_t at place t.
 
         Returns what stands for f_t after each of `unroll` steps, fed back one after the other, and at each of `ahead`
-        prompt tokens behind the first step, all of the shape of features. Step s, and prompt token s from 1 on, start
-        from tokens known up to s places before.
+        prompt tokens behind the first step, at the places from `begin` on: [batch, time - begin, hidden]. Step s, and
+        prompt token s from 1 on, start from tokens known up to s places before.
         """
         rotation = (self.cos[: features.shape[1]], self.sin[: features.shape[1]])
+        later = (rotation[0][begin:], rotation[1][begin:])
         first: list[list[Keys]] = [[] for _ in self.layers]
-        steps = [self._step(self.fuse(torch.cat([features, embeddings], dim=-1)), rotation, first)]
+        steps = [self._step(self.fuse(torch.cat([features, embeddings], dim=-1)), rotation, first)[:, begin:]]
         guesses, past = [], [list(memory) for memory in first]
         for prompt in self.prompts[:ahead]:
-            guesses.append(self._step(prompt.expand_as(features), rotation, past))
+            guesses.append(self._step(prompt.expand_as(steps[0]), later, past))
         for _ in range(unroll - 1):
-            x = self.fuse(torch.cat([_later(steps[-1], 1), embeddings], dim=-1))
-            steps.append(self._step(x, rotation, first))
+            x = self.fuse(torch.cat([_later(steps[-1], 1), embeddings[:, begin:]], dim=-1))
+            steps.append(self._step(x, later, first))
         return steps, guesses
 
     def _step(self, x: Tensor, rotation: tuple[Tensor, Tensor], past: list[list[Keys]]) -> Tensor:

@@ -1,0 +1,96 @@
+"""A model of the Llama family in plain torch with gradients: its weights stay as they are, what it reads does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from outlay.errors import UsageError
+from outlay.models.linear import FloatLinear, Linear, NativeLinear
+from outlay.models.load import Model
+from outlay.models.mlp import Mlp
+from outlay.models.norm import RMSNorm
+
+# (layer, q [n, num_heads, head_dim], k, v [n, num_kv_heads, head_dim]) -> [n, num_heads, head_dim]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def weight_of(linear: Linear) -> Tensor:
+    """Returns the weights of a linear layer as float32 [out, in]. Raises `UsageError` where they can't be had."""
+    if isinstance(linear, NativeLinear):
+        return linear.packed.dequantize()
+    if isinstance(linear, FloatLinear):
+        return linear.weight.float()
+    raise UsageError(f"weights held as {linear.format} can't be trained through; load the model with dtype float32")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attn_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Frozen:
+    """`forward` computes what a model's head reads; raises `UsageError` for models of other families."""
+
+    def __init__(self, model: Model) -> None:
+        decoder, config = model.decoder, model.decoder.config
+        plain = config.rope is not None and config.pre_norm and not config.layer_norm and config.activation == "silu"
+        if not plain or config.qk_norm or config.post_norms or not isinstance(decoder.final_norm, RMSNorm):
+            raise UsageError(f"this is trained for models of the Llama family, not {config.architecture}")
+        self.config, self.embed = config, decoder.embed
+        self.layers: list[_Layer] = []
+        for layer in decoder.layers:
+            if not isinstance(layer.mlp, Mlp):
+                raise UsageError("this is trained for models without experts")
+            self.layers.append(
+                _Layer(
+                    _norm(layer.attn_norm),
+                    weight_of(layer.qkv),
+                    getattr(layer.qkv, "bias", None),
+                    weight_of(layer.out),
+                    _norm(layer.mlp_norm),
+                    weight_of(layer.mlp.gate_up),
+                    weight_of(layer.mlp.down),
+                )
+            )
+        self.final_norm, self.head = decoder.final_norm.weight, weight_of(decoder.head)
+        self._cos, self._sin = decoder.cos, decoder.sin
+
+    def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """x [n, hidden], what the first layer reads at `positions` [n] -> what the head reads, [n, hidden]."""
+        config = self.config
+        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        for index, layer in enumerate(self.layers):
+            qkv = F.linear(self._normed(x, layer.attn_norm), layer.qkv, layer.qkv_bias)
+            heads = qkv.view(len(x), -1, config.head_dim)
+            q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+            attended = attend(index, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
+            x = x + F.linear(attended.flatten(1), layer.out)
+            gate, up = F.linear(self._normed(x, layer.mlp_norm), layer.gate_up).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, layer.down)
+        return self._normed(x, self.final_norm)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+
+def _norm(norm: object) -> Tensor:
+    assert isinstance(norm, RMSNorm)
+    return norm.weight
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [n, heads, head_dim]: dimension i turns with i + rope_dim / 2."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)

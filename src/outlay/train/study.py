@@ -1,0 +1,154 @@
+"""A study of drafts of several sizes: trains heads on more and more text, and of more and more layers, and measures how
+many tokens of a chain each of them gets right (Scylla, Yan et al. 2025, section 4).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from outlay.drafts.scaling import Point
+from outlay.lm import LM
+from outlay.models.load import Model
+from outlay.train.corpus import WARM_EVERY, Corpus, Passage
+from outlay.train.head import HELD_OUT, HeadRecipe, HeadTrainer, as_batch
+
+Progress = Callable[[str, int, int], None]
+DEPTH = 5  # tokens of the chain
+CONTEXTS = 200  # texts on which a head is measured
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A head of a study: its size, what it was trained on, tau and alpha with their standard errors."""
+
+    layers: int
+    tokens: int
+    parameters: int
+    tau: float
+    tau_error: float
+    alpha: float
+    alpha_error: float
+    right: tuple[float, ...]  # at each depth, where all before it were right
+
+    def point(self, of: str = "tau") -> Point:
+        """Returns it as a point of a law in `of`, "tau" or "alpha"."""
+        what = f"tau at depth {DEPTH}" if of == "tau" else "alpha"
+        value, error = (self.tau, self.tau_error) if of == "tau" else (self.alpha, self.alpha_error)
+        return Point(value, error, self.tokens, self.layers, what=what)
+
+
+class DraftStudy:
+    """Heads for one model on one corpus; what is measured is kept in a file, so that a study can be gone on with."""
+
+    def __init__(self, model: Model, passages: Sequence[Passage], recipe: HeadRecipe, file: Path | None = None) -> None:
+        self.model, self.recipe, self.file = model, recipe, file
+        self.held = [p for place, p in enumerate(passages) if place % HELD_OUT == 0][:CONTEXTS]
+        self.rest = [p for place, p in enumerate(passages) if place % HELD_OUT]
+        self.found: list[Measured] = []
+        if file is not None and file.exists():
+            self.found = [Measured(**{**row, "right": tuple(row["right"])}) for row in json.loads(file.read_text())]
+
+    def measure(self, tokens: int, layers: int, progress: Progress) -> Measured:
+        """Trains a head on `tokens` tokens and measures it, unless that was done before."""
+        for known in self.found:
+            if (known.tokens, known.layers) == (tokens, layers):
+                return known
+        recipe = replace(self.recipe, layers=layers, tokens=tokens)
+        trainer = HeadTrainer(self.model, recipe, first_tokens(self.rest, tokens))
+        trainer.fit(None, progress)
+        measured = measure(trainer, self.held)
+        self.found.append(replace(measured, tokens=tokens))
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps([asdict(each) for each in self.found], indent=1))
+        return self.found[-1]
+
+    def sweep(self, tokens: Sequence[int], layers: Sequence[int], progress: Progress) -> list[Measured]:
+        """Measures every number of layers at every number of tokens."""
+        return [self.measure(amount, size, progress) for amount in tokens for size in layers]
+
+
+def first_tokens(passages: Sequence[Passage], tokens: int) -> list[Passage]:
+    """Returns the first passages that hold `tokens` tokens of the model's own, or a few more."""
+    kept: list[Passage] = []
+    for passage in passages:
+        if tokens <= 0:
+            break
+        kept.append(passage)
+        tokens -= len(passage.tokens) - passage.begin
+    return kept
+
+
+@torch.no_grad()
+def measure(trainer: HeadTrainer, passages: Sequence[Passage]) -> Measured:
+    """Returns tau and alpha of a head.
+
+    tau: the mean over places of texts of 1 plus the tokens that a chain of `DEPTH` gets right before it first errs.
+    alpha: the mean over places of the sum of min(p, q) over the target's whole vocabulary.
+    """
+    taus, alphas, firsts, runs = [], [], [], []
+    for passage in passages:
+        batch = as_batch([passage])
+        if int(batch.own.sum()) < DEPTH + 2:
+            continue
+        embeddings = trainer.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
+        steps, _ = trainer.net(batch.features, embeddings, DEPTH, 0)
+        begin = int(batch.own[0].float().argmax())
+        end = batch.tokens.shape[1] - 1 - DEPTH
+        right = [_right(trainer, steps[depth], batch.tokens, begin + depth, end + depth) for depth in range(DEPTH)]
+        run = torch.stack(right).float().cumprod(0)
+        taus.append(1 + run.sum(0).mean())
+        firsts.append(run.mean(1))
+        runs.append(run.shape[1])
+        alphas.append(_overlap(trainer, batch.wanted[0, begin:end], steps[0][0, begin:end]))
+    tau, alpha = torch.stack(taus).double(), torch.stack(alphas).double()
+    reach = torch.stack(firsts).mean(0)
+    shares = reach / torch.cat([torch.ones(1), reach[:-1]]).clamp_min(1e-9)
+    return Measured(
+        layers=trainer.recipe.layers,
+        tokens=0,
+        parameters=sum(parameter.numel() for parameter in trainer.net.parameters()),
+        tau=float(tau.mean()),
+        tau_error=_error(tau),
+        alpha=float(alpha.mean()),
+        alpha_error=_error(alpha),
+        right=tuple(round(share, 4) for share in shares.tolist()),
+    )
+
+
+def _right(trainer: HeadTrainer, step: Tensor, tokens: Tensor, begin: int, end: int) -> Tensor:
+    """Tells at which places [begin, end) the head's best token is the next one, bool [places]."""
+    best = trainer.vocabulary[(step[0, begin:end] @ trainer.head.T).argmax(-1)]
+    return best == tokens[0, begin + 1 : end + 1]
+
+
+def _overlap(trainer: HeadTrainer, wanted: Tensor, guess: Tensor) -> Tensor:
+    q = (wanted @ trainer.whole_head().T).softmax(-1)[:, trainer.vocabulary]
+    p = (guess @ trainer.head.T).softmax(-1)
+    return torch.minimum(p, q).sum(-1).mean()
+
+
+def _error(values: Tensor) -> float:
+    """The standard error of a mean over texts, by the bootstrap."""
+    draw = random.Random(0)
+    means = [float(values[[draw.randrange(len(values)) for _ in range(len(values))]].mean()) for _ in range(RESAMPLES)]
+    return float(torch.tensor(means).std())
+
+
+def study_of(lm: LM, recipe: HeadRecipe, tokens: int, folder: Path, progress: Progress) -> DraftStudy:
+    """Returns a study on `tokens` tokens that the model writes itself, kept in `folder`. Only greedy texts are taken:
+    tau is what a chain gives at temperature 0.
+    """
+    corpus = Corpus(folder / "corpus", lm.model, recipe.seed)
+    own = tokens * WARM_EVERY // (WARM_EVERY - 1)
+    corpus.grow(lm, own + own // HELD_OUT, None, progress)
+    greedy = [p for place, p in enumerate(corpus.passages()) if place % WARM_EVERY != WARM_EVERY - 1]
+    return DraftStudy(lm.model, greedy, recipe, folder / "study.json")
