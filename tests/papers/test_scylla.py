@@ -106,7 +106,10 @@ def test_a_joint_law_takes_the_interaction_in_only_where_it_helps():
         for d in (1, 2, 4)
     ]
     law = fit_joint(plain)
-    assert law.predict(1e5, 8) == pytest.approx(0.5 + 2.0 + 0.6 * math.log10(8), abs=0.02)
+    predicted = law.predict(1e5, 8)
+    assert predicted.value == pytest.approx(0.5 + 2.0 + 0.6 * math.log10(8), abs=0.02)
+    assert predicted.low <= 0.5 + 2.0 + 0.6 * math.log10(8) <= predicted.high
+    assert law.predict(1e5, 100).warning == "25 times beyond the data"
     crossed = [
         Point(point.value + 0.3 * math.log10(point.tokens) * math.log10(point.layers), 0.01, point.tokens, point.layers)
         for point in plain
@@ -114,6 +117,26 @@ def test_a_joint_law_takes_the_interaction_in_only_where_it_helps():
     assert len(fit_joint(crossed).coefficients) == 4
     with pytest.raises(UsageError, match="vary in tokens and in layers"):
         fit_joint(MEASURED_TOKENS)
+    along = [Point(1.0, tokens=10**n, layers=2**n) for n in range(6)]
+    with pytest.raises(UsageError, match="unlike layers"):
+        fit_joint(along)
+
+
+def test_a_joint_laws_intervals_cover_the_truth():
+    """Of 400 fits to noisy points, the interval of the slope-free prediction covers a new measurement 95 % of times."""
+    covered = 0
+    for seed in range(400):
+        draw = np.random.default_rng(seed)
+        points = [
+            Point(0.5 + 0.4 * math.log10(t) + 0.6 * math.log10(d) + 0.05 * draw.normal(), 0.05, tokens=t, layers=d)
+            for t in (1e4, 1e5, 1e6)
+            for d in (1, 2, 4, 8)
+        ]
+        predicted = fit_joint(points).predict(3e5, 3)
+        covered += (
+            predicted.low <= 0.5 + 0.4 * math.log10(3e5) + 0.6 * math.log10(3) + 0.05 * draw.normal() <= predicted.high
+        )
+    assert 0.9 <= covered / 400 <= 0.98
 
 
 @pytest.mark.parametrize("acceptances", [[0.8, 0.7, 0.6], [0.3], [1.0, 0.5, 0.5, 0.5, 0.9], [0.0, 1.0]])
@@ -127,7 +150,9 @@ def test_expected_tokens_are_those_of_a_simulation(acceptances):
 def test_a_chain_of_one_acceptance_is_the_closed_form():
     for share in (0.0, 0.3, 0.9, 1.0):
         for depth in (1, 4, 9):
-            assert scaling.chain_tokens(share, depth) == pytest.approx(scaling.expected_tokens([share] * depth))
+            tokens = scaling.chain_tokens(share, depth)
+            assert tokens == pytest.approx(scaling.expected_tokens([share] * depth))
+            assert scaling.even_acceptance(tokens, depth) == pytest.approx(share, abs=1e-6)
     assert scaling.memory_bound_speedup(3.0, 0.05, 4) == pytest.approx(2.5)
 
 

@@ -12,10 +12,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from outlay.bench import accuracy_report, compare, speed_report
+from outlay.bench import accuracy_report, compare, drafts_report, speculation_report, speed_report
 from outlay.errors import FailureError, UsageError
 
-TABLES = {"accuracy": accuracy_report.TABLES, "compare": compare.TABLES, "speed": speed_report.TABLES}  # by suite
+TABLES = {  # by suite
+    "accuracy": accuracy_report.TABLES,
+    "compare": compare.TABLES,
+    "drafts": drafts_report.TABLES,
+    "speculation": speculation_report.TABLES,
+    "speed": speed_report.TABLES,
+}
 MARK = re.compile(r"(<!-- table (?P<result>[\w-]+) (?P<table>\w+) -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 MADE = re.compile(r"<!-- table .*?<!-- end of table -->", re.DOTALL)
 FIGURE = re.compile(r"\W*-?\d+(\.\d+)?\s?(x|%|ms|s|MB|GB|GB/s|tok/s)?\W*")

@@ -11,11 +11,13 @@ from outlay.errors import UsageError, nearest
 SUITES = {
     "accuracy": "what each weight and cache format costs in perplexity, beside the same weights in float32",
     "docs": "renews the tables of the documentation from the results in benchmarks/results",
+    "drafts": "how often drafted tokens are taken: by each verifier, by each shape of tree",
+    "speculation": "what drafting gains on chat, code and summaries, beside other engines, in one run",
     "speed": "tokens a second and the cost of a pass, beside other engines, in one run",
 }
 
 DESCRIPTION = "Runs a benchmark and prints its table."
-EXAMPLES = "suites:\n" + "\n".join(f"  {name:<9} {what}" for name, what in SUITES.items())
+EXAMPLES = "suites:\n" + "\n".join(f"  {name:<11} {what}" for name, what in SUITES.items())
 EXAMPLES += "\n\n`outlay bench SUITE --help` shows a suite's options.\n"
 
 

@@ -29,6 +29,7 @@ from outlay.models.norm import RMSNorm
 from outlay.models.quantized import QuantizedWeight
 
 KIND = "head"
+AHEAD = 3  # prompt tokens of a head
 
 
 class HeadDecoder(Decoder):
@@ -110,7 +111,37 @@ def head_rows(model: Model, tokens: Tensor) -> Tensor:
 def load_head(path: Path, target: Model) -> Model:
     """Returns the draft head in a file. Raises `UsageError` for what is none, and for another model's."""
     tensors, about = fitted.read(path, KIND, target)
-    config = head_config(target.decoder.config, int(about["layers"]), len(tensors["vocabulary"]))
+    return _build(tensors, int(about["layers"]), target, path.stem, sha256(path.read_bytes()).hexdigest())
+
+
+def untrained_head(target: Model, layers: int, vocabulary: int) -> Model:
+    """Returns a head that drafts nothing of use at the cost of one that does: what a head of some size would cost."""
+    config = target.decoder.config
+    hidden, heads = config.hidden_size, config.num_heads + 2 * config.num_kv_heads
+    shapes = {
+        "qkv": (heads * config.head_dim, hidden),
+        "out": (hidden, config.num_heads * config.head_dim),
+        "gate_up": (2 * config.intermediate_size, hidden),
+        "down": (hidden, config.intermediate_size),
+    }
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        "vocabulary": torch.arange(min(vocabulary, config.vocab_size)),
+        "prompts": torch.zeros(AHEAD, hidden),
+        "final_norm.weight": torch.ones(hidden),
+        "fuse.weight": torch.randn(hidden, 2 * hidden, generator=draw) / hidden**0.5,
+        "fuse.bias": torch.zeros(hidden),
+    }
+    for i in range(layers):
+        tensors |= {f"layers.{i}.{norm}.weight": torch.ones(hidden) for norm in ("attn_norm", "mlp_norm")}
+        for name, (out, into) in shapes.items():
+            tensors[f"layers.{i}.{name}.weight"] = torch.randn(out, into, generator=draw) / into**0.5
+    name = f"untrained-{layers}x{vocabulary}"
+    return _build(tensors, layers, target, name, f"{name} of {target.fingerprint}")
+
+
+def _build(tensors: dict[str, Tensor], layers: int, target: Model, name: str, fingerprint: str) -> Model:
+    config = head_config(target.decoder.config, layers, len(tensors["vocabulary"]))
     device = target.decoder.device
     held = "int8" if native_kernels() and device.type == "cpu" else "bfloat16" if device.type != "cpu" else "float32"
 
@@ -120,7 +151,7 @@ def load_head(path: Path, target: Model) -> Model:
     def norm(name: str) -> RMSNorm:
         return RMSNorm(tensors[f"{name}.weight"].float().to(device), config.norm_eps)
 
-    layers = [
+    stack = [
         Layer(
             attn_norm=norm(f"layers.{i}.attn_norm"),
             qkv=linear(f"layers.{i}.qkv"),
@@ -128,12 +159,12 @@ def load_head(path: Path, target: Model) -> Model:
             mlp_norm=norm(f"layers.{i}.mlp_norm"),
             mlp=Mlp(linear(f"layers.{i}.gate_up"), linear(f"layers.{i}.down"), "silu", gated=True),
         )
-        for i in range(config.num_layers)
+        for i in range(layers)
     ]
     vocabulary = tensors["vocabulary"].long()
     decoder = HeadDecoder(
         config,
-        layers,
+        stack,
         target.decoder.embed,
         pack(head_rows(target, vocabulary), held, device=device, exact_output=True),
         linear("fuse"),
@@ -141,5 +172,4 @@ def load_head(path: Path, target: Model) -> Model:
         prompts=tensors["prompts"].float(),
         device=device,
     )
-    fingerprint = sha256(path.read_bytes()).hexdigest()
-    return Model(path.stem, decoder, target.tokenizer, fingerprint, held, vocabulary)
+    return Model(name, decoder, target.tokenizer, fingerprint, held, vocabulary)

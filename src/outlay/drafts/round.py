@@ -62,13 +62,15 @@ def judge(
     extra = drafter.attach(tree, nodes) if drafter is not None else []
     asked, count = [run.tip, *nodes, *extra], 1 + len(nodes)
     rows: Tensor | Top
+    best: Top
+    logits: Tensor
     if run.sampler.greedy and run.sampler.raw and not (drafter is not None and drafter.needs_logits):
-        rows = yield run.target.top(asked, max(1, drafter.wanted if drafter is not None and extra else 1))
-        best = rows.tokens[:count, 0].tolist()
-        path, token = walk(tree, lambda at: best[at + 1])
+        rows = best = yield run.target.top(asked, max(1, drafter.wanted if drafter is not None and extra else 1))
+        tokens = best.tokens[:count, 0].tolist()
+        path, token = walk(tree, lambda at: tokens[at + 1])
     else:
-        rows = yield run.target.forward(asked)
-        path, token = walk(tree, lambda at: choose(run, tree, at, asked[at + 1], rows[at + 1], verify))
+        rows = logits = yield run.target.forward(asked)
+        path, token = walk(tree, lambda at: choose(run, tree, at, asked[at + 1], logits[at + 1], verify))
     commit(run, tree, nodes, path, token)
     if drafter is not None and extra:
         drafter.observe(path, rows_from(rows, count))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,12 +81,21 @@ class Law:
         freedom = self._points - 2
         spread = 1 / self._weight + (u - self._centre) ** 2 / self._spread + 1 / (self._weight / self._points)
         half = t_quantile(0.975, freedom) * self.residual * math.sqrt(spread)
-        low, high = self.limits
-        beyond = max(at / self.span[1], self.span[0] / at)
-        warning = f"{beyond:.0f} times beyond the data" if beyond > REACH else ""
-        if not low <= value <= high:
-            warning = warning or f"the law leaves {low:g} to {high:g}, where such values are"
-        return Prediction(*(min(max(each, low), high) for each in (value, value - half, value + half)), warning)
+        return _prediction(value, half, self.limits, _beyond(at, self.span))
+
+
+def _beyond(at: float, span: tuple[float, float]) -> float:
+    """How many times beyond the data a number is, at most 1 within them."""
+    return max(at / span[1], span[0] / at)
+
+
+def _prediction(value: float, half: float, limits: tuple[float, float], beyond: float) -> Prediction:
+    low, high = limits
+    warning = f"{beyond:.0f} times beyond the data" if beyond > REACH else ""
+    if not low <= value <= high:
+        warning = warning or f"the law leaves {low:g} to {high:g}, where such values are"
+    at, least, most = (min(max(each, low), high) for each in (value, value - half, value + half))
+    return Prediction(at, least, most, warning)
 
 
 def fit_loglinear(points: Sequence[Point], x: str, limits: tuple[float, float] = (-math.inf, math.inf)) -> Law:
@@ -210,24 +219,55 @@ class JointLaw:
 
     coefficients: tuple[float, ...]
     left_out: float
+    residual: float
+    spans: tuple[tuple[float, float], tuple[float, float]]  # of tokens and of layers
+    limits: tuple[float, float]
+    _inverse: Floats  # of the weighted normal equations
+    _weight: float  # of a point, on average
+    _freedom: int
 
-    def predict(self, tokens: float, layers: float) -> float:
-        """Returns tau of a draft."""
-        return float(np.dot(_terms(tokens, layers)[: len(self.coefficients)], self.coefficients))
+    def predict(self, tokens: float, layers: float) -> Prediction:
+        """Returns tau of a draft. Raises `UsageError` for numbers at or below 0."""
+        if not (tokens > 0 and layers > 0):
+            raise UsageError(f"a law predicts at tokens and layers above 0, not {tokens:g} and {layers:g}")
+        terms = np.array(_terms(tokens, layers)[: len(self.coefficients)])
+        spread = float(terms @ self._inverse @ terms) + 1 / self._weight
+        half = t_quantile(0.975, self._freedom) * self.residual * math.sqrt(spread)
+        beyond = max(_beyond(at, span) for at, span in zip((tokens, layers), self.spans, strict=True))
+        return _prediction(float(terms @ self.coefficients), half, self.limits, beyond)
 
 
-def fit_joint(points: Sequence[Point]) -> JointLaw:
-    """Fits tau in both axes. Raises `UsageError` where the points don't vary in both."""
+def fit_joint(points: Sequence[Point], limits: tuple[float, float] = (-math.inf, math.inf)) -> JointLaw:
+    """Fits tau in both axes; `limits` are what it can be. Raises `UsageError` where the points don't vary in both."""
+    if len({point.what for point in points}) > 1:
+        raise UsageError(f"points of different kinds: {', '.join(sorted({point.what for point in points}))}")
+    if len({point.tokens for point in points}) < 2 or len({point.layers for point in points}) < 2 or len(points) < 5:
+        raise UsageError("a joint law takes five points or more that vary in tokens and in layers")
     rows = np.array([_terms(point.tokens, point.layers) for point in points])
     y = np.array([point.value for point in points])
     weights = 1 / np.maximum([point.error for point in points], LEAST_ERROR)
-    if len({point.tokens for point in points}) < 2 or len({point.layers for point in points}) < 2 or len(points) < 5:
-        raise UsageError("a joint law takes five points or more that vary in tokens and in layers")
-    fits = []
-    for size in (3, 4):
-        coefficients = np.linalg.lstsq(rows[:, :size] * weights[:, None], y * weights, rcond=None)[0]
-        fits.append(JointLaw(tuple(coefficients.tolist()), _left_out(rows[:, :size], y, weights)))
-    return min(fits, key=lambda fit: fit.left_out)
+    sizes = [size for size in (3, 4) if len(points) > size and np.linalg.matrix_rank(rows[:, :size]) == size]
+    errors = {size: _left_out(rows[:, :size], y, weights) for size in sizes}
+    if not errors:
+        raise UsageError(
+            "a joint law takes points of unlike tokens at like layers, and of unlike layers at like tokens"
+        )
+    size = min(errors, key=lambda size: errors[size])
+    weighed = rows[:, :size] * weights[:, None]
+    coefficients = np.linalg.lstsq(weighed, y * weights, rcond=None)[0]
+    freedom = len(points) - size
+    left = float((((y - rows[:, :size] @ coefficients) * weights) ** 2).sum())
+    tokens, layers = ([getattr(point, name) for point in points] for name in ("tokens", "layers"))
+    return JointLaw(
+        coefficients=tuple(coefficients.tolist()),
+        left_out=errors[size],
+        residual=math.sqrt(left / freedom),
+        spans=((min(tokens), max(tokens)), (min(layers), max(layers))),
+        limits=limits,
+        _inverse=np.linalg.inv(weighed.T @ weighed),
+        _weight=float((weights**2).mean()),
+        _freedom=freedom,
+    )
 
 
 def _terms(tokens: float, layers: float) -> list[float]:
@@ -252,6 +292,15 @@ def chain_tokens(acceptance: float, depth: int) -> float:
     a^(depth + 1)) / (1 - a) (Leviathan et al. 2023, equation 1).
     """
     return float(depth + 1) if acceptance >= 1 else (1 - acceptance ** (depth + 1)) / (1 - acceptance)
+
+
+def even_acceptance(tokens: float, depth: int) -> float:
+    """Returns the probability at which a chain of `depth` gives so many tokens a round: `chain_tokens` inverted."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chain_tokens(middle, depth) < tokens else (low, middle)
+    return (low + high) / 2
 
 
 def expected_tokens(acceptances: Sequence[float]) -> float:
@@ -324,7 +373,8 @@ def read_points(rows: Sequence[dict[str, Any]]) -> list[Point]:
         if not isinstance(row, dict) or "value" not in row or set(row) - known:
             raise UsageError(f"point {number} must be an object with value and any of {', '.join(sorted(known))}")
         try:
-            points.append(Point(**{name: value if name == "what" else float(value) for name, value in row.items()}))
+            numbers = {name: float(value) for name, value in row.items() if name != "what"}
+            points.append(replace(Point(0.0), **numbers, what=str(row.get("what", Point.what))))
         except (TypeError, ValueError):
             raise UsageError(f"point {number} must hold numbers: {row!r:.80}") from None
     return points

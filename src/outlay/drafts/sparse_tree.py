@@ -34,8 +34,14 @@ class SparseTree:
     def cut(self, depth: int) -> SparseTree:
         """Returns the tree without what lies deeper than `depth`."""
         kept = [place for place, path in enumerate(self.paths) if len(path) <= depth]
-        parts = [tuple(row[place] for place in kept) for row in (self.paths, self.values, self.prompts)]
-        return self if len(kept) == len(self.paths) else SparseTree(*parts, self.root)  # type: ignore[arg-type]
+        if len(kept) == len(self.paths):
+            return self
+        return SparseTree(
+            paths=tuple(self.paths[place] for place in kept),
+            values=tuple(self.values[place] for place in kept),
+            prompts=tuple(self.prompts[place] for place in kept),
+            root=self.root,
+        )
 
     @property
     def length(self) -> int:

@@ -108,7 +108,7 @@ def optimal_acceptance(p: Tensor, q: Tensor, k: int) -> float:
     order = torch.where(p > 0, q / p.clamp_min(1e-300), torch.inf).argsort(stable=True)
     zero = torch.zeros(1, dtype=torch.float64)
     above, below = torch.cat([zero, q[order].cumsum(0)]), torch.cat([zero, p[order].cumsum(0)])
-    return float(min(1.0, 1 + (above - below.clamp(max=1) ** k).min()))
+    return min(1.0, 1 + float((above - below.clamp(max=1) ** k).min()))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from outlay.drafts import fitted
-from outlay.drafts.head import KIND, head_config, head_rows
+from outlay.drafts.head import AHEAD, KIND, head_config, head_rows
 from outlay.engine.random import mix
 from outlay.errors import UsageError
 from outlay.lm import LM
@@ -34,6 +34,7 @@ from outlay.train.head_net import HeadNet
 
 Progress = Callable[[str, int, int], None]
 CONTEXT = 128  # tokens before a model's own words that the head reads in training
+PROMPTS_FASTER = 5.0  # the learning rate of the prompt tokens, over that of the layers
 KEEP_EVERY = 200  # steps between checkpoints
 HELD_OUT = 16  # every so many passages one is kept for measuring
 
@@ -47,7 +48,7 @@ class HeadRecipe:
     layers: int = 1
     vocabulary: int = 8192
     unroll: int = 3
-    ahead: int = 3
+    ahead: int = AHEAD
     decay: float = 0.8
     epochs: int = 2
     batch: int = 1024
@@ -80,20 +81,34 @@ class HeadTrainer:
     The first of several epochs trains the first step alone, which the others build on and which is the cheapest.
     """
 
-    def __init__(self, model: Model, recipe: HeadRecipe, passages: Sequence[Passage]) -> None:
-        """`passages` are what it is trained on: the tokens that they hold most often are those that it drafts."""
+    def __init__(
+        self, model: Model, recipe: HeadRecipe, passages: Sequence[Passage], vocabulary: Tensor | None = None
+    ) -> None:
+        """`passages` are what it is trained on; it drafts the tokens of `vocabulary`, by default those that they hold
+        most often.
+        """
         config = model.decoder.config
         if config.rope is None or not config.pre_norm or config.layer_norm:
             raise UsageError(f"draft heads are trained for models of the Llama family, not {config.architecture}")
         torch.manual_seed(recipe.seed)
         self.recipe, self.passages = recipe, passages
-        self._model, self._whole = model, None
-        vocabulary = self.vocabulary = frequent_tokens(passages, recipe.vocabulary)
-        self.config = head_config(config, recipe.layers, len(vocabulary))
+        self._model = model
+        self._whole: Tensor | None = None
+        self.vocabulary = frequent_tokens(passages, recipe.vocabulary) if vocabulary is None else vocabulary
+        self.config = head_config(config, recipe.layers, len(self.vocabulary))
         self.net = HeadNet(self.config, recipe.ahead)
         self.embed = model.decoder.embed
-        self.head = head_rows(model, vocabulary)
-        _initialise(self.net, model, passages)
+        self.head = head_rows(model, self.vocabulary)
+        if passages:
+            _initialise(self.net, model, passages)
+
+    @classmethod
+    def of_file(cls, path: Path, model: Model) -> tuple[HeadTrainer, int]:
+        """Returns a head that was trained before, and on how many tokens. Raises `UsageError` for what is none."""
+        tensors, about = fitted.read(path, KIND, model)
+        trainer = cls(model, HeadRecipe(**about["recipe"]), (), tensors.pop("vocabulary").long())
+        trainer.net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
+        return trainer, int(about["trained_on"])
 
     def whole_head(self) -> Tensor:
         """Returns the target's own head, float32 [vocab, hidden_size]."""
@@ -105,11 +120,13 @@ class HeadTrainer:
         """Trains on all passages, `recipe.epochs` times; keeps a checkpoint now and then, and removes it at the end."""
         recipe, passages = self.recipe, self.passages
         plan = [batch for epoch in range(recipe.epochs) for batch in batches(passages, recipe, epoch)]
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        layers = [parameter for name, parameter in self.net.named_parameters() if name != "prompts"]
+        groups = [{"params": layers, "speed": 1.0}, {"params": [self.net.prompts], "speed": PROMPTS_FASTER}]
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
         step = self._resume(checkpoint, optimizer)
         for step in range(step, len(plan)):  # noqa: B020 - goes on from there
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * schedule(step, len(plan), recipe.warmup)
+                group["lr"] = group["speed"] * recipe.lr * schedule(step, len(plan), recipe.warmup)
             warming = recipe.epochs > 1 and step < len(plan) // recipe.epochs
             depth = (1, 0) if warming else (recipe.unroll, recipe.ahead)
             draw = torch.Generator().manual_seed(mix(recipe.seed, step) >> 1)
@@ -282,6 +299,8 @@ def _initialise(net: HeadNet, model: Model, passages: Sequence[Passage]) -> None
         net.fuse.weight[:, :hidden] = torch.diag(2 / weights) / _rms(features / weights)
         net.fuse.weight[:, hidden:] = torch.eye(hidden) * 6 / _rms(embeddings)
         net.final_norm.weight.copy_(weights)
+        mean = net.fuse(torch.cat([features.mean(0), embeddings[1:].mean(0)]))
+        net.prompts.copy_(mean + 0.5 * mean.std() * torch.randn(net.prompts.shape))
         for layer, last in zip(net.layers, decoder.layers[-len(net.layers) :], strict=True):
             _copy_layer(layer, last)
 

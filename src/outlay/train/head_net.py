@@ -75,6 +75,9 @@ class HeadNet(nn.Module):
     `prompts` [ahead, hidden] are what stands in place of the fused vector of a token that is not known yet.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: DecoderConfig, ahead: int) -> None:
         super().__init__()
         assert config.rope is not None
@@ -101,7 +104,7 @@ class HeadNet(nn.Module):
         first: list[list[Keys]] = [[] for _ in self.layers]
         steps = [self._step(self.fuse(torch.cat([features, embeddings], dim=-1)), rotation, first)[:, begin:]]
         guesses, past = [], [list(memory) for memory in first]
-        for prompt in self.prompts[:ahead]:
+        for prompt in self.prompts.unbind()[:ahead]:
             guesses.append(self._step(prompt.expand_as(steps[0]), later, past))
         for _ in range(unroll - 1):
             x = self.fuse(torch.cat([_later(steps[-1], 1), embeddings[:, begin:]], dim=-1))

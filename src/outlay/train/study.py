@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median, stdev
 
 import torch
 from torch import Tensor
 
+from outlay.decode.draft.speculative import Speculative
+from outlay.decode.greedy import Greedy
 from outlay.drafts.scaling import Point
+from outlay.engine.method import Method, Source
 from outlay.lm import LM
 from outlay.models.load import Model
 from outlay.train.corpus import WARM_EVERY, Corpus, Passage
@@ -22,7 +27,9 @@ from outlay.train.head import HELD_OUT, HeadRecipe, HeadTrainer, as_batch
 Progress = Callable[[str, int, int], None]
 DEPTH = 5  # tokens of the chain
 CONTEXTS = 200  # texts on which a head is measured
+HELD_TOKENS = 200_000  # of which as many texts are held out, where nothing is trained
 RESAMPLES = 200
+BATCH_ROUNDS, BATCH_TOKENS = 3, 48
 
 
 @dataclass(frozen=True)
@@ -46,45 +53,56 @@ class Measured:
 
 
 class DraftStudy:
-    """Heads for one model on one corpus; what is measured is kept in a file, so that a study can be gone on with."""
+    """Heads for one model on one corpus; heads and what was measured of them are kept in `folder`, so that a study can
+    be gone on with.
+    """
 
-    def __init__(self, model: Model, passages: Sequence[Passage], recipe: HeadRecipe, file: Path | None = None) -> None:
-        self.model, self.recipe, self.file = model, recipe, file
+    def __init__(self, model: Model, passages: Sequence[Passage], recipe: HeadRecipe, folder: Path) -> None:
+        self.model, self.recipe, self.folder = model, recipe, folder
         self.held = [p for place, p in enumerate(passages) if place % HELD_OUT == 0][:CONTEXTS]
         self.rest = [p for place, p in enumerate(passages) if place % HELD_OUT]
         self.found: list[Measured] = []
-        if file is not None and file.exists():
-            self.found = [Measured(**{**row, "right": tuple(row["right"])}) for row in json.loads(file.read_text())]
+        if self._file.exists():
+            self.found = [
+                Measured(**{**row, "right": tuple(row["right"])}) for row in json.loads(self._file.read_text())
+            ]
 
     def measure(self, tokens: int, layers: int, progress: Progress) -> Measured:
         """Trains a head on `tokens` tokens and measures it, unless that was done before."""
         for known in self.found:
             if (known.tokens, known.layers) == (tokens, layers):
                 return known
-        recipe = replace(self.recipe, layers=layers, tokens=tokens)
-        trainer = HeadTrainer(self.model, recipe, first_tokens(self.rest, tokens))
-        trainer.fit(None, progress)
-        measured = measure(trainer, self.held)
-        self.found.append(replace(measured, tokens=tokens))
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps([asdict(each) for each in self.found], indent=1))
-        return self.found[-1]
+        trainer = HeadTrainer(self.model, replace(self.recipe, layers=layers, tokens=tokens), self._first(tokens))
+        trainer.fit(self.head(tokens, layers).with_suffix(".checkpoint"), progress)
+        trainer.save(self.head(tokens, layers), self.model)
+        measured = replace(measure(trainer, self.held), tokens=tokens)
+        self.found.append(measured)
+        self._file.write_text(json.dumps([asdict(each) for each in self.found], indent=1))
+        return measured
 
-    def sweep(self, tokens: Sequence[int], layers: Sequence[int], progress: Progress) -> list[Measured]:
-        """Measures every number of layers at every number of tokens."""
-        return [self.measure(amount, size, progress) for amount in tokens for size in layers]
+    def head(self, tokens: int, layers: int) -> Path:
+        """Returns where the head of a size is kept."""
+        return self.folder / f"{layers}x{tokens}.safetensors"
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "study.json"
+
+    def _first(self, tokens: int) -> list[Passage]:
+        """Returns the first passages that hold `tokens` tokens of the model's own, or a few more."""
+        kept: list[Passage] = []
+        for passage in self.rest:
+            if tokens <= 0:
+                break
+            kept.append(passage)
+            tokens -= len(passage.tokens) - passage.begin
+        return kept
 
 
-def first_tokens(passages: Sequence[Passage], tokens: int) -> list[Passage]:
-    """Returns the first passages that hold `tokens` tokens of the model's own, or a few more."""
-    kept: list[Passage] = []
-    for passage in passages:
-        if tokens <= 0:
-            break
-        kept.append(passage)
-        tokens -= len(passage.tokens) - passage.begin
-    return kept
+def measure_file(path: Path, model: Model, passages: Sequence[Passage]) -> Measured:
+    """Measures a head that was trained before. Raises `UsageError` for what is none, or another model's."""
+    trainer, tokens = HeadTrainer.of_file(path, model)
+    return replace(measure(trainer, passages), tokens=tokens)
 
 
 @torch.no_grad()
@@ -149,6 +167,31 @@ def study_of(lm: LM, recipe: HeadRecipe, tokens: int, folder: Path, progress: Pr
     """
     corpus = Corpus(folder / "corpus", lm.model, recipe.seed)
     own = tokens * WARM_EVERY // (WARM_EVERY - 1)
-    corpus.grow(lm, own + own // HELD_OUT, None, progress)
+    corpus.grow(lm, own + own // (HELD_OUT - 1) + 1, None, progress)
     greedy = [p for place, p in enumerate(corpus.passages()) if place % WARM_EVERY != WARM_EVERY - 1]
-    return DraftStudy(lm.model, greedy, recipe, folder / "study.json")
+    return DraftStudy(lm.model, greedy, recipe, folder)
+
+
+def batch_speeds(
+    lm: LM, draft: Model | Source, prompts: Sequence[list[int]], batches: Sequence[int], progress: Progress
+) -> dict[str, list[Point]]:
+    """Returns the tokens a second of plain decoding and of a chain of drafts at several batches, as points of laws in
+    the batch (theorem 1.3); the rounds of both alternate, and the first is not counted.
+    """
+    methods: dict[str, Method] = {"plain": Greedy(), "drafted": Speculative()}
+    found: dict[str, list[Point]] = {name: [] for name in methods}
+    turns = len(batches) * (BATCH_ROUNDS + 1)
+    for place, batch in enumerate(batches):
+        speeds: dict[str, list[float]] = {name: [] for name in methods}
+        for turn in range(BATCH_ROUNDS + 1):
+            progress(f"decoding {batch} at a time", place * (BATCH_ROUNDS + 1) + turn, turns)
+            for name, method in methods.items():
+                some = [prompts[index % len(prompts)] for index in range(batch)]
+                lm.engine.clear()
+                started = time.perf_counter()
+                done = lm.generate_batch(some, method=method, draft=draft, max_tokens=BATCH_TOKENS, ignore_eos=True)
+                if turn:
+                    speeds[name].append(sum(map(len, (each.tokens for each in done))) / (time.perf_counter() - started))
+        for name, each in speeds.items():
+            found[name].append(Point(median(each), stdev(each), batch=batch, what=f"tokens a second, {name}"))
+    return found

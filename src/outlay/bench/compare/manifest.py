@@ -23,7 +23,7 @@ def describe(
 ) -> dict[str, Any]:
     """Returns the manifest of a comparison that is about to begin."""
     declaration, contenders, items = prepared.declaration, prepared.contenders, prepared.items
-    lm, draft = prepared.lm, prepared.lm.draft(prepared.declaration.draft)
+    lm = prepared.lm
     taken = machine.describe(PACKAGES)
     packages, date = taken.pop("versions"), taken.pop("date")
     return {
@@ -31,7 +31,7 @@ def describe(
         "created": date,
         "command": list(command),
         "model": _model(lm.model, declaration.model),
-        "draft": _model(draft, declaration.draft) if draft is not None else None,
+        "draft": _draft(prepared),
         "methods": list(dict.fromkeys(contender.name for contender in contenders)),
         "contenders": [
             {"label": contender.label, "method": contender.name, "budget": contender.budget, "reference": reference,
@@ -78,6 +78,16 @@ def refuse_other_models(before: Mapping[str, Any] | None, now: Mapping[str, Any]
                 f"the {role} {now[role]['source']} has other weights than the one of the manifest, "
                 f"{before[role]['name']}; their fingerprints differ"
             )
+
+
+def _draft(prepared: Prepared) -> dict[str, Any] | None:
+    """What the methods draft with: what was declared, or what those that take a draft find by themselves."""
+    declared = prepared.declaration.draft
+    drafts = (prepared.lm.draft(declared, contender.method) for contender in prepared.contenders)
+    draft = next((draft for draft in drafts if draft is not None), None)
+    if draft is None or isinstance(draft, Model):
+        return None if draft is None else _model(draft, declared)
+    return {"name": declared, "fingerprint": declared, "format": "", "source": declared}
 
 
 def _model(model: Model, source: str | None) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""The report of the drafts suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from outlay.bench.table import console, number, table
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    machine = found["machine"]
+    heading = f"{machine['model']} on {machine['processor']}; {machine['date']}, in {machine['seconds']:.0f} s"
+    parts = [heading, _nodes(found["nodes"]), _trees(found["trees"], found["prompts"])]
+    return "\n\n".join([*parts, _superposed(found["superposed"], found["prompts"]), _goals(found)])
+
+
+def _nodes(found: Mapping[str, Any]) -> str:
+    header = ["temperature, drafts", "one draft", "independent, recursive", "independent, K-SEQ", "best possible",
+              "without replacement (RSD)"]  # fmt: skip
+    rows = [
+        [f"{row['temperature']:g}, {row['k']}",
+         *(f"{row[name]:.3f}" for name in ("single", "recursive", "kseq", "optimum")),
+         f"{row['rsd']:.3f} ± {row['rsd_error']:.3f}"]
+        for row in found["rows"]
+    ]  # fmt: skip
+    what = f"How often a drafted token is taken, over {found['positions']} positions of text"
+    return f"{what} (the draft: the target seeing 8 tokens)\n{table(header, rows)}"
+
+
+def _trees(found: Mapping[str, Any], prompts: int) -> str:
+    rows = [
+        [row["method"], number(row["block_efficiency"]), number(row["nodes"]), number(row["draft_passes"])]
+        for row in sorted(found["rows"], key=lambda row: -row["block_efficiency"])
+    ]
+    of = f"at temperature {found['temperature']:g}, at most {found['nodes']} nodes, {prompts} prompts"
+    return f"Tokens a target pass {of}\n{table(['', 'tokens a pass', 'nodes', 'draft passes'], rows)}"
+
+
+def _superposed(found: Mapping[str, Any], prompts: int) -> str:
+    header = ["", "passes", "positions", "ppl, best", "ppl, all", "next word among them", "ms"]
+    rows = []
+    for row in found["rows"]:
+        cells = [number(row.get(name)) for name in ("passes", "positions", "best", "mean")]
+        covered = f"{row['covered']:.0%}" if "covered" in row else "-"
+        rows.append([row["name"], *cells, covered, number(1000 * row["seconds"])])
+    what = f"Three completions of {found['new']} tokens after {found['prefix']}, {prompts} prompts"
+    return f"{what} (perplexities: geometric means under the model)\n{table(header, rows)}"
+
+
+def _goals(found: Mapping[str, Any]) -> str:
+    at = {(row["temperature"], row["k"]): row for row in found["nodes"]["rows"]}
+    chains = max(r["block_efficiency"] for r in found["trees"]["rows"] if r["family"] == "speculative")
+    trees = max(r["block_efficiency"] for r in found["trees"]["rows"] if r["family"] == "rsd")
+    rows = {row["name"]: row for row in found["superposed"]["rows"]}
+    ours, nucleus = rows["superposed, not ranked again"], rows["nucleus, three samples"]
+    goals = [
+        _least("RSD over independent siblings, k=4, T=0.3", 1.15, at[0.3, 4]["rsd"] / at[0.3, 4]["recursive"]),
+        _least("RSD over independent siblings, k=4, T=0.6", 1.06, at[0.6, 4]["rsd"] / at[0.6, 4]["recursive"]),
+        _least("K-SEQ over one draft, k=4, T=1", 1.25, at[1.0, 4]["kseq"] / at[1.0, 4]["single"]),
+        _least("K-SEQ over the optimum, k=4, T=1", 0.93, at[1.0, 4]["kseq"] / at[1.0, 4]["optimum"]),
+        _least("K-SEQ over the optimum at any position", 0.632, min(row["least_share"] for row in at.values())),
+        _least("best RSD tree over the best chain, 14 nodes, T=0.3", 1.05, trees / chains),
+        _most("superposed positions over three nucleus samples", 0.40, ours["positions"] / nucleus["positions"]),
+        _most("best superposed draft's perplexity over nucleus's", 1.10, rows["superposed"]["best"] / nucleus["best"]),
+        _least("three sequential samples over superposed, time", 1.8, nucleus["seconds"] / ours["seconds"]),
+    ]
+    return f"Goals\n{table(['', 'wanted', 'reached', 'met'], goals)}"
+
+
+def _least(what: str, wanted: float, reached: float) -> list[str]:
+    return [what, f"{wanted:g} or more", f"{reached:.3f}", "yes" if reached >= wanted else "no"]
+
+
+def _most(what: str, wanted: float, reached: float) -> list[str]:
+    return [what, f"{wanted:g} or less", f"{reached:.3f}", "yes" if reached <= wanted else "no"]
+
+
+TABLES = {"report": lambda found: console("outlay bench drafts", report(found))}

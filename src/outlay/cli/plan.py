@@ -1,0 +1,337 @@
+"""`outlay plan`: how much a draft head would gain, by its size, its training and the batch, and which one to train."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlay.cli import terminal
+from outlay.cli.arguments import number
+from outlay.errors import UsageError
+
+if TYPE_CHECKING:
+    from outlay.drafts.scaling import Choice, JointLaw, Law, Point, Prediction
+    from outlay.lm import LM
+
+DESCRIPTION = "Fits the scaling laws of drafts to measurements, predicts, and says which draft to train (Scylla)."
+EXAMPLES = """where the measurements come from:
+  (nothing)       heads trained for this: on --tokens with one layer, and of --layers on the median of --tokens
+  --drafts FILE   heads that you have trained, measured on text that the model writes
+  --table FILE    a table of yours, JSON: [{"value": 2.1, "error": 0.05, "tokens": 100000, "layers": 1}, ...]
+
+examples:
+  outlay plan                                         # an hour or two for the default model; can be stopped
+  outlay plan --tokens 10k,20k,40k,80k --layers 1 --batch 1,8
+  outlay plan --table points.json --at 1M:1,1M:2,10M:1
+  outlay plan --drafts small.safetensors medium.safetensors large.safetensors huge.safetensors
+
+tau is the mean number of tokens of a round, with a chain of 5 drafted tokens at temperature 0.
+"""
+TAU = (1.0, 6.0)  # what tau at depth 5 can be
+DEPTH = 5
+LAYERS = (1, 2, 3, 4, 6, 8, 10)
+CONTEXT = 256  # tokens of text that costs are taken at
+BATCHES = (1, 2, 4, 8, 16)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to `parser`."""
+    parser.add_argument("--model", metavar="M", help="an alias, a folder, a .gguf file or a hub id")
+    parser.add_argument("--dtype", default="auto", metavar="D", help="how the weights are held (auto)")
+    parser.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="fit these points; no model is needed")
+    parser.add_argument("--drafts", type=Path, nargs="+", metavar="FILE", help="fit what these heads give")
+    parser.add_argument("--tokens", type=amounts, metavar="N,N,...", default=amounts("25k,50k,100k,200k,400k"),
+                        help="training tokens of heads of one layer (25k,50k,100k,200k,400k)")  # fmt: skip
+    parser.add_argument("--layers", type=amounts, metavar="N,N,...", default=amounts("1,2,4,8"),
+                        help="layers of heads on the median of --tokens (1,2,4,8)")  # fmt: skip
+    parser.add_argument("--at", type=sizes, metavar="T:L,...", default=[],
+                        help="also predict tau for T training tokens and L layers")  # fmt: skip
+    parser.add_argument("--budget", type=amounts, metavar="N", help="the most training tokens (the most measured)")
+    parser.add_argument("--bytes", type=amounts, metavar="N", help="the largest head's file")
+    parser.add_argument("--batch", type=amounts, metavar="N,N,...", default=[1, 4, 16], help="requests (1,4,16)")
+    parser.add_argument("--vocabulary", type=number(1, whole=True), default=8192, metavar="N",
+                        help="tokens that a head drafts (%(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=number(0, whole=True), default=0, metavar="N", help="fixes all draws (0)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where heads are kept that are trained for this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found to FILE")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def amounts(text: str) -> list[int]:
+    """Returns the numbers in "25k,1M,8": whole, with k or M for thousands and millions."""
+    found = [re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", part.strip()) for part in text.split(",")]
+    values = [float(part[1]) * {"": 1, "k": 1e3, "M": 1e6}[part[2]] for part in found if part is not None]
+    if len(values) < len(found) or not all(value >= 1 and value == int(value) for value in values):
+        raise argparse.ArgumentTypeError(f"must be whole numbers like 8 or 25k,100k,1M, not {text!r}")
+    return sorted({int(value) for value in values})
+
+
+def sizes(text: str) -> list[tuple[int, int]]:
+    """Returns the pairs in "1M:1,400k:2"."""
+    pairs = [part.split(":") for part in text.split(",")]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"must be TOKENS:LAYERS like 1M:1,400k:2, not {text!r}")
+    return [(amounts(tokens)[0], amounts(layers)[0]) for tokens, layers in pairs]
+
+
+@dataclass
+class _Found:
+    """What the command found out, for the report."""
+
+    points: list[Point]
+    laws: dict[str, Law]
+    joint: JointLaw | None
+    choices: dict[int, tuple[Choice | None, list[Choice]]]
+    speeds: dict[str, list[Point]]
+    notes: list[str]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, fits, predicts and chooses; returns the exit status."""
+    if args.table is not None and args.drafts:
+        raise UsageError("give --table or --drafts, not both")
+    if args.table is not None:
+        found = _fitted(_table(args.table))
+        if args.model is not None:
+            with terminal.Progress(quiet=args.quiet) as progress:
+                _choose(found, _load(args, progress), args, progress)
+    else:
+        with terminal.Progress(quiet=args.quiet) as progress:
+            lm = _load(args, progress)
+            found = _fitted(_measured(lm, args, progress))
+            _choose(found, lm, args, progress)
+            _batches(found, lm, args, progress)
+    _report(found, args)
+    if args.json is not None:
+        args.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
+    return 0
+
+
+def _load(args: argparse.Namespace, progress: terminal.Progress) -> LM:
+    from outlay.lm import load
+
+    progress("starting", 0, 0)
+    return load(args.model, dtype=args.dtype, threads=args.threads, progress=progress)
+
+
+def _table(path: Path) -> list[Point]:
+    from outlay.drafts.scaling import read_points
+    from outlay.prompts import decode
+
+    try:
+        rows = json.loads(decode(path.read_bytes(), str(path)))
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(f"{path} must hold a list of points, each with value and tokens, layers or batch")
+    return read_points(rows)
+
+
+def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> list[Point]:
+    from outlay.drafts import fitted
+    from outlay.train.head import HeadRecipe
+    from outlay.train.study import HELD_TOKENS, measure_file, study_of
+
+    recipe = HeadRecipe(vocabulary=args.vocabulary, epochs=1, ahead=0, unroll=DEPTH, seed=args.seed)
+    folder = args.work or fitted.own_path("head", lm.model).with_suffix(".study")
+    if args.drafts:
+        study = study_of(lm, recipe, HELD_TOKENS, folder, progress)
+        return [measure_file(path, lm.model, study.held).point() for path in args.drafts]
+    study = study_of(lm, recipe, max(args.tokens), folder, progress)
+    middle = args.tokens[len(args.tokens) // 2 if len(args.tokens) < 5 else -2]
+    wanted = [(tokens, 1) for tokens in args.tokens] + [(middle, layers) for layers in args.layers]
+    return [study.measure(tokens, layers, progress).point() for tokens, layers in dict.fromkeys(wanted)]
+
+
+def _fitted(points: list[Point]) -> _Found:
+    """Fits each law that the points allow, on the points that differ in its axis alone."""
+    from outlay.drafts.scaling import fit_joint, fit_loglinear
+
+    found = _Found(points, {}, None, {}, {}, [])
+    limits = TAU if points[0].what.startswith("tau") else (0.0, math.inf)
+    for axis, other in (("tokens", "layers"), ("layers", "tokens"), ("batch", "")):
+        groups: dict[Any, list[Point]] = {}
+        for point in points:
+            groups.setdefault(getattr(point, other) if other else None, []).append(point)
+        some = max(groups.values(), key=lambda group: len({getattr(point, axis) for point in group}))
+        if len({getattr(point, axis) for point in some}) < 2:
+            continue
+        try:
+            found.laws[axis] = fit_loglinear(some, axis, limits)
+        except UsageError as error:
+            found.notes.append(str(error))
+    if not found.laws:
+        raise UsageError("; ".join(found.notes) or "the points differ neither in tokens, nor in layers, nor in batch")
+    if {"tokens", "layers"} <= set(found.laws):
+        found.joint = fit_joint(points, limits)
+    return found
+
+
+def _predict(found: _Found, tokens: float, layers: float) -> Prediction | None:
+    """Returns tau of a head, or None where no law reaches it."""
+    if found.joint is not None:
+        return found.joint.predict(tokens, layers)
+    known = {(point.tokens, point.layers) for point in found.points}
+    if "tokens" in found.laws and layers in {size for _, size in known}:
+        return found.laws["tokens"].predict(tokens)
+    if "layers" in found.laws and tokens in {amount for amount, _ in known}:
+        return found.laws["layers"].predict(layers)
+    return None
+
+
+def _choose(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> None:
+    """Finds the head that would give the most tokens a second at each batch, by measured costs of passes."""
+    from outlay.drafts import scaling
+    from outlay.drafts.cost import costs_of
+    from outlay.drafts.head import untrained_head
+
+    if not found.points[0].what.startswith("tau") or "batch" in found.laws:
+        return
+    budget = args.budget[-1] if args.budget else max(point.tokens for point in found.points)
+    layers = [size for size in LAYERS if _predict(found, budget, size) is not None]
+    target, ends = costs_of(lm.model), {}
+    for size in sorted({min(layers), max(layers)}):
+        progress(f"timing a head of {size} layers", 0, 0)
+        ends[size] = costs_of(untrained_head(lm.model, size, args.vocabulary))
+    least, most = min(ends), max(ends)
+
+    def draft(size: int, rows: float) -> float:
+        share = (size - least) / max(most - least, 1)
+        return ends[least](rows, CONTEXT) * (1 - share) + ends[most](rows, CONTEXT) * share
+
+    def tau(size: int, depth: int) -> Prediction:
+        at = _predict(found, budget, size)
+        assert at is not None
+        value, low, high = (
+            scaling.chain_tokens(scaling.even_acceptance(tokens, DEPTH), depth)
+            for tokens in (at.value, at.low, at.high)
+        )
+        return scaling.Prediction(value, low, high, at.warning)
+
+    for batch in args.batch:
+        found.choices[batch] = scaling.choose(
+            tau,
+            lambda rows: target(rows, CONTEXT),
+            draft,
+            tokens=budget,
+            batch=batch,
+            layers=layers,
+            fits=lambda size: not args.bytes or _head_bytes(lm, size) <= args.bytes[-1],
+        )
+
+
+def _head_bytes(lm: LM, layers: int) -> int:
+    """Returns the size of a head's file, in bfloat16."""
+    config = lm.model.decoder.config
+    hidden, heads = config.hidden_size, config.num_heads
+    attention = hidden * config.head_dim * (2 * heads + 2 * config.num_kv_heads)
+    return 2 * (2 * hidden**2 + layers * (attention + 3 * hidden * config.intermediate_size))
+
+
+def _batches(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> None:
+    """Measures what drafting gives at several batches, with the last of --drafts or the head that the model has."""
+    from outlay.decode.draft.speculative import Speculative
+    from outlay.train.questions import questions
+    from outlay.train.study import batch_speeds
+
+    draft = lm.draft(str(args.drafts[-1]) if args.drafts else None, Speculative())
+    if draft is not None:
+        prompts = questions(lm, range(max(BATCHES)), args.seed)
+        found.speeds = batch_speeds(lm, draft, prompts, BATCHES, progress)
+
+
+def _report(found: _Found, args: argparse.Namespace) -> None:
+    from outlay.bench.table import table
+    from outlay.drafts.scaling import fit_loglinear
+
+    rows = [_law_row(axis, law) for axis, law in found.laws.items()]
+    print(f"{found.points[0].what}, of {len(found.points)} points")
+    print(table(["law in", "slope a decade", "95 %", "R2", "log-linear is"], rows))
+    predictions = _predictions(found, args)
+    if predictions:
+        print("\n" + table(["tokens, layers", "measured", "predicted", "95 %", ""], predictions))
+    if found.choices:
+        print("\n" + table(["batch", "best head", "tau", "speed-up", "95 %"], _choice_rows(found)))
+    for batch, (best, _) in found.choices.items():
+        advice = "draft nothing: no head is sure to gain" if best is None else _advice(best)
+        print(f"at batch {batch}: {advice}")
+    if found.speeds:
+        rows = [
+            [f"{plain.batch:g}", f"{plain.value:.0f}", f"{drafted.value:.0f}", f"{drafted.value / plain.value:.2f}x"]
+            for plain, drafted in zip(*found.speeds.values(), strict=True)
+        ]
+        print("\nmeasured with the head that there is, a chain of 4")
+        print(table(["batch", "plain tok/s", "drafted tok/s", ""], rows))
+        for name, points in found.speeds.items():
+            law = fit_loglinear(points, "batch")
+            form = "adequate" if law.adequate else f"not: {law.best_form}"
+            print(f"{name}: {law.intercept:.1f} + {law.slope:.1f} log10 batch, R2 {law.r2:.3f}, log-linear is {form}")
+    for note in found.notes:
+        print(f"no law: {note}")
+
+
+def _law_row(axis: str, law: Law) -> list[str]:
+    low, high = law.ci95
+    form = "adequate" if law.adequate else f"not, {law.best_form} is"
+    return [axis, f"{law.slope:.3f}", f"{low:.3f} to {high:.3f}", f"{law.r2:.3f}", form]
+
+
+def _predictions(found: _Found, args: argparse.Namespace) -> list[list[str]]:
+    measured = {(point.tokens, point.layers): point.value for point in found.points}
+    rows = []
+    for tokens, layers in sorted({*measured, *args.at}):
+        predicted = _predict(found, tokens, layers)
+        if predicted is None:
+            if (tokens, layers) in args.at:
+                found.notes.append(f"none reaches {tokens:g} tokens with {layers:g} layers")
+            continue
+        known = measured.get((tokens, layers))
+        rows.append([
+            f"{tokens:,.0f}, {layers:g}",
+            "-" if known is None else f"{known:.2f}",
+            f"{predicted.value:.2f}",
+            f"{predicted.low:.2f} to {predicted.high:.2f}",
+            predicted.warning,
+        ])  # fmt: skip
+    return rows
+
+
+def _choice_rows(found: _Found) -> list[list[str]]:
+    rows = []
+    for batch, (_, every) in found.choices.items():
+        for choice in every[:1]:
+            size = f"{choice.layers} layers, a chain of {choice.depth}"
+            gain = f"{choice.speedup:.2f}x", f"{choice.low:.2f} to {choice.high:.2f}"
+            rows.append([str(batch), size, f"{choice.tau:.2f}", *gain])
+    return rows
+
+
+def _advice(best: Choice) -> str:
+    command = f"outlay train draft --layers {best.layers} --tokens {best.tokens:.0f}"
+    return f"{command}, and draft {best.depth} tokens a round"
+
+
+def _as_json(found: _Found) -> dict[str, Any]:
+    laws = {
+        axis: {name: getattr(law, name) for name in ("slope", "intercept", "r2", "ci95", "adequate", "best_form")}
+        for axis, law in found.laws.items()
+    }
+    return {
+        "points": [asdict(point) for point in found.points],
+        "laws": laws,
+        "joint": None if found.joint is None else found.joint.coefficients,
+        "choices": {
+            str(batch): {"best": None if best is None else asdict(best), "all": [asdict(each) for each in every]}
+            for batch, (best, every) in found.choices.items()
+        },
+        "speeds": {name: [asdict(point) for point in points] for name, points in found.speeds.items()},
+        "notes": found.notes,
+    }
