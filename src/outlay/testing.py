@@ -132,7 +132,7 @@ class MethodLaws:
 
     method: ClassVar[Method | str]
     options: ClassVar[Mapping[str, Any]] = {}
-    draft: ClassVar[Model | None] = None
+    draft: ClassVar[str | Model | None] = None
 
     def run(self, lm: LM, prompts: Sequence[str], **options: Any) -> list[Any]:
         """Runs all prompts together, the i-th with seed i."""

@@ -37,8 +37,8 @@ def find(kind: str, model: Model) -> Path | None:
 
 def missing(kind: str, model: Model) -> UsageError:
     """Returns the error that says what to run where nothing was fitted to a model."""
-    what = {"head": "draft head", "ppd": "prompt tokens"}[kind]
-    return UsageError(f"there is no {what} for {model.name}; `{COMMANDS[kind]} --model {model.name}` trains one")
+    what = {"head": "is no draft head", "ppd": "are no prompt tokens"}[kind]
+    return UsageError(f"there {what} for {model.name}; `{COMMANDS[kind]} --model {model.name}` trains one")
 
 
 @cache
