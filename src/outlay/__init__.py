@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     from outlay.budget import Ledger as Ledger
     from outlay.decode.beam import Beam as Beam
     from outlay.decode.best_of import BestOf as BestOf
+    from outlay.decode.draft.aded import ADED as ADED
+    from outlay.decode.draft.auto import Auto as Auto
+    from outlay.decode.draft.lookup import Lookup as Lookup
+    from outlay.decode.draft.ppd import PPD as PPD
+    from outlay.decode.draft.rsd import RSD as RSD
+    from outlay.decode.draft.specinfer import SpecInfer as SpecInfer
+    from outlay.decode.draft.spectr import SpecTr as SpecTr
+    from outlay.decode.draft.speculative import Speculative as Speculative
+    from outlay.decode.draft.superposed import Superposed as Superposed
     from outlay.decode.greedy import Greedy as Greedy
     from outlay.decode.sample import Sample as Sample
     from outlay.engine.handle import Handle as Handle
@@ -32,6 +41,15 @@ _HOMES = {
     "Ledger": "outlay.budget",
     "Beam": "outlay.decode.beam",
     "BestOf": "outlay.decode.best_of",
+    "ADED": "outlay.decode.draft.aded",
+    "Auto": "outlay.decode.draft.auto",
+    "Lookup": "outlay.decode.draft.lookup",
+    "PPD": "outlay.decode.draft.ppd",
+    "RSD": "outlay.decode.draft.rsd",
+    "SpecInfer": "outlay.decode.draft.specinfer",
+    "SpecTr": "outlay.decode.draft.spectr",
+    "Speculative": "outlay.decode.draft.speculative",
+    "Superposed": "outlay.decode.draft.superposed",
     "Greedy": "outlay.decode.greedy",
     "Sample": "outlay.decode.sample",
     "Handle": "outlay.engine.handle",

@@ -26,5 +26,5 @@ def one_line(error: BaseException) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns " (did you mean 'a' or 'b'?)" for the names in `known` that are closest to `word`, or ""."""
-    close = get_close_matches(word, list(known), n=2, cutoff=0.5)
+    close = get_close_matches(word, list(known), n=2, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(name) for name in close)}?)" if close else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
-from outlay.cli import main
+from outlay.cli import main, terminal
 
 SRC = Path(__file__).parents[2] / "src"
 HIDDEN, INNER, VOCAB, KV = 32, 64, 257, 16
@@ -118,3 +119,36 @@ def start():
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def little_text(monkeypatch, tmp_path):
+    """An empty cache, and training on a moment's text: a few short answers, to prompts that are at hand."""
+    from outlay.train import corpus, questions
+
+    monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "TOGETHER", 8)
+    monkeypatch.setattr(corpus, "LONGEST", 48)
+    monkeypatch.setattr(questions, "LONGEST", 16)
+    monkeypatch.setattr(questions, "library_functions", lambda: ("def one():\n    ...\n", "def two():\n    ...\n"))
+    monkeypatch.setattr(questions, "library_texts", lambda: ("A text about one thing.", "A text about another."))
+
+
+class Watch:
+    """Keeps the phases that a command shows, and presses Ctrl-C at one of them: `stop = "training", 2`."""
+
+    def __init__(self):
+        self.seen, self.stop = [], None
+
+    def __call__(self, phase, done, total):
+        self.seen.append((phase.partition(",")[0], done))
+        if self.seen[-1] == self.stop:
+            self.stop = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    watch = Watch()
+    monkeypatch.setattr(terminal.Progress, "__call__", lambda progress, *shown: watch(*shown))
+    return watch

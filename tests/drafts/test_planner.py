@@ -26,20 +26,27 @@ def test_the_likeliest_nodes_that_pay_are_chosen():
     candidates.add(ROOT, 2, "x", by, 0.3)
     b = candidates.add(a, 3, "x", by, 0.5)
     candidates.add(b, 4, "x", by, 0.1)
-    tree, expected, places = candidates.chosen(lambda n: 0.25, 10, 10)
+    tree, expected = candidates.chosen(lambda n: 0.25 * n, 10, 10)
     assert tree.tokens == [1, 2, 3] or tree.tokens == [1, 3, 2]
     assert expected == pytest.approx(0.6 + 0.3 + 0.3)
-    assert len(places) == 3
-    assert candidates.chosen(lambda n: 0.25, 1, 10)[0].tokens == [1]
-    assert candidates.chosen(lambda n: 0.25, 10, 1)[0].tokens == [1, 2]
-    assert len(candidates.chosen(lambda n: 0.7, 10, 10)[0]) == 0
+    assert candidates.chosen(lambda n: 0.25 * n, 1, 10)[0].tokens == [1]
+    assert candidates.chosen(lambda n: 0.25 * n, 10, 1)[0].tokens == [1, 2]
+    assert len(candidates.chosen(lambda n: 0.7 * n, 10, 10)[0]) == 0
+
+
+def test_a_step_in_the_price_is_taken_where_what_follows_is_free():
+    candidates, by = Candidates(), Calibration()
+    for token, sure in ((1, 0.4), (2, 0.3), (3, 0.2)):
+        candidates.add(ROOT, token, "x", by, sure)
+    assert len(candidates.chosen(lambda n: 0.5, 10, 10)[0]) == 3, "none pays alone, all do together"
+    assert len(candidates.chosen(lambda n: 0.1 if n < 3 else 0.5, 10, 10)[0]) == 2
 
 
 def test_a_node_that_two_sources_propose_has_the_better_chance_and_both_learn():
     candidates, one, other = Candidates(), Calibration(), Calibration()
     candidates.add(ROOT, 1, "x", one, 0.2)
     candidates.add(ROOT, 1, "y", other, 0.7)
-    tree, expected, _ = candidates.chosen(lambda n: 0.0, 10, 10)
+    tree, expected = candidates.chosen(lambda n: 0.0, 10, 10)
     assert tree.origins == ["y"]
     assert expected == pytest.approx(0.7)
     for _ in range(30):

@@ -137,7 +137,12 @@ def _declared(args: argparse.Namespace) -> Task:
         "methods": tuple(text for method in split_methods(args.methods) for text in swept(method)),
     }
     options |= {name: getattr(args, name) for name in PASSED_ON}
-    items, skipped = read_items(args.prompts, skip_bad=bool(args.skip_bad))
+    try:
+        items, skipped = read_items(args.prompts, skip_bad=bool(args.skip_bad))
+    except UsageError as error:
+        if not str(error).startswith("line "):
+            raise
+        raise UsageError(f"{error}; --skip-bad goes on with the other lines") from error
     for reason in skipped:
         print(f"outlay: left out: {reason}", file=sys.stderr)
     declaration = Declaration(**{name: value for name, value in options.items() if value is not None})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlay.cli import terminal
 from outlay.cli.arguments import number
-from outlay.errors import UsageError
+from outlay.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
     from outlay.drafts.scaling import Choice, JointLaw, Law, Point, Prediction
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def amounts(text: str) -> list[int]:
     """Returns the numbers in "25k,1M,8": whole, with k or M for thousands and millions."""
     found = [re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", part.strip()) for part in text.split(",")]
-    values = [float(part[1]) * {"": 1, "k": 1e3, "M": 1e6}[part[2]] for part in found if part is not None]
+    values = [round(float(part[1]) * {"": 1, "k": 1e3, "M": 1e6}[part[2]], 6) for part in found if part is not None]
     if len(values) < len(found) or not all(value >= 1 and value == int(value) for value in values):
         raise argparse.ArgumentTypeError(f"must be whole numbers like 8 or 25k,100k,1M, not {text!r}")
     return sorted({int(value) for value in values})
@@ -109,7 +109,10 @@ def run(args: argparse.Namespace) -> int:
             _batches(found, lm, args, progress)
     _report(found, args)
     if args.json is not None:
-        args.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
+        try:
+            args.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
+        except OSError as error:
+            raise FailureError(f"can't write {args.json}: {error.strerror}") from error
     return 0
 
 
@@ -128,7 +131,7 @@ def _table(path: Path) -> list[Point]:
         rows = json.loads(decode(path.read_bytes(), str(path)))
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise UsageError(f"{path} is no JSON: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{path} must hold a list of points, each with value and tokens, layers or batch")
@@ -146,7 +149,7 @@ def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> 
         study = study_of(lm, recipe, HELD_TOKENS, folder, progress)
         return [measure_file(path, lm.model, study.held).point() for path in args.drafts]
     study = study_of(lm, recipe, max(args.tokens), folder, progress)
-    middle = args.tokens[len(args.tokens) // 2 if len(args.tokens) < 5 else -2]
+    middle = args.tokens[len(args.tokens) // 2]
     wanted = [(tokens, 1) for tokens in args.tokens] + [(middle, layers) for layers in args.layers]
     return [study.measure(tokens, layers, progress).point() for tokens, layers in dict.fromkeys(wanted)]
 
@@ -197,6 +200,9 @@ def _choose(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal.
         return
     budget = args.budget[-1] if args.budget else max(point.tokens for point in found.points)
     layers = [size for size in LAYERS if _predict(found, budget, size) is not None]
+    if not layers:
+        found.notes.append(f"no law reaches a head at {budget:,.0f} training tokens; give another --budget")
+        return
     target, ends = costs_of(lm.model), {}
     for size in sorted({min(layers), max(layers)}):
         progress(f"timing a head of {size} layers", 0, 0)

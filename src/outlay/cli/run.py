@@ -59,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("model and method")
     how.add_argument("--model", metavar="M", help="an alias (see `outlay models`), a folder, a .gguf file or a hub id")
     how.add_argument("--method", metavar="NAME[:k=v,...]", help="how to decode; `outlay methods` lists them "
-                     "(default: greedy at temperature 0, else sample)")  # fmt: skip
-    how.add_argument("--draft", metavar="M", help="a small model, for the methods that draft")
+                     "(default: auto, which writes what greedy or sample write, sooner)")  # fmt: skip
+    how.add_argument("--draft", metavar="M", help="what drafts: another model, a file that `outlay train` wrote, or "
+                     "head, lookup, table, ppd, self:int4, self:skip")  # fmt: skip
     how.add_argument("--budget", metavar="k=v,...", help="caps on the ledger, such as target_passes=64,seconds=2")
     how.add_argument("--dtype", type=one_of(DTYPES), default="auto", metavar="D", help=" ".join(DTYPES))
     how.add_argument("--kv-dtype", type=one_of(KV_DTYPES), default="auto", metavar="D",
@@ -134,8 +135,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(args, name) for name in PASSED_ON}
     if args.max_tokens is not None:
         options["max_tokens"] = args.max_tokens
-    if args.method is not None:
-        options["method"] = catalog.parse(args.method)
+    options["method"] = catalog.parse(args.method or "auto")
     if args.budget is not None:
         options["budget"] = Budget.parse(args.budget)
     return options | {"chat": not args.raw}

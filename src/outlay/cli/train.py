@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from outlay.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from outlay.lm import LM
+    from outlay.models.tokenizer import Tokenizer
 
 WHAT = {
     "draft": "a draft head, distilled from text that the model writes itself",
@@ -30,6 +32,7 @@ examples:
   outlay train draft                                  # on what the default model writes, an hour or two
   outlay train draft --tokens 200000 --layers 2 --out draft.safetensors
   outlay train ppd --m 3 --steps 300
+  outlay train table --own                            # of what the default model writes, for auto
   outlay train table --out python.tri ~/project/*.py
   outlay run "..." --method aded:table=python.tri
 
@@ -103,13 +106,13 @@ def _ppd_arguments(parser: Parser) -> None:
 
 def _table_arguments(parser: Parser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="texts or code (Python's own library)")
-    parser.add_argument("--model", metavar="M", help="the model whose tokens it is made of")
-    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="where it goes")
+    _model_arguments(parser)
+    _corpus_arguments(parser, 700_000)
+    parser.add_argument("--own", action="store_true", help="of text that the model writes, in place of files: for auto")
     parser.add_argument("--order", type=number(2, whole=True), default=3, metavar="N",
                         help="the longest n-grams: 3 for aded, 6 for superposed (%(default)s)")  # fmt: skip
     parser.add_argument("--successors", type=number(1, whole=True), default=12, metavar="N",
                         help="of a context that are kept (%(default)s)")  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _draft(args: argparse.Namespace) -> int:
@@ -117,12 +120,15 @@ def _draft(args: argparse.Namespace) -> int:
     from outlay.train.head import HeadRecipe, train_head
 
     lm = _load(args)
-    out = args.out or fitted.own_path("head", lm.model)
+    out = _out(args, fitted.own_path("head", lm.model))
     recipe = HeadRecipe(args.layers, args.vocabulary, epochs=args.epochs, seed=args.seed)
     with terminal.Progress(quiet=args.quiet) as progress:
         found = train_head(lm, recipe, args.tokens, _prompts(args, lm), out, progress)
     print(out)
-    print("right at depth 1, 2, ... of texts that it was not trained on: " + _shares(found["steps"]), file=sys.stderr)
+    print(
+        "right at depth 1, 2, ... of texts that it was not trained on: " + _shares(found.get("steps", [])),
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -131,7 +137,7 @@ def _ppd(args: argparse.Namespace) -> int:
     from outlay.train.prompt_tokens import PromptRecipe, train_prompts
 
     lm = _load(args)
-    out = args.out or fitted.own_path("ppd", lm.model)
+    out = _out(args, fitted.own_path("ppd", lm.model))
     recipe = PromptRecipe(args.m, args.copies, args.steps, seed=args.seed)
     with terminal.Progress(quiet=args.quiet) as progress:
         found = train_prompts(lm, recipe, args.tokens, _prompts(args, lm), out, progress)
@@ -141,25 +147,21 @@ def _ppd(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from outlay.drafts.library import library_files
     from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
     from outlay.lm import DEFAULT_MODEL
     from outlay.models.load import load_model
-    from outlay.prompts import decode
 
-    tokenizer = load_model(args.model or DEFAULT_MODEL).tokenizer
-    files = args.files or library_files()
-    documents = []
+    if args.own and args.files:
+        raise UsageError("give files or --own, not both")
+    if args.out is None and not args.own:
+        raise UsageError("say where the table goes: --out FILE")
+    lengths = (2,) if args.order == 3 and not args.own else tuple(range(1, args.order))
     with terminal.Progress(quiet=args.quiet) as progress:
-        for done, path in enumerate(files):
-            progress("reading", done, len(files))
-            try:
-                text = decode(path.read_bytes(), str(path))
-            except OSError as error:
-                raise UsageError(f"can't read {path}: {error.strerror}") from error
-            documents.append(tokenizer.encode(text))
+        if args.own:
+            return _own_table(args, lengths, progress)
+        tokenizer = load_model(args.model or DEFAULT_MODEL).tokenizer
+        documents = _documents(args.files, tokenizer, progress)
         progress("counting", 0, 0)
-        lengths = (2,) if args.order == 3 else tuple(range(1, args.order))
         table = NgramTable.build(
             documents, tokenizer_fingerprint(tokenizer), lengths=lengths, successors=args.successors
         )
@@ -170,12 +172,59 @@ def _table(args: argparse.Namespace) -> int:
     return 0
 
 
+def _own_table(args: argparse.Namespace, lengths: Sequence[int], progress: terminal.Progress) -> int:
+    """Makes a table of what a model writes; the text is kept beside it until it is there."""
+    from outlay.drafts import fitted
+    from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
+    from outlay.lm import load
+    from outlay.train.corpus import Corpus
+
+    lm = load(args.model, dtype=args.dtype, threads=args.threads, progress=progress)
+    out = _out(args, fitted.own_path("table", lm.model))
+    work = out.with_name(f"{out.name}.work")
+    corpus = Corpus(work, lm.model, args.seed)
+    corpus.grow(lm, args.tokens, _prompts(args, lm), progress)
+    documents = (passage.tokens[passage.begin :].tolist() for passage in corpus.passages())
+    NgramTable.build(
+        documents, tokenizer_fingerprint(lm.model.tokenizer), lengths=lengths, successors=args.successors
+    ).save(out)
+    shutil.rmtree(work)
+    print(out)
+    return 0
+
+
+def _documents(files: Sequence[Path], tokenizer: Tokenizer, progress: terminal.Progress) -> list[list[int]]:
+    from outlay.drafts.library import library_files
+    from outlay.prompts import decode
+
+    documents = []
+    files = files or library_files()
+    for done, path in enumerate(files):
+        progress("reading", done, len(files))
+        try:
+            text = decode(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UsageError(f"can't read {path}: {error.strerror}") from error
+        documents.append(tokenizer.encode(text))
+    return documents
+
+
 def _load(args: argparse.Namespace) -> LM:
     from outlay.lm import load
 
     with terminal.Progress(quiet=args.quiet) as progress:
         progress("starting", 0, 0)
         return load(args.model, dtype=args.dtype, threads=args.threads, progress=progress)
+
+
+def _out(args: argparse.Namespace, own: Path) -> Path:
+    """Returns where the file goes. Raises `UsageError` for where none can be, before hours are spent on it."""
+    out: Path = args.out or own
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; name a file in it")
+    if any(parent.exists() and not parent.is_dir() for parent in out.parents):
+        raise UsageError(f"{out} can't be a file: a part of its path is one")
+    return out
 
 
 def _prompts(args: argparse.Namespace, lm: LM) -> list[list[int]] | None:
@@ -188,4 +237,4 @@ def _prompts(args: argparse.Namespace, lm: LM) -> list[list[int]] | None:
 
 
 def _shares(shares: list[float]) -> str:
-    return " ".join(f"{share:.0%}" for share in shares)
+    return " ".join(f"{share:.0%}" for share in shares) or "not known, they are too short"

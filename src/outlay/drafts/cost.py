@@ -1,4 +1,5 @@
-"""What a pass of a model costs on this machine, by its rows: measured once, and kept in the user's cache.
+"""What a pass of a model costs on this machine, by its rows: measured once, kept in the user's cache, and corrected by
+what passes take while they run.
 
 The time of a pass depends on its rows, on the weights' format, the processor and the threads, and on how much text each
 row attends to. It is measured for some widths after a short text, and once more after a long one; between the widths it
@@ -8,10 +9,11 @@ is taken to be linear.
 from __future__ import annotations
 
 import json
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import ClassVar
 import torch
 
 from outlay import kernels
+from outlay.drafts.planner import Average
 from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method, Work
 from outlay.engine.run import Run, RunOptions
@@ -31,16 +34,56 @@ from outlay.tree.token_tree import Node
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SHORT, LONG = 64, 448  # tokens of text before the passes that are measured
 REPEATS = 5
+SLOWEST = 8.0  # times its measured cost that a pass may seem to have taken
+
+
+class Pace:
+    """What passes really take, against what they should: learned by the number of rows, since a busy machine slows wide
+    and narrow passes unequally, and for all at once, since it slows them together.
+    """
+
+    def __init__(self) -> None:
+        self._all = Average(1.0, 30.0)
+        self._by_rows: dict[int, Average] = {}
+
+    def factor(self, rows: float) -> float:
+        """Returns how many times its measured cost a pass over so many rows takes at present."""
+        return self._all.value * self._share(_octave(rows)).value
+
+    def observe(self, rows: float, ratio: float) -> None:
+        """Takes in that a pass took `ratio` times its measured cost."""
+        octave = _octave(rows)
+        nearest = self._share(octave)
+        share = self._by_rows.setdefault(octave, Average(nearest.value, 200.0))
+        before = share.value
+        share.observe(ratio / self._all.value)
+        self._all.observe(ratio / before)
+
+    def _share(self, octave: int) -> Average:
+        """Returns that of the nearest number of rows that has been seen."""
+        known = self._by_rows
+        if octave in known or not known:
+            return known.get(octave, _ONE)
+        return known[min(known, key=lambda other: abs(other - octave))]
+
+
+_ONE = Average(1.0, 1.0)
+
+
+def _octave(rows: float) -> int:
+    """Returns in which half of an octave a number of rows lies."""
+    return round(2 * math.log2(max(rows, 1)))
 
 
 @dataclass(frozen=True)
 class PassCosts:
     """`seconds[i]` is the time of a pass over `widths[i]` rows after `SHORT` tokens of text; `slope`, what a row takes
-    more for each further token that it attends to."""
+    more for each further token that it attends to. `pace` is what this process has learned of them since."""
 
     widths: tuple[int, ...]
     seconds: tuple[float, ...]
     slope: float
+    pace: Pace = field(default_factory=Pace, compare=False)
 
     def __call__(self, rows: float, context: float = SHORT) -> float:
         """Returns the seconds of a pass over so many rows, each after so much text."""
@@ -50,6 +93,14 @@ class PassCosts:
         share = (rows - widths[left]) / (widths[right] - widths[left])
         at = seconds[left] + share * (seconds[right] - seconds[left])
         return max(at, 1e-9) + max(0.0, context - SHORT) * rows * self.slope
+
+    def at_present(self, rows: float, context: float = SHORT) -> float:
+        """Returns the same at the pace that passes have taken lately."""
+        return self(rows, context) * self.pace.factor(rows)
+
+    def observe(self, rows: float, context: float, seconds: float) -> None:
+        """Takes in what a pass took. A pause elsewhere may have made most of it: it counts as `SLOWEST` at most."""
+        self.pace.observe(rows, min(seconds / self(rows, context), SLOWEST))
 
 
 class Widths(Method):
@@ -83,19 +134,23 @@ class Widths(Method):
 def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
     """Measures the passes of a model, in an engine of its own."""
     engine = Engine(prefix_cache=False)
-    context = model.decoder.config.max_positions - max(widths) - 2
+    config = model.decoder.config
+    most, context = min(50, config.vocab_size - 1), max(1, config.max_positions - max(widths) - 2)
+    shorter, longer = min(SHORT, context), min(LONG, context)
 
     def timed(length: int, widths: Sequence[int]) -> dict[int, float]:
         method = Widths(widths, vectors=model.decoder.reads_features)
-        prompt = [1 + place % 50 for place in range(max(1, min(length, context)))]
+        prompt = [1 + place % most for place in range(length)]
         engine.submit(model, method, prompt, RunOptions(max_tokens=1)).result()
         return {width: median(seconds) for width, seconds in method.seconds.items()}
 
-    short = timed(SHORT, widths)
+    short = timed(shorter, widths)
+    for width, narrower in zip(widths[:0:-1], widths[-2::-1], strict=True):  # fewer rows never take longer
+        short[narrower] = min(short[narrower], short[width])
     probe = max(width for width in widths if width <= 8)
-    long = timed(LONG, [probe])
+    long = timed(longer, [probe])
     engine.close()
-    slope = max(0.0, (long[probe] - short[probe]) / (probe * (LONG - SHORT)))
+    slope = max(0.0, (long[probe] - short[probe]) / (probe * max(longer - shorter, 1)))
     return PassCosts(tuple(widths), tuple(short[width] for width in widths), slope)
 
 
@@ -124,7 +179,10 @@ def _costs(model: Model, key: str) -> PassCosts:
 def _read(path: Path) -> PassCosts | None:
     try:
         held = json.loads(path.read_text())
-        return PassCosts(tuple(held["widths"]), tuple(held["seconds"]), held["slope"])
+        widths, seconds = tuple(map(int, held["widths"])), tuple(map(float, held["seconds"]))
+        if len(widths) < 2 or len(widths) != len(seconds):
+            return None
+        return PassCosts(widths, seconds, float(held["slope"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -134,7 +192,7 @@ def _write(path: Path, costs: PassCosts) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(costs)))
+        part.write_text(json.dumps({name: getattr(costs, name) for name in ("widths", "seconds", "slope")}))
         part.replace(path)
     except OSError:
         return

@@ -59,6 +59,11 @@ class Drafter(Attachments, ABC):
 
     name: str
 
+    @property
+    def reach(self) -> int | None:
+        """The depth that it can draft to in this round (None: any)."""
+        return None
+
     @abstractmethod
     def begin(self) -> bool:
         """Catches up with the run, at the beginning of a round; tells whether it can draft in this one."""

@@ -46,7 +46,8 @@ def _shipped() -> dict[tuple[str, str], Path]:
     found = {}
     for path in sorted(SHIPPED.glob("*.safetensors")):
         about = describe(path)
-        found[about["kind"], about["fingerprint"]] = path
+        if about["kind"] != "ngrams":
+            found[about["kind"], about["fingerprint"]] = path
     return found
 
 
@@ -59,7 +60,7 @@ def describe(path: Path) -> dict[str, Any]:
         raise UsageError(f"there is no file {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from None
-    if "kind" not in about or "fingerprint" not in about:
+    if about.get("kind") != "ngrams" and not {"kind", "fingerprint"} <= set(about):  # a table is of a tokenizer
         raise UsageError(f"{path} holds nothing that outlay trained")
     return about
 
@@ -89,5 +90,5 @@ def write(path: Path, kind: str, model: Model, tensors: Mapping[str, Tensor], **
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"about": json.dumps(told)})
         part.replace(path)
-    except OSError as error:
-        raise FailureError(f"can't write {path}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise FailureError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -86,20 +86,23 @@ class NgramTable:
     def __len__(self) -> int:
         return sum(len(order.keys) for order in self._orders.values())
 
-    def successors(self, context: Sequence[int]) -> Successors:
-        """Returns what followed the whole of `context`, with its probability; [] where that was never seen."""
+    def entry(self, context: Sequence[int]) -> tuple[int, Successors]:
+        """Returns how often something followed the whole of `context`, and what, with its probability."""
         order = self._orders.get(len(context))
         place = order.find(hash_context(context)) if order is not None else None
         if order is None or place is None:
-            return []
+            return 0, []
         span = slice(int(order.starts[place]), int(order.starts[place + 1]))
-        return list(zip(order.tokens[span].tolist(), order.probs[span].tolist(), strict=True))
+        found = zip(order.tokens[span].tolist(), order.probs[span].tolist(), strict=True)
+        return int(order.totals[place]), list(found)
+
+    def successors(self, context: Sequence[int]) -> Successors:
+        """Returns what followed the whole of `context`, with its probability; [] where that was never seen."""
+        return self.entry(context)[1]
 
     def seen(self, context: Sequence[int]) -> int:
         """Returns how often something followed `context`."""
-        order = self._orders.get(len(context))
-        place = order.find(hash_context(context)) if order is not None else None
-        return 0 if order is None or place is None else int(order.totals[place])
+        return self.entry(context)[0]
 
     @classmethod
     def build(
@@ -132,23 +135,23 @@ class NgramTable:
         part = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(held, part, {"kind": "ngrams", "tokenizer": self.tokenizer})
+            save_file(held, part, {"about": json.dumps({"kind": "ngrams", "tokenizer": self.tokenizer})})
             part.replace(path)
-        except OSError as error:
-            raise FailureError(f"can't write {path}: {error.strerror}") from error
+        except (OSError, SafetensorError) as error:
+            raise FailureError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error
 
     @classmethod
     def load(cls, path: Path, tokenizer: Tokenizer | None = None) -> NgramTable:
         """Opens a table. Raises `UsageError` for a file that is none, or one that another tokenizer made."""
         try:
             with safe_open(path, framework="pt") as file:
-                about: dict[str, Any] = file.metadata() or {}
+                about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
                 held = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - no dict
         except FileNotFoundError:
             raise UsageError(
                 f"there is no table {path}; `outlay train table --out {path} FILES...` makes one"
             ) from None
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise UsageError(f"{path} is not a table of n-grams: {' '.join(str(error).split())}") from None
         if about.get("kind") != "ngrams":
             raise UsageError(f"{path} is not a table of n-grams; `outlay train table` makes one")

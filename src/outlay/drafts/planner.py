@@ -2,9 +2,9 @@
 
 A drafted node is taken with the product of the chances along its path. Each node costs a row of the target pass, and
 drafting costs passes of its own. Tokens and seconds are weighed by the rate at which tokens are made: time that a round
-spends could have made tokens otherwise, so a node is worth its row if its chance is above rate x cost of the row
-(Dinkelbach's method for the greatest ratio). Chances are learned: each kind of proposal tells how sure it is, and what
-came of such proposals corrects it.
+spends could have made tokens otherwise, so nodes are worth their rows if their chances add up to more than rate x cost
+of the rows (Dinkelbach's method for the greatest ratio). Chances are learned: each kind of proposal tells how sure it
+is, and what came of such proposals corrects it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from outlay.drafts.tree import ROOT, DraftTree
 
 BINS = 12  # of how sure a proposal is
 MEMORY = 200.0  # observations of a bin that count; older ones fade
-PRIOR = 12.0  # observations that a proposal's own word counts for
+PRIOR = 6.0  # observations that a proposal's own word counts for
+UNLIKELY = 0.03  # no row is as cheap as a node that is less likely
 
 
 @dataclass
@@ -82,12 +83,15 @@ class Candidates:
             proposal.chance, proposal.origin = chance, origin
         return known
 
-    def chosen(self, worth: Callable[[int], float], most: int, depth: int) -> tuple[DraftTree, float, list[int]]:
-        """Returns the nodes that are worth it, the likeliest first: the tree of them, how many of them are expected to
-        be taken, and their places among the candidates. `worth(n)` is the chance from which an n-th node pays.
+    def chosen(self, price: Callable[[int], float], most: int, depth: int) -> tuple[DraftTree, float]:
+        """Returns the tree that is expected to give the most for its price, and how many of its nodes are expected to
+        be taken. `price(n)` is what n nodes cost, in tokens that the time would have made otherwise.
+
+        The likeliest nodes come first, and as many of them are taken as make expected tokens less price the greatest:
+        a pass may cost the same over more rows, up to a width.
         """
-        tree, expected, places = DraftTree(), 0.0, list[int]()
         at = {ROOT: ROOT}
+        order: list[int] = []
         heap: list[tuple[float, int]] = []
 
         def push(parent: int, reach: float) -> None:
@@ -96,16 +100,21 @@ class Candidates:
                     heapq.heappush(heap, (-reach * self.proposals[child].chance, child))
 
         push(ROOT, 1.0)
-        while heap and len(tree) < most:
+        expected, best, size = 0.0, (0.0, 0.0), 0
+        while heap and len(order) < most:
             negative, node = heapq.heappop(heap)
-            if -negative < worth(len(tree) + 1):
+            if -negative < UNLIKELY:
                 break
-            parent, token = self.tree.parents[node], self.tree.tokens[node]
-            at[node] = tree.add(at[parent], token, self.proposals[node].origin)
+            order.append(node)
             expected -= negative
-            places.append(node)
+            gain = expected - price(len(order))
+            if gain > best[0]:
+                best, size = (gain, expected), len(order)
             push(node, -negative)
-        return tree, expected, places
+        tree = DraftTree()
+        for node in order[:size]:
+            at[node] = tree.add(at[self.tree.parents[node]], self.tree.tokens[node], self.proposals[node].origin)
+        return tree, best[1]
 
     def learn(self, decided: Iterable[int]) -> None:
         """Tells all sources what became of their proposals: `decided` are the tokens that followed, drafted or not."""
@@ -127,9 +136,9 @@ class Average:
     """A running mean that forgets: the last `memory` observations count."""
 
     def __init__(self, start: float, memory: float) -> None:
-        self.value, self._memory, self._seen = start, memory, 0.0
+        self.value, self._memory, self.seen = start, memory, 0.0
 
     def observe(self, value: float) -> None:
         """Takes an observation in."""
-        self._seen = min(self._seen + 1, self._memory)
-        self.value += (value - self.value) / self._seen
+        self.seen = min(self.seen + 1, self._memory)
+        self.value += (value - self.value) / self.seen

@@ -40,6 +40,8 @@ def proposed(drafter: Drafter | Proposer, room: Room, grow: Callable[[Drafter, R
         return drafter.propose(room.nodes, room.depth)
     if not drafter.begin():
         return DraftTree()
+    if drafter.reach is not None:
+        room.depth = min(room.depth, drafter.reach)
     return (yield from grow(drafter, room))
 
 

@@ -374,7 +374,12 @@ def read_points(rows: Sequence[dict[str, Any]]) -> list[Point]:
             raise UsageError(f"point {number} must be an object with value and any of {', '.join(sorted(known))}")
         try:
             numbers = {name: float(value) for name, value in row.items() if name != "what"}
+            sizes = [numbers[name] for name in ("tokens", "layers", "batch") if name in numbers]
+            if not all(map(math.isfinite, numbers.values())) or not all(size > 0 for size in sizes):
+                raise ValueError
             points.append(replace(Point(0.0), **numbers, what=str(row.get("what", Point.what))))
         except (TypeError, ValueError):
-            raise UsageError(f"point {number} must hold numbers: {row!r:.80}") from None
+            raise UsageError(
+                f"point {number} must hold numbers, and sizes above 0: {row!s:.80}"
+            ) from None
     return points

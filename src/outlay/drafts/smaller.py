@@ -46,7 +46,8 @@ def smaller_self(model: Model, options: str) -> Model:
 def skipped(text: str, count: int) -> set[int]:
     """Returns the layers that "4+6-9" names, of `count`; the middle half for "". Raises `UsageError` for others."""
     if not text:
-        return set(range(count // 4, count - count // 4))
+        kept = max(1, count // 4)  # some layers stay
+        return set(range(kept, max(kept + 1, count - kept)))
     found: set[int] = set()
     for part in text.split("+"):
         first, _, last = part.partition("-")

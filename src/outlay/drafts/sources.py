@@ -47,6 +47,8 @@ def resolve(draft: str, model: Model) -> Model | Source:
     if draft.endswith(".safetensors"):
         path = Path(draft).expanduser()
         kind = fitted.describe(path)["kind"]
+        if kind == "ngrams":
+            return TableSource(NgramTable.load(path, model.tokenizer))
         return load_head(path, model) if kind == "head" else PromptSource(prompts_for(model, path))
     other = load_model(draft, device=str(model.decoder.device))
     refuse_other_tokens(other, model)
@@ -80,7 +82,7 @@ def drafter_of(run: Run) -> Drafter | Proposer:
 
 def require_draft(method: Method, run: Run) -> None:
     """Raises `UsageError` where a method that needs a draft has none."""
-    if not run.has_draft:
+    if run.draft_model is None and run.source is None:
         raise UsageError(
             f"{method.about.name} needs a draft: a small model of the same tokens, or lookup, table, ppd, self:int4 or "
             f"self:skip; or train a head, which is then found by itself: `outlay train draft --model {run.model.name}`"
@@ -114,6 +116,20 @@ def default_table(tokenizer: Tokenizer) -> NgramTable:
         documents = (tokenizer.encode(text) for text in library_sources(DEFAULT_CHARACTERS))
         NgramTable.build(documents, tokenizer_fingerprint(tokenizer)).save(path)
     return NgramTable.load(path, tokenizer)
+
+
+@cache
+def own_table(model: Model) -> NgramTable | None:
+    """Returns the table of n-grams of what a model writes, the user's own or what comes with the package, if any."""
+    path = fitted.own_path("table", model)
+    if path.exists():
+        return NgramTable.load(path, model.tokenizer)
+    tokens = tokenizer_fingerprint(model.tokenizer)
+    for path in sorted(fitted.SHIPPED.glob("*.table.safetensors")):
+        table = NgramTable.load(path)
+        if table.tokenizer == tokens:
+            return table
+    return None
 
 
 def prompts_of(name: str, run: Run) -> PromptTokens:

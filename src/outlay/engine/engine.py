@@ -115,7 +115,10 @@ class Engine:
         text = TextStream(target.tokenizer, options.stop)
         run = Run(method, prompt, options, text, eos, context, handle.add)
         run.model = target
-        run.has_draft, run.source = draft is not None, draft if not isinstance(draft, Model) else None
+        if isinstance(draft, Model):
+            run.draft_model = draft
+        else:
+            run.source = draft
         method.check(run)
         with self._lock:
             self._queue.append(_Live(run, handle, target, draft, trace))
@@ -153,11 +156,12 @@ class Engine:
             thread.join()
         self._closing = False
 
-    def clear(self) -> None:
-        """Forgets the prefixes kept for reuse, and what methods keep. What running requests hold stays."""
+    def clear(self, *, learned: bool = True) -> None:
+        """Forgets the prefixes kept for reuse, and what methods have learned. What running requests hold stays."""
         with self._ticking:
             for worker in self._workers.values():
-                worker.kept.clear()
+                if learned:
+                    worker.kept.clear()
                 if worker.prefixes is not None:
                     worker.prefixes.clear()
 
@@ -191,12 +195,25 @@ class Engine:
             self._admit(live)
         for live in self._live:
             self._police(live)
+        # Drafts first: a run that drafts in one pass then takes part in the target's pass of the same tick.
+        if drafts := self._pending(drafts=True):
+            self._serve(drafts)
+        self._serve(self._pending(drafts=False))
+        self.ticks += 1
+        self.tick_seconds += time.perf_counter() - started
+
+    def _pending(self, *, drafts: bool) -> list[tuple[Worker, list[Request]]]:
+        """Returns the workers that are asked for something, draft models or the others, with what they are asked."""
         batches: dict[int, tuple[Worker, list[Request]]] = {}
         for live in self._live:
             for request in live.waiting:
-                if not request.done and live.run.finish_reason is None:
+                if not request.done and live.run.finish_reason is None and (request.worker.role == "draft") == drafts:
                     batches.setdefault(id(request.worker), (request.worker, []))[1].append(request)
-        for worker, requests in batches.values():
+        return list(batches.values())
+
+    def _serve(self, batches: Sequence[tuple[Worker, list[Request]]]) -> None:
+        """Has each worker do a step, and lets each run go on that then has all that it waited for."""
+        for worker, requests in batches:
             try:
                 worker.advance(requests)
             except Exception as failure:  # fails those who asked, not the engine and not the others
@@ -207,8 +224,6 @@ class Engine:
                 self._end(live)
             elif all(request.done for request in live.waiting):
                 self._resume(live)
-        self.ticks += 1
-        self.tick_seconds += time.perf_counter() - started
 
     def _admit(self, live: _Live) -> None:
         run = live.run

@@ -43,7 +43,12 @@ class Source(Protocol):
 
 
 class Worker(Protocol):
-    """Serves requests: each call does one batched step for all of them, and finishes those that it can."""
+    """Serves requests: each call does one batched step for all of them, and finishes those that it can.
+
+    In a tick those whose `role` is "draft" come before the others.
+    """
+
+    role: str
 
     def advance(self, requests: Sequence[Request]) -> None:
         """Moves the requests on by one step."""

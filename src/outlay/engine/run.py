@@ -139,8 +139,8 @@ class Run:
 
     `tree` is the token tree at the target model, `tip` its last decided node, `prompt` the prompt's token ids,
     `tokens` the committed ones. A method calls `commit` or `accept` with what it decides and goes on; the engine ends
-    it. `draft` is its place at a draft model, if the request gives one; `source`, what it gives as a draft that is no
-    model; `has_draft` tells whether it gives either. `model` is the target.
+    it. `model` is the target; `draft_model`, the draft model that the request gives, at which `draft` is its place;
+    `source`, what it gives as a draft that is no model.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Run:
         self.target: Seat
         self.draft: Seat | None = None
         self.source: Source | None = None
-        self.has_draft = False
+        self.draft_model: Model | None = None
         self.model: Model
         self._text, self._eos, self._deliver = text, eos_token_ids, deliver
         self._offer: Node | None = None

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from outlay.kernels.memory import weights
 from outlay.kernels.native import LinearStruct, address, check, library
 
 _FORMATS = {"q4": 0, "q8": 1, "bf16": 2, "f32": 3}
@@ -113,7 +114,8 @@ def pack_q4(q: Tensor, scales: Tensor, minima: Tensor) -> PackedLinear:
     m, k = q.shape
     halves = _pad(q.to(torch.uint8)).view(-1, _TILE, k // _GROUP, 2, 4, 4)
     packed = (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).permute(0, 2, 3, 1, 4).flatten(2)
-    return PackedLinear(torch.cat([_pack_scales(scales), _pack_scales(minima), packed], dim=2).flatten(), "q4", m, k)
+    data = torch.cat([_pack_scales(scales), _pack_scales(minima), packed], dim=2)
+    return PackedLinear(weights.hold(data), "q4", m, k)
 
 
 def pack_q8(q: Tensor, scales: Tensor) -> PackedLinear:
@@ -122,20 +124,21 @@ def pack_q8(q: Tensor, scales: Tensor) -> PackedLinear:
     m, k = q.shape
     packed = _pad(q.to(torch.int8)).view(-1, _TILE, k // _GROUP, 8, 4).permute(0, 2, 3, 1, 4).flatten(2)
     data = torch.cat([_pack_scales(scales), packed.contiguous().view(torch.uint8)], dim=2)
-    return PackedLinear(data.flatten(), "q8", m, k)
+    return PackedLinear(weights.hold(data), "q8", m, k)
 
 
 def pack_bf16(weight: Tensor) -> PackedLinear:
     """weight [m, k], rounded to bfloat16."""
     m, k = weight.shape
     data = _pad(weight.to(torch.bfloat16)).transpose(1, 2).contiguous().view(torch.uint8)
-    return PackedLinear(data.flatten(), "bf16", m, k)
+    return PackedLinear(weights.hold(data), "bf16", m, k)
 
 
 def pack_f32(weight: Tensor) -> PackedLinear:
     """weight [m, k] in float32."""
     m, k = weight.shape
-    return PackedLinear(_pad(weight.float()).transpose(1, 2).contiguous().view(torch.uint8).flatten(), "f32", m, k)
+    data = _pad(weight.float()).transpose(1, 2).contiguous().view(torch.uint8)
+    return PackedLinear(weights.hold(data), "f32", m, k)
 
 
 def quantize_q4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

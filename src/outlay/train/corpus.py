@@ -94,9 +94,11 @@ class Corpus:
             progress(f"writing text, {self.tokens} of {tokens} tokens", self.tokens, tokens)
             first = self.shards * TOGETHER
             indices = range(first, first + TOGETHER)
-            asked = questions(lm, indices, self._seed)
-            if prompts is not None:
-                asked = [prompts[index % len(prompts)] for index in indices]
+            asked = (
+                questions(lm, indices, self._seed)
+                if prompts is None
+                else [prompts[index % len(prompts)] for index in indices]
+            )
             passages = self._written(lm, indices, asked)
             self._save(passages)
 

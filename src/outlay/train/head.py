@@ -12,7 +12,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ def train_head(
     corpus.grow(lm, tokens, prompts, progress)
     passages = list(corpus.passages())
     held, rest = passages[::HELD_OUT], [passage for place, passage in enumerate(passages) if place % HELD_OUT]
-    trainer = HeadTrainer(lm.model, recipe, rest or held)
+    trainer = HeadTrainer(lm.model, replace(recipe, tokens=tokens), rest or held)
     trainer.fit(work / "head.checkpoint", progress)
     found = trainer.measure(held)
     trainer.save(out, lm.model, right=found)

@@ -19,6 +19,7 @@ from outlay.decode.draft.speculative import Speculative
 from outlay.decode.greedy import Greedy
 from outlay.drafts.scaling import Point
 from outlay.engine.method import Method, Source
+from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models.load import Model
 from outlay.train.corpus import WARM_EVERY, Corpus, Passage
@@ -62,13 +63,18 @@ class DraftStudy:
         self.held = [p for place, p in enumerate(passages) if place % HELD_OUT == 0][:CONTEXTS]
         self.rest = [p for place, p in enumerate(passages) if place % HELD_OUT]
         self.found: list[Measured] = []
+        self._recipe = asdict(recipe)
         if self._file.exists():
-            self.found = [
-                Measured(**{**row, "right": tuple(row["right"])}) for row in json.loads(self._file.read_text())
-            ]
+            kept = json.loads(self._file.read_text())
+            self._recipe = kept["recipe"]
+            self.found = [Measured(**{**row, "right": tuple(row["right"])}) for row in kept["heads"]]
 
     def measure(self, tokens: int, layers: int, progress: Progress) -> Measured:
-        """Trains a head on `tokens` tokens and measures it, unless that was done before."""
+        """Trains a head on `tokens` tokens and measures it, unless that was done before. Raises `UsageError` where the
+        folder holds heads of another recipe.
+        """
+        if self._recipe != asdict(self.recipe):
+            raise UsageError(f"{self.folder} holds heads of another recipe; choose another folder")
         for known in self.found:
             if (known.tokens, known.layers) == (tokens, layers):
                 return known
@@ -77,7 +83,8 @@ class DraftStudy:
         trainer.save(self.head(tokens, layers), self.model)
         measured = replace(measure(trainer, self.held), tokens=tokens)
         self.found.append(measured)
-        self._file.write_text(json.dumps([asdict(each) for each in self.found], indent=1))
+        kept = {"recipe": asdict(self.recipe), "heads": [asdict(each) for each in self.found]}
+        self._file.write_text(json.dumps(kept, indent=1))
         return measured
 
     def head(self, tokens: int, layers: int) -> Path:

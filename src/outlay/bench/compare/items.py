@@ -50,7 +50,7 @@ def read_items(source: str, *, skip_bad: bool = False) -> tuple[list[Item], list
             items.append(_item(read_row(line, where) if as_json else {"prompt": line.removesuffix("\r")}, where))
         except UsageError as error:
             if not skip_bad:
-                raise UsageError(f"{error}; --skip-bad goes on with the other lines") from error
+                raise UsageError(str(error)) from error
             skipped.append(str(error))
     if not items:
         raise UsageError(f"there is no prompt in {source}" + (f": {skipped[0]}" if skipped else ""))

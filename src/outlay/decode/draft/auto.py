@@ -1,46 +1,59 @@
 """The planner: each round drafts what pays on this machine, in this batch, for this text, or nothing at all.
 
-Proposals come from the text itself (prompt lookup) and from a draft head, if the model has one; each is worth what its
-kind has turned out to be worth so far. A round takes the proposals whose chance outweighs the time that they cost, by
-measured costs of passes, and asks the head, or a draft model, only where that has paid. Exact: what is drafted is
-matched with the target's own tokens, so the text is what greedy or sample write with the same seed, whatever was
-planned.
+Proposals come from the text itself (prompt lookup), from a table of n-grams of what the model writes, and from a draft
+head, where the model has them; each is worth what its kind has turned out to be worth so far. A round takes the
+proposals whose chances outweigh the time that they cost, by measured costs, and asks the head, or a draft model, only
+where that has paid. Exact: what is drafted is matched with the target's own tokens, so the text is what greedy or
+sample write with the same seed, whatever was planned.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, ClassVar
 
 from outlay.drafts.cost import costs_of
 from outlay.drafts.drafter import Best, ModelDrafter
 from outlay.drafts.lookup import ORIGIN, LookupProposer
-from outlay.drafts.planner import Average, Calibration, Candidates
+from outlay.drafts.ngrams import NgramTable
+from outlay.drafts.planner import UNLIKELY, Average, Calibration, Candidates
 from outlay.drafts.round import Room, judge
+from outlay.drafts.sources import own_table, table_of
 from outlay.drafts.tree import ROOT, DraftTree
 from outlay.drafts.verify import sample_and_match
 from outlay.engine.method import About, Method, Request, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
 
+TABLE = "table"
 RANKS = (3, 3, 2, 2)  # of each of a head's guesses that are looked at
 LONGEST = 6  # tokens of the text's end that are looked up
+LOOKED = 8  # contexts that are looked for in a table each round
+TABLE_RANKS = (3, 2, 1)  # of what followed a context that are looked at, by depth
+COUNTED = 4  # times that a context was seen, from which on it makes no difference
+DOUBT = 1.0  # times that something else is taken to have followed a context
 COPIED = 12  # tokens that are copied from where they stood
 SURE = (0.15, 0.3, 0.45, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # how sure a match of 1, 2, ... tokens is, at first
-EXPLORE = 16  # rounds after which the head is asked again
+TRIALS = 6  # times that a draft is asked before what it gave is believed
+PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
+REPRICED = 8  # rounds after which the costs of rows are looked at again
 RECENT = 24.0  # rounds that a run's rate is taken over
 
 
 @dataclass(frozen=True)
 class Auto(Method):
-    """Drafts at most `nodes` tokens a round, from the text itself (`lookup`) and a draft head or model (`draft`)."""
+    """Drafts at most `nodes` tokens a round, from the text itself (`lookup`), a table of n-grams (`table`: a file,
+    "default" for that of the model, or "none") and a draft head or model (`draft`).
+    """
 
     nodes: int = 16
     draft: bool = True
     lookup: bool = True
+    table: str = "default"
 
     about: ClassVar[About] = About(
         name="auto",
@@ -57,7 +70,19 @@ class Auto(Method):
             raise UsageError(f"auto needs nodes of 1 or more, not {self.nodes}")
 
     def check(self, run: Run) -> None:
+        if run.source is not None:
+            raise UsageError(
+                "auto takes a draft head or model as its draft; what the text and a table of n-grams say it looks up "
+                "by itself (auto:table=FILE for another table)"
+            )
         costs_of(run.model)
+        if run.draft_model is not None and self.draft:
+            costs_of(run.draft_model)
+        self.ngrams(run)
+
+    def ngrams(self, run: Run) -> NgramTable | None:
+        """Returns the table that is looked in, if any. Raises `UsageError` where it can't be had."""
+        return own_table(run.model) if self.table == "default" else table_of(self.table, run)
 
     def decode(self, run: Run) -> Work:
         planner = _Planner(self, run)
@@ -83,16 +108,16 @@ class _Learned:
     """What the runs of one model at one temperature learn together."""
 
     calibrations: dict[tuple[str, int], Calibration] = field(default_factory=dict)
-    gains: dict[int, Average] = field(default_factory=dict)  # what the head added to rounds, by what lookup had found
-    slower: Average = field(default_factory=lambda: Average(1.0, 50.0))  # passes, against their measured costs
+    gains: dict[int, Average] = field(default_factory=dict)  # what the draft added to rounds, by what lookup had found
+    patience: int = PATIENCE  # rounds after which a draft that does not pay is asked again
 
     def calibration(self, kind: str, level: int) -> Calibration:
         """Returns that of a kind of proposals."""
         return self.calibrations.setdefault((kind, level), Calibration())
 
     def gain(self, found: float) -> Average:
-        """Returns what the head has added where lookup had found so many tokens."""
-        return self.gains.setdefault(min(int(2 * found), 3), Average(0.5, 30.0))
+        """Returns what the draft has added where lookup had found so many tokens."""
+        return self.gains.setdefault(int(found > 0.5), Average(0.5, 16.0))
 
 
 class _Planner:
@@ -108,37 +133,43 @@ class _Planner:
         self._draft = costs_of(draft) if draft is not None else None
         self._drafter = ModelDrafter(run) if draft is not None else None
         self._lookup = LookupProposer(run, LONGEST) if method.lookup else None
+        self._table = method.ngrams(run)
         self._tokens, self._seconds = Average(1.0, RECENT), Average(self._cost(1), RECENT)
-        self._since, self._unasked = time.perf_counter(), 0
+        self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
+        self._priced, self._dearer = (0, -1), list[float]()
 
     def plan(self) -> Generator[Request, Any, _Plan]:
         """Returns what to draft in this round."""
         run, room = self._run, Room(self._run, self._nodes, self._nodes)
-        candidates, rate = Candidates(), self._rate()
+        candidates, rate, seconds = Candidates(), self._rate(), 0.0
+        price = self._price(rate)
         if room.depth == 0:
             return _Plan(DraftTree(), candidates, 1.0, self._cost(1))
         if self._lookup is not None:
             self._look_up(candidates, self._lookup, room)
-        tree, expected, _ = candidates.chosen(self._worth(rate), room.nodes, room.depth)
-        drafting = 0.0
+        if self._table is not None:
+            self._look_in(candidates, self._table, room)
+        tree, expected = candidates.chosen(price, room.nodes, room.depth)
         if self._asks(expected, rate):
-            before = len(tree), expected
-            drafting = yield from self._ask(candidates, room, rate)
-            tree, expected, _ = candidates.chosen(self._worth(rate), room.nodes, room.depth)
-            rows = self._cost(1 + len(tree)) - self._cost(1 + before[0])
-            self._learned.gain(before[1]).observe(expected - before[1] - rate * rows)
+            worth, began, found = expected - price(len(tree)), time.perf_counter(), expected
+            seconds = yield from self._ask(candidates, room, rate)
+            tree, expected = candidates.chosen(price, room.nodes, room.depth)
+            self._learned.gain(found).observe(expected - price(len(tree)) - worth)
+            self._spent = time.perf_counter() - began
             run.count(asked=1)
-        return _Plan(tree, candidates, 1 + expected, drafting + self._cost(1 + len(tree)))
+        return _Plan(tree, candidates, 1 + expected, seconds + self._cost(1 + len(tree)))
 
     def learn(self, plan: _Plan, decided: Sequence[int]) -> None:
         """Takes in what a round gave."""
         plan.candidates.learn(decided)
         now = time.perf_counter()
-        self._tokens.observe(len(decided))
-        self._seconds.observe(now - self._since)
-        self._since = now
-        last = self._run.target.worker.last
-        self._learned.slower.observe(last.seconds / self._target(max(last.rows, 1), self._context()))
+        seconds, self._since = now - self._since, now
+        if len(self._run.tokens) > len(decided):  # the first round reads the prompt
+            self._tokens.observe(len(decided))
+            self._seconds.observe(seconds)
+            self._target.observe(self._run.target.worker.last.rows, self._context(), seconds - self._spent)
+        self._spent = 0.0
+        self._rounds += 1
         self._run.count(expected_tokens=plan.tokens, expected_seconds=plan.seconds)
 
     def _rate(self) -> float:
@@ -153,11 +184,26 @@ class _Planner:
         """Returns the seconds of a pass over so many rows of this run, beside what the others have."""
         last = self._run.target.worker.last
         others = max(0, last.runs - 1) * max(1.0, last.rows / max(last.runs, 1))
-        return self._target(rows + others, self._context()) * self._learned.slower.value
+        return self._target.at_present(rows + others, self._context())
 
-    def _worth(self, rate: float) -> Any:
-        """Returns the function that gives the chance from which an n-th drafted node pays for its row."""
-        return lambda n: rate * (self._cost(1 + n) - self._cost(n))
+    def _price(self, rate: float) -> Callable[[int], float]:
+        """Returns the function that gives what n drafted nodes cost, in tokens."""
+        state = self._run.target.worker.last.runs, self._rounds // REPRICED
+        if state != self._priced:
+            self._priced, one = state, self._cost(1)
+            self._dearer = [self._cost(1 + nodes) - one for nodes in range(self._nodes + 1)]
+        dearer = self._dearer
+        return lambda nodes: rate * dearer[nodes]
+
+    def _asking(self) -> float:
+        """Returns this run's share of the seconds that a pass of the draft takes, which also reads what was written
+        since it was last asked.
+        """
+        assert self._draft is not None
+        assert self._drafter is not None
+        assert self._run.draft is not None
+        rows = self._tokens.value + self._drafter.ahead
+        return self._draft.at_present(rows) / max(1, self._run.draft.worker.last.runs)
 
     def _context(self) -> int:
         return self._run.tip.position + 1
@@ -167,55 +213,106 @@ class _Planner:
         if found is None:
             return
         place, length = found
-        at = ROOT
+        at, reach = ROOT, 1.0
         for token in lookup.after(place, min(COPIED, room.depth)):
             level = min(length, len(SURE)) - 1
-            at = candidates.add(at, token, ORIGIN, self._learned.calibration(ORIGIN, level), SURE[level])
+            calibration = self._learned.calibration(ORIGIN, level)
+            reach *= calibration.chance(SURE[level])
+            if reach < UNLIKELY:
+                return
+            at = candidates.add(at, token, ORIGIN, calibration, SURE[level])
             length += 1
 
+    def _look_in(self, candidates: Candidates, table: NgramTable, room: Room) -> None:
+        """Adds what a table says is likely, the likeliest first."""
+        run, longest = self._run, table.order - 1
+        text = run.tokens[-longest:]
+        if len(text) < longest:
+            text = [*run.prompt[len(text) - longest :], *text]
+        heap, looked = [(-1.0, 0, ROOT, text)], 0
+        while heap and looked < LOOKED:
+            negative, depth, parent, context = heappop(heap)
+            looked += 1
+            for length in range(longest, 0, -1):
+                seen, found = table.entry(context[-length:])
+                if found:
+                    break
+            else:
+                continue
+            calibration = self._learned.calibration(TABLE, longest * min(seen, COUNTED) + length)
+            for token, share in found[: TABLE_RANKS[min(depth, len(TABLE_RANKS) - 1)]]:
+                sure = share * seen / (seen + DOUBT)
+                reach = -negative * calibration.chance(sure)
+                if reach < UNLIKELY:
+                    break
+                node = candidates.add(parent, token, TABLE, calibration, sure)
+                if depth + 1 < room.depth:
+                    heappush(heap, (-reach, depth + 1, node, [*context[1:], token]))
+
     def _asks(self, found: float, rate: float) -> bool:
-        """Tells whether the draft is asked in this round, where lookup has found so many tokens."""
-        if self._drafter is None or self._draft is None or not self._drafter.begin():
+        """Tells whether the draft is asked in this round, where lookup has found so many tokens.
+
+        It is where that has paid; otherwise now and then, less and less often, since texts change.
+        """
+        if self._drafter is None:
             return False
         self._unasked += 1
-        cost = self._draft(1 + self._drafter.ahead)
-        if self._learned.gain(found).value < rate * cost and self._unasked <= EXPLORE:
+        learned, gain = self._learned, self._learned.gain(found)
+        pays = gain.seen < TRIALS or gain.value > rate * self._asking()
+        if (not pays and self._unasked <= learned.patience) or not self._drafter.begin():
             return False
+        learned.patience = PATIENCE if pays else min(2 * learned.patience, MOST_PATIENT)
         self._unasked = 0
         return True
 
     def _ask(self, candidates: Candidates, room: Room, rate: float) -> Generator[Request, Any, float]:
-        """Adds what the draft proposes; returns the seconds that this is expected to take."""
+        """Adds what the draft proposes; returns the seconds that this was expected to take."""
         assert self._drafter is not None
-        assert self._draft is not None
-        least = self._worth(rate)(1)
         if self._drafter.ahead:
-            guesses = yield from self._drafter.guesses(min(self._drafter.ahead, room.depth - 1), max(RANKS))
-            self._take_guesses(candidates, guesses, least)
-            return self._draft(1 + self._drafter.ahead)
+            guesses, seconds = yield from self._timed(
+                self._drafter.guesses(min(self._drafter.ahead, room.depth - 1), max(RANKS))
+            )
+            self._take_guesses(candidates, guesses)
+            return seconds
         # A draft model goes on with its best token as long as another pass of it is likely to pay.
-        tree, at, reach, seconds = DraftTree(), (ROOT, ROOT), 1.0, 0.0
-        while tree.depth < room.depth and reach > rate * (self._draft(1) + self._cost(2) - self._cost(1)):
-            best = yield from self._drafter.best(tree, [at[0]], RANKS[0])
+        tree, at, reach, total = DraftTree(), (ROOT, ROOT), 1.0, 0.0
+        step = rate * (self._asking() + self._cost(2) - self._cost(1))
+        while tree.depth < room.depth and (reach > step or not tree):
+            best, seconds = yield from self._timed(self._drafter.best(tree, [at[0]], RANKS[0]))
             calibration = self._learned.calibration(self._drafter.name, min(tree.depth, len(RANKS)))
             pairs = list(zip(best.tokens[0].tolist(), best.logprobs[0].exp().tolist(), strict=True))
             nodes = [candidates.add(at[1], token, self._drafter.name, calibration, sure) for token, sure in pairs]
             at = tree.add(at[0], pairs[0][0], self._drafter.name), nodes[0]
             reach *= calibration.chance(pairs[0][1])
-            seconds += self._draft(1)
-        return seconds
+            total += seconds
+        return total
 
-    def _take_guesses(self, candidates: Candidates, guesses: Best, least: float) -> None:
-        """Adds the paths of a head's guesses whose chance is at least `least`."""
+    def _timed(self, asked: Generator[Request, Any, Best]) -> Generator[Request, Any, tuple[Best, float]]:
+        """Returns what the draft answers and the seconds that this was expected to take; learns what it took."""
+        assert self._draft is not None
+        assert self._run.draft is not None
+        began = time.perf_counter()
+        best = yield from asked
+        rows = self._run.draft.worker.last.rows
+        expected = self._draft.at_present(rows)
+        self._draft.observe(rows, 0.0, time.perf_counter() - began)
+        return best, expected
+
+    def _take_guesses(self, candidates: Candidates, guesses: Best) -> None:
+        """Adds the likeliest paths of a head's guesses, at most as many at a depth as a tree has nodes."""
         assert self._drafter is not None
         name, tokens, sure = self._drafter.name, guesses.tokens.tolist(), guesses.logprobs.exp().tolist()
-        level = [(ROOT, 1.0)]
+        level = [(1.0, ROOT)]
         for depth, ranks in enumerate(RANKS[: len(tokens)]):
             calibration = self._learned.calibration(name, depth)
-            ahead = []
-            for parent, reach in level:
-                for token, chance in zip(tokens[depth][:ranks], sure[depth][:ranks], strict=True):
-                    likely = reach * calibration.chance(chance)
-                    if likely >= least:
-                        ahead.append((candidates.add(parent, token, name, calibration, chance), likely))
-            level = ahead
+            chances = [calibration.chance(chance) for chance in sure[depth][:ranks]]
+            ahead = [
+                (reach * chance, parent, rank)
+                for reach, parent in level
+                for rank, chance in enumerate(chances)
+                if reach * chance >= UNLIKELY
+            ]
+            level = [
+                (likely, candidates.add(parent, tokens[depth][rank], name, calibration, sure[depth][rank]))
+                for likely, parent, rank in sorted(ahead, reverse=True)[: self._nodes]
+            ]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from outlay.drafts.cost import costs_of
+from outlay.drafts.cost import PassCosts, costs_of
 from outlay.drafts.prompts import ORIGIN, PromptDrafter, PromptTokens
 from outlay.drafts.round import commit, judge, plant
 from outlay.drafts.sources import prompts_of
@@ -24,6 +25,8 @@ from outlay.drafts.verify import sample_and_match, typical
 from outlay.engine.method import About, Method, Request, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+
+Accuracy = tuple[tuple[float, ...], ...]
 
 TYPICAL_CONTEXT = 256  # tokens of text for which the size of the trees is chosen
 
@@ -62,6 +65,8 @@ class PPD(Method):
 
     def check(self, run: Run) -> None:
         prompts_of(self.prompts, run)
+        if self.rows is None:
+            costs_of(run.model)
 
     def decode(self, run: Run) -> Work:
         prompts = prompts_of(self.prompts, run)
@@ -94,11 +99,8 @@ class PPD(Method):
         return sparse(drafter, shape)
 
     def _plan(self, run: Run, prompts: PromptTokens) -> TreePlan | None:
-        if self.rows is not None:
-            plans = [plan_trees(prompts.accuracy[:m], self.rows) for m in range(1, len(prompts) + 1)]
-            return max(filter(None, plans), key=lambda plan: plan.tau)
-        costs = costs_of(run.model)
-        return fastest(prompts.accuracy, lambda rows: costs(rows, TYPICAL_CONTEXT), self.most)
+        costs = costs_of(run.model) if self.rows is None else None
+        return _planned(prompts.accuracy, self.rows, costs, self.most)
 
     def _judge_typical(self, run: Run, tree: DraftTree, drafter: PromptDrafter) -> Generator[Request, Any, None]:
         """As `judge`, by typical acceptance: the longest path of tokens that are likely enough."""
@@ -115,6 +117,16 @@ class PPD(Method):
         token = run.sampler.pick(logits[last], nodes[path[-1]] if path else run.tip)
         commit(run, tree, nodes, path, token)
         drafter.observe(path, logits[1 + len(nodes) :])
+
+
+@lru_cache(maxsize=64)  # planning takes a second, and is the same for every run
+def _planned(accuracy: Accuracy, rows: int | None, costs: PassCosts | None, most: int) -> TreePlan | None:
+    """Returns the trees for passes of so many rows, or those that are fastest by the costs of passes."""
+    if costs is not None:
+        return fastest(accuracy, lambda rows: costs(rows, TYPICAL_CONTEXT), most)
+    assert rows is not None
+    plans = [plan_trees(accuracy[:m], rows) for m in range(1, len(accuracy) + 1)]
+    return max(filter(None, plans), key=lambda plan: plan.tau)
 
 
 def sparse(drafter: PromptDrafter, shape: SparseTree) -> DraftTree:

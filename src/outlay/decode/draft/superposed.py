@@ -100,6 +100,8 @@ class Superposed(Method):
             raise UsageError(
                 "superposed has a temperature of its own, superposed:temperature=0.06; leave that of the request at 0"
             )
+        if run.options.logprobs is not None:
+            raise UsageError("superposed gives no log-probabilities of tokens; leave logprobs out")
         table_of(self.ngram, run)
 
     def decode(self, run: Run) -> Work:

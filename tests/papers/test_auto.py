@@ -1,0 +1,128 @@
+"""The planner: what it promises, on models that are made for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from outlay import LM
+from outlay.decode.draft import auto
+from outlay.decode.draft.auto import Auto
+from outlay.drafts.cost import PassCosts, costs_of
+from outlay.drafts.head import untrained_head
+from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
+from outlay.engine.engine import Engine
+from outlay.errors import UsageError
+from outlay.testing import PROMPTS, markov_model, tiny_lm, tiny_model
+
+CIRCLE = torch.full((16, 16), 1e-4)
+for _state in range(16):
+    CIRCLE[_state, (_state + 1) % 16] = 1.0
+CIRCLE /= CIRCLE.sum(1, keepdim=True)
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """Fixes what passes cost: each row after the first so much of a pass."""
+
+    def fix(row, draft=1.0):
+        def costs(model):
+            pass_ = 1.0 if model.name.startswith("circle") else draft
+            found = PassCosts((1, 33), (pass_, pass_ * (1 + 32 * row)), 0.0)
+            object.__setattr__(found, "observe", lambda *_: None)
+            return found
+
+        monkeypatch.setattr(auto, "costs_of", costs)
+        monkeypatch.setattr(auto._Planner, "_rate", lambda planner: planner._tokens.value / planner._cost(1))
+
+    return fix
+
+
+def circle(name="circle"):
+    return markov_model(CIRCLE, name)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("kind", ["none", "model", "head"])
+def test_it_writes_what_decoding_without_drafts_writes(temperature, kind):
+    drafts = {"none": None, "model": tiny_model(1), "head": untrained_head(tiny_model(), 1, 128)}
+    for seed, prompt in enumerate(PROMPTS):
+        options = {"max_tokens": 60, "ignore_eos": True, "temperature": temperature, "seed": seed}
+        assert (
+            tiny_lm().generate(prompt, method="auto", draft=drafts[kind], **options).tokens
+            == tiny_lm().generate(prompt, method="sample" if temperature else "greedy", **options).tokens
+        )
+
+
+def test_where_rows_are_free_a_text_that_repeats_itself_takes_few_passes(costs):
+    costs(row=0.001)
+    result = LM(circle(), Engine()).generate([0], method="auto", max_tokens=200, ignore_eos=True)
+    assert result.ledger.target_passes < 60
+    assert result.ledger.drafted >= 140
+
+
+def test_where_a_row_costs_a_pass_nothing_is_drafted(costs):
+    costs(row=1.0)
+    result = LM(circle(), Engine()).generate([0], method="auto", max_tokens=100, ignore_eos=True)
+    assert result.ledger.drafted == 0
+    assert result.ledger.target_passes == 100
+
+
+def test_a_draft_that_is_never_right_is_soon_left_alone(costs):
+    costs(row=0.01, draft=0.3)
+    wrong = markov_model(CIRCLE.flip(1), "wrong")
+    lm = LM(circle(), Engine())
+    result = lm.generate([0], method=Auto(lookup=False), draft=wrong, max_tokens=300, ignore_eos=True)
+    assert result.ledger.extras["asked"] < 100
+    assert result.ledger.target_passes == 300
+
+
+def test_a_draft_that_is_always_right_is_asked_each_round(costs):
+    costs(row=0.01, draft=0.05)
+    lm = LM(circle(), Engine())
+    result = lm.generate([0], method=Auto(lookup=False), draft=circle("twin"), max_tokens=200, ignore_eos=True)
+    assert result.ledger.target_passes < 40
+    assert result.ledger.extras["asked"] >= result.ledger.rounds - 2
+
+
+def test_a_table_of_what_the_model_writes_is_drafted_from(costs, tmp_path):
+    costs(row=0.01)
+    model = circle()
+    table = NgramTable.build([list(range(16)) * 3], tokenizer_fingerprint(model.tokenizer), lengths=(1, 2))
+    table.save(tmp_path / "circle.tri")
+    method = Auto(lookup=False, table=str(tmp_path / "circle.tri"))
+    result = LM(model, Engine()).generate([0], method=method, max_tokens=60, ignore_eos=True)
+    assert result.ledger.target_passes < 20
+    assert set(result.origins) <= {"", "table"}
+
+
+def test_what_it_expects_is_in_the_ledger_and_right(costs):
+    costs(row=0.01)
+    lm = LM(circle(), Engine())
+    _, ledger = (lm.generate([0], method="auto", max_tokens=400, ignore_eos=True).ledger for _ in range(2))
+    assert ledger.extras["expected_tokens"] == pytest.approx(400, rel=0.1)
+    assert ledger.extras["expected_seconds"] > 0
+
+
+def test_it_learns_from_one_prompt_for_the_next(costs):
+    costs(row=0.2)
+    lm = LM(circle(), Engine())
+    first, second = (lm.generate([0], method="auto", max_tokens=40, ignore_eos=True).ledger for _ in range(2))
+    assert second.target_passes < first.target_passes
+    lm.engine.clear(learned=False)
+    assert lm.generate([0], method="auto", max_tokens=40, ignore_eos=True).ledger.target_passes < first.target_passes
+    lm.engine.clear()
+    assert lm.generate([0], method="auto", max_tokens=40, ignore_eos=True).ledger.target_passes == first.target_passes
+
+
+def test_drafts_without_a_model_are_refused():
+    with pytest.raises(UsageError, match="looks up by itself"):
+        tiny_lm().generate("a", method="auto", draft="lookup")
+    with pytest.raises(UsageError, match="nodes of 1 or more"):
+        Auto(nodes=0)
+
+
+def test_the_costs_of_passes_are_measured_when_a_request_is_made():
+    lm = tiny_lm()
+    lm.generate("a", method="auto", max_tokens=2)
+    assert costs_of(lm.model) is costs_of(lm.model)
