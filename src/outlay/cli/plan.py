@@ -146,6 +146,8 @@ def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> 
     recipe = HeadRecipe(vocabulary=args.vocabulary, epochs=1, ahead=0, unroll=DEPTH, seed=args.seed)
     folder = args.work or fitted.own_path("head", lm.model).with_suffix(".study")
     if args.drafts:
+        for path in args.drafts:  # a file that is none is named before text is written
+            fitted.read(path, "head", lm.model)
         study = study_of(lm, recipe, HELD_TOKENS, folder, progress)
         return [measure_file(path, lm.model, study.held).point() for path in args.drafts]
     study = study_of(lm, recipe, max(args.tokens), folder, progress)

@@ -379,7 +379,5 @@ def read_points(rows: Sequence[dict[str, Any]]) -> list[Point]:
                 raise ValueError
             points.append(replace(Point(0.0), **numbers, what=str(row.get("what", Point.what))))
         except (TypeError, ValueError):
-            raise UsageError(
-                f"point {number} must hold numbers, and sizes above 0: {row!s:.80}"
-            ) from None
+            raise UsageError(f"point {number} must hold numbers, and sizes above 0: {row!s:.80}") from None
     return points
