@@ -33,6 +33,7 @@ def costs(monkeypatch):
             return found
 
         monkeypatch.setattr(auto, "costs_of", costs)
+        monkeypatch.setitem(auto.TURNS, False, 0)  # each round is planned, whatever the clock says
         monkeypatch.setattr(auto._Planner, "_rate", lambda planner: planner._tokens.value / planner._cost(1))
 
     return fix

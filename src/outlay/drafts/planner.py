@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from outlay.drafts.tree import ROOT, DraftTree
 
 BINS = 12  # of how sure a proposal is
 MEMORY = 200.0  # observations of a bin that count; older ones fade
+RECALLED = 24.0  # rounds of each kind that a duel looks back at
 PRIOR = 6.0  # observations that a proposal's own word counts for
 UNLIKELY = 0.03  # no row is as cheap as a node that is less likely
 
@@ -46,10 +47,17 @@ class Calibration:
         self.right[place] += right
 
 
-def _bin(sure: float) -> int:
+def _bin_of(sure: float) -> int:
     """Bins are narrow near 0 and 1, where it matters."""
     logit = math.log(max(sure, 1e-6) / max(1 - sure, 1e-6))
     return min(max(int((logit + 4) * BINS / 8), 0), BINS - 1)
+
+
+_BIN_OF = [_bin_of(percent / 100) for percent in range(101)]
+
+
+def _bin(sure: float) -> int:
+    return _BIN_OF[int(100 * sure)]
 
 
 @dataclass
@@ -142,3 +150,35 @@ class Average:
         """Takes an observation in."""
         self.seen = min(self.seen + 1, self._memory)
         self.value += (value - self.value) / self.seen
+
+
+class Duel:
+    """Whether drafting pays at all, by the clock: rounds with and without it take turns, and the slower ones get fewer.
+
+    Costs that are measured while drafting don't tell what decoding without it would take: what lies between passes
+    makes the passes themselves slower.
+    """
+
+    def __init__(self, rounds: Mapping[bool, int], most: int) -> None:
+        """`rounds`: how many of each kind, drafting or not, are tried at a time; `most`: of the faster kind."""
+        self._least, self._most = dict(rounds), most
+        self._rounds = dict(rounds)
+        self._tokens = {kind: Average(1.0, RECALLED) for kind in rounds}
+        self._seconds = {kind: Average(1.0, RECALLED) for kind in rounds}
+
+    def observe(self, drafting: bool, tokens: int, seconds: float) -> None:
+        """Takes in what a round gave."""
+        self._tokens[drafting].observe(tokens)
+        self._seconds[drafting].observe(seconds)
+
+    def turn(self, drafting: bool) -> int:
+        """Returns how many rounds the next turn of a kind has, now that the other kind had its turn."""
+        if all(tokens.seen for tokens in self._tokens.values()):
+            faster = self.rate(True) >= self.rate(False)
+            self._rounds[faster] = min(2 * self._rounds[faster], self._most)
+            self._rounds[not faster] = self._least[not faster]
+        return self._rounds[drafting]
+
+    def rate(self, drafting: bool) -> float:
+        """Returns the tokens a second of a kind of rounds."""
+        return self._tokens[drafting].value / max(self._seconds[drafting].value, 1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 from pathlib import Path
 
@@ -112,9 +113,10 @@ def _opened(path: Path, changed: int, tokenizer: Tokenizer) -> NgramTable:
 def default_table(tokenizer: Tokenizer) -> NgramTable:
     """Returns tri-grams of Python's standard library in these tokens; counts them at first use, in a few seconds."""
     path = hub.cache_folder().parent / "tables" / f"python-{tokenizer_fingerprint(tokenizer)[:16]}.safetensors"
-    if not path.exists():
-        documents = (tokenizer.encode(text) for text in library_sources(DEFAULT_CHARACTERS))
-        NgramTable.build(documents, tokenizer_fingerprint(tokenizer)).save(path)
+    with contextlib.suppress(UsageError):  # there is none, or a damaged one
+        return NgramTable.load(path, tokenizer)
+    documents = (tokenizer.encode(text) for text in library_sources(DEFAULT_CHARACTERS))
+    NgramTable.build(documents, tokenizer_fingerprint(tokenizer)).save(path)
     return NgramTable.load(path, tokenizer)
 
 

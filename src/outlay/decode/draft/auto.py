@@ -20,7 +20,7 @@ from outlay.drafts.cost import costs_of
 from outlay.drafts.drafter import Best, ModelDrafter
 from outlay.drafts.lookup import ORIGIN, LookupProposer
 from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.planner import UNLIKELY, Average, Calibration, Candidates
+from outlay.drafts.planner import UNLIKELY, Average, Calibration, Candidates, Duel
 from outlay.drafts.round import Room, judge
 from outlay.drafts.sources import own_table, table_of
 from outlay.drafts.tree import ROOT, DraftTree
@@ -32,7 +32,7 @@ from outlay.errors import UsageError
 TABLE = "table"
 RANKS = (3, 3, 2, 2)  # of each of a head's guesses that are looked at
 LONGEST = 6  # tokens of the text's end that are looked up
-LOOKED = 8  # contexts that are looked for in a table each round
+LOOKED = 6  # contexts that are looked for in a table each round
 TABLE_RANKS = (3, 2, 1)  # of what followed a context that are looked at, by depth
 COUNTED = 4  # times that a context was seen, from which on it makes no difference
 DOUBT = 1.0  # times that something else is taken to have followed a context
@@ -40,6 +40,8 @@ COPIED = 12  # tokens that are copied from where they stood
 SURE = (0.15, 0.3, 0.45, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # how sure a match of 1, 2, ... tokens is, at first
 TRIALS = 6  # times that a draft is asked before what it gave is believed
 PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
+TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
+LONGEST_TURN = 192  # rounds of a turn of the faster kind
 REPRICED = 8  # rounds after which the costs of rows are looked at again
 RECENT = 24.0  # rounds that a run's rate is taken over
 
@@ -87,6 +89,10 @@ class Auto(Method):
     def decode(self, run: Run) -> Work:
         planner = _Planner(self, run)
         while True:
+            if not planner.drafts():
+                run.commit((yield from run.next_token(run.tip)))
+                planner.wrote()
+                continue
             plan = yield from planner.plan()
             before = len(run.tokens)
             yield from judge(run, plan.tree, sample_and_match)
@@ -109,6 +115,7 @@ class _Learned:
 
     calibrations: dict[tuple[str, int], Calibration] = field(default_factory=dict)
     gains: dict[int, Average] = field(default_factory=dict)  # what the draft added to rounds, by what lookup had found
+    duel: Duel = field(default_factory=lambda: Duel(TURNS, LONGEST_TURN))
     patience: int = PATIENCE  # rounds after which a draft that does not pay is asked again
 
     def calibration(self, kind: str, level: int) -> Calibration:
@@ -137,6 +144,36 @@ class _Planner:
         self._tokens, self._seconds = Average(1.0, RECENT), Average(self._cost(1), RECENT)
         self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
         self._priced, self._dearer = (0, -1), list[float]()
+        self._drafting, self._left = True, TURNS[True]
+
+    def drafts(self) -> bool:
+        """Tells whether drafts are looked for in this round. What is faster is known of a run alone; beside others
+        each round is planned by the costs of all rows.
+        """
+        if self._run.target.worker.last.runs > 1:
+            return True
+        if self._left == 0 and TURNS[False]:
+            self._drafting = not self._drafting
+            self._left = self._learned.duel.turn(self._drafting)
+        return self._drafting
+
+    def wrote(self) -> None:
+        """Takes in a round without drafts."""
+        seconds = self._round(1)
+        self._run.count(rounds=1, expected_tokens=1, expected_seconds=seconds)
+
+    def _round(self, tokens: int) -> float:
+        """Takes in that a round gave so many tokens; returns its seconds."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        first, self._rounds, self._left = self._rounds == 0, self._rounds + 1, max(0, self._left - 1)
+        if first:  # it read the prompt
+            return seconds
+        self._tokens.observe(tokens)
+        self._seconds.observe(seconds)
+        if self._run.target.worker.last.runs == 1:
+            self._learned.duel.observe(self._drafting, tokens, seconds)
+        return seconds
 
     def plan(self) -> Generator[Request, Any, _Plan]:
         """Returns what to draft in this round."""
@@ -162,14 +199,10 @@ class _Planner:
     def learn(self, plan: _Plan, decided: Sequence[int]) -> None:
         """Takes in what a round gave."""
         plan.candidates.learn(decided)
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        if len(self._run.tokens) > len(decided):  # the first round reads the prompt
-            self._tokens.observe(len(decided))
-            self._seconds.observe(seconds)
+        first, seconds = self._rounds == 0, self._round(len(decided))
+        if not first:
             self._target.observe(self._run.target.worker.last.rows, self._context(), seconds - self._spent)
         self._spent = 0.0
-        self._rounds += 1
         self._run.count(expected_tokens=plan.tokens, expected_seconds=plan.seconds)
 
     def _rate(self) -> float:
@@ -229,10 +262,11 @@ class _Planner:
         text = run.tokens[-longest:]
         if len(text) < longest:
             text = [*run.prompt[len(text) - longest :], *text]
-        heap, looked = [(-1.0, 0, ROOT, text)], 0
-        while heap and looked < LOOKED:
+        heap = [(-1.0, 0, ROOT, text)]
+        for _ in range(LOOKED):
+            if not heap:
+                return
             negative, depth, parent, context = heappop(heap)
-            looked += 1
             for length in range(longest, 0, -1):
                 seen, found = table.entry(context[-length:])
                 if found:
