@@ -159,8 +159,8 @@ class _Planner:
 
     def wrote(self) -> None:
         """Takes in a round without drafts."""
-        seconds = self._round(1)
-        self._run.count(rounds=1, expected_tokens=1, expected_seconds=seconds)
+        self._run.count(rounds=1, expected_tokens=1, expected_seconds=self._cost(1))
+        self._round(1)
 
     def _round(self, tokens: int) -> float:
         """Takes in that a round gave so many tokens; returns its seconds."""
