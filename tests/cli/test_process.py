@@ -30,7 +30,7 @@ def test_a_signal_stops_with_the_text_so_far_and_its_ledger(start, tiny, tmp_pat
     code, rest, err = ended(process)
     text = first + rest
     assert code == status
-    assert err.startswith("tiny · greedy · finished: cancelled\n")
+    assert err.startswith("tiny · auto · finished: cancelled\n")
     assert text.strip().isalpha()
     assert f"{len(text) - 1:,}\n" in err, "the ledger counts the tokens that were written"
     events = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]

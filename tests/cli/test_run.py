@@ -16,7 +16,7 @@ def test_the_text_goes_to_stdout_and_the_ledger_to_stderr(outlay, tiny):
     assert status == 0
     assert out.rstrip("\n").isalpha()
     assert len(out) == 12 + 1
-    assert err.startswith("tiny · greedy · finished: length\n")
+    assert err.startswith("tiny · auto · finished: length\n")
     assert "target passes" in err
 
 
@@ -30,7 +30,7 @@ def test_there_is_no_colour_without_a_terminal(outlay, tiny):
 
 
 def test_json_is_one_object_of_the_documented_shape(outlay, tiny):
-    status, out, err = outlay("run", "Hello", "--model", tiny, "--max-tokens", 12, "--json")
+    status, out, err = outlay("run", "Hello", "--model", tiny, "--method", "greedy", "--max-tokens", 12, "--json")
     row = json.loads(out)
     assert (status, err, out.count("\n")) == (0, "", 1)
     assert list(row) == FIELDS
@@ -56,7 +56,8 @@ def test_logprobs_are_reported_for_each_token(outlay, tiny):
 def test_options_reach_the_run(outlay, tiny):
     words = ("run", "Hi", "--model", tiny, "--json", "--max-tokens", 20, "--temperature", 1.5, "--top-p", 0.9)
     first, second, third = (json.loads(outlay(*words, "--seed", seed)[1]) for seed in (1, 1, 2))
-    assert first["method"] == "sample"
+    sampled = json.loads(outlay(*words, "--seed", 1, "--method", "sample")[1])
+    assert (first["method"], first["tokens"]) == ("auto", sampled["tokens"])
     assert first["tokens"] == second["tokens"] != third["tokens"]
 
 

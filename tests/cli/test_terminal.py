@@ -135,7 +135,7 @@ def test_on_a_terminal_there_is_a_bar_then_the_text_a_rule_and_the_ledger(start,
     text, rule, *ledger = after.splitlines()
     assert text.isalpha()
     assert rule == "\x1b[2m" + 60 * "─" + "\x1b[0m"
-    assert ledger[0] == "tiny · greedy · finished: length"
+    assert ledger[0] == "tiny · auto · finished: length"
     assert ledger[1].startswith("\x1b[2mtarget passes")
 
 
