@@ -66,7 +66,7 @@ def test_a_plain_line_is_written_as_a_row(file):
 )
 def test_a_broken_line_is_named_and_can_be_left_out(file, line, said):
     path = file(ROWS[0], "", line, ROWS[1])
-    with pytest.raises(UsageError, match=r"line 3 of .*--skip-bad") as refused:
+    with pytest.raises(UsageError, match=r"line 3 of ") as refused:
         read_items(path)
     assert said in str(refused.value)
     items, skipped = read_items(path, skip_bad=True)
