@@ -1,8 +1,8 @@
 """Memory for weights, in large pages where the system has them.
 
 A pass reads all weights from end to end. In pages of 4 KiB it looks up the place of each page, and fetching ahead stops
-at a page's end; in pages of 2 MiB a pass is some 5 % faster. Layers are put side by side, for most are smaller than
-such a page.
+at a page's end; pages of 2 MiB have both a few hundred times less often. Layers are put side by side, for most are
+smaller than such a page.
 """
 
 from __future__ import annotations
