@@ -69,16 +69,42 @@ def test_what_drafts_is_what_was_trained(head, head_file, model, passages, monke
     )
     embeddings = head.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
     net = deepcopy(head.net).bfloat16().float()  # as the file holds it
+    start = torch.tensor([batch.tokens.shape[1] - steps - 1])  # where the first token was committed
     with torch.no_grad():
-        outputs, guesses = net(batch.features, embeddings, steps, head.recipe.ahead)
-    place = batch.tokens.shape[1] - steps - 1  # of the first token that was committed
-    for step, found in enumerate(look.found["steps"]):
-        expected = (outputs[step][0, place + step] @ head.head.T).log_softmax(-1)
+        _, outputs, guesses = net(batch.features, embeddings, start, steps, min(steps, head.recipe.ahead))
+    for output, found in zip(outputs, look.found["steps"], strict=False):
+        expected = (output[0, 0] @ head.head.T).log_softmax(-1)
         assert torch.allclose(rows_of(found, head.vocabulary)[0], expected, atol=0.03)
     found = rows_of(look.found["guesses"], head.vocabulary)
-    for depth in range(min(len(guesses), steps)):
-        expected = (guesses[depth][0, place + depth + 1] @ head.head.T).log_softmax(-1)
-        assert torch.allclose(found[depth + 1], expected, atol=0.03)
+    for depth, guess in enumerate(guesses, 1):
+        expected = (guess[0, 0] @ head.head.T).log_softmax(-1)
+        assert torch.allclose(found[depth], expected, atol=0.03)
+
+
+def test_a_chain_does_not_depend_on_which_others_are_computed(head, passages):
+    """Training computes the chains that it judges, alone; measuring, all: both mean the same."""
+    batch = as_batch(passages[:3])
+    embeddings = head.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
+    every = torch.arange(batch.tokens.shape[1] - 3)
+    with torch.no_grad():
+        first, steps, guesses = head.net(batch.features, embeddings, every, 3, 2)
+        some = every[4::5]
+        alone, few, fewer = head.net(batch.features, embeddings, some, 3, 2)
+    assert torch.equal(alone, first)
+    for one, other in zip([*steps, *guesses], [*few, *fewer], strict=True):
+        assert torch.allclose(one[:, some], other, atol=1e-5)
+
+
+def test_a_chain_sees_nothing_that_comes_after_its_start(head, passages):
+    batch = as_batch(passages[:1])
+    embeddings = head.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
+    start, other = torch.tensor([20]), batch.features.clone()
+    other[:, 21:] += 1.0  # f_{t-1} at place t: what the target reads at the start and later
+    with torch.no_grad():
+        _, steps, guesses = head.net(batch.features, embeddings, start, 3, 2)
+        _, again, others = head.net(other, embeddings, start, 3, 2)
+    for one, same in zip([*steps, *guesses], [*again, *others], strict=True):
+        assert torch.equal(one, same)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -45,9 +45,10 @@ def whole(model):
 def oracle(whole, wrong=None, vocabulary=257):
     """What measures as a head does that knows the target's features, but for one step of a chain."""
 
-    def net(features, embeddings, depth, ahead):
+    def net(features, embeddings, starts, depth, ahead):
         ahead_of_it = torch.cat([features[:, 1:], torch.zeros_like(features[:, :1])], dim=1)
-        return [-ahead_of_it if step == wrong else ahead_of_it for step in range(depth)], []
+        steps = [ahead_of_it[:, starts + step] * (-1 if step == wrong else 1) for step in range(depth)]
+        return ahead_of_it, steps, []
 
     tokens = torch.arange(vocabulary)
     net.parameters = lambda: iter([torch.zeros(3, 5), torch.zeros(2)])

@@ -146,28 +146,30 @@ class HeadTrainer:
         self, batch: Batch, unroll: int, ahead: int, draw: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, list[float]]]:
         """Returns the loss of a batch over `unroll` steps and `ahead` prompt tokens, and how often the target's best
-        token is the head's, at each of them. `draw` chooses the places of which all but the first step are judged,
-        every third of them (None: all).
+        token is the head's, at each of them. The first step is judged at all places; `draw` chooses a third of them to
+        begin chains of the others (None: all begin one).
         """
         with torch.no_grad():
             embeddings = self.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
-            teacher = (batch.wanted[batch.own] @ self.head.T).softmax(-1)
-            best = teacher.argmax(-1)
+            teacher = batch.own.new_zeros((*batch.own.shape, len(self.vocabulary)), dtype=torch.float32)
+            teacher[batch.own] = (batch.wanted[batch.own] @ self.head.T).softmax(-1)
         begin = int(batch.own.any(0).float().argmax())
-        own = batch.own[:, begin:]
-        steps, guesses = self.net(batch.features, embeddings, unroll, ahead, begin)
-        places, begins = own.nonzero(), own.float().argmax(-1)
+        starts = torch.arange(begin, batch.own.shape[1] - max(unroll - 1, ahead))
+        if draw is not None:
+            starts = starts[torch.randperm(len(starts), generator=draw)[: -(-len(starts) // 3)]].sort().values
+        first, steps, guesses = self.net(batch.features, embeddings, starts, unroll, ahead)
         total, hits = torch.zeros(()), {"steps": list[float](), "prompts": list[float]()}
-        for kind, outputs in (("steps", list(enumerate(steps))), ("prompts", list(enumerate(guesses, 1)))):
-            for step, output in outputs:
-                # It starts from tokens known up to `step` places before, the last of which are the model's own.
-                seen = places[:, 1] - step >= begins[places[:, 0]]
-                if step and draw is not None:
-                    seen &= torch.rand(len(seen), generator=draw) < 1 / 3
-                logits = output[own][seen] @ self.head.T
-                entropy = -(teacher[seen] * logits.log_softmax(-1)).sum(-1)
-                total = total + self.recipe.decay**step * entropy.mean()
-                hits[kind].append(float((logits.argmax(-1) == best[seen]).float().mean()))
+        judged = [("steps", 0, first, batch.own)]
+        for kind, outputs in (("steps", steps[1:]), ("prompts", guesses)):
+            for depth, output in enumerate(outputs, 1):
+                judged.append((kind, depth, output, batch.own[:, starts] & batch.own[:, starts + depth]))
+        for kind, depth, output, seen in judged:
+            wanted = (teacher if output is first else teacher[:, starts + depth])[seen]
+            logits = output[seen] @ self.head.T
+            entropy = -(wanted * logits.log_softmax(-1)).sum()
+            total = total + self.recipe.decay**depth * entropy / max(1, len(wanted))
+            right = (logits.argmax(-1) == wanted.argmax(-1)).sum()
+            hits[kind].append(float(right) / max(1, len(wanted)))
         return total, hits
 
     @torch.no_grad()

@@ -5,8 +5,8 @@ e_{t+1}, are fused to one vector, which goes through D decoder layers; what come
 target's own head, cut down to the tokens that are drafted, makes logits of it.
 
 Drafting feeds what came out back in place of the features that are not known yet, so training does, too, for `unroll`
-steps (the training-time test of EAGLE-3, Li et al. 2025, section 3.1). In step s a position reads the keys of step 0
-up to s positions before it, and one key of each later step on the diagonal.
+steps (the training-time test of EAGLE-3, Li et al. 2025, section 3.1), in chains that start at some of the places. Step
+s of a chain stands s places after its start, reads the keys of step 0 up to the start, and its own later ones.
 
 The head also guesses several tokens ahead in one pass, at prompt tokens behind the newest token (PPD, Chen et al. 2024,
 applied to the draft): learned vectors in place of what would be fused. They read keys as later steps do.
@@ -38,35 +38,31 @@ class _Layer(nn.Module):
         self.gate_up = nn.Linear(hidden, 2 * inner, bias=False)
         self.down = nn.Linear(inner, hidden, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], past: list[Keys]) -> Tensor:
-        """x [batch, time, hidden]; `past` holds the keys and values of the steps before and gets those of this one. The
-        steps after the first may stand for the last places only.
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], past: list[Keys], starts: Tensor) -> Tensor:
+        """x [batch, chains, hidden], of chains that begin at `starts` [chains]; in step 0 all places begin one. `past`
+        holds the keys and values of the steps before and gets those of this one.
         """
-        x = x + self.out(self._attend(self.attn_norm(x), rotation, past))
+        x = x + self.out(self._attend(self.attn_norm(x), rotation, past, starts))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
-    def _attend(self, x: Tensor, rotation: tuple[Tensor, Tensor], past: list[Keys]) -> Tensor:
-        config, (batch, time, _) = self.config, x.shape
+    def _attend(self, x: Tensor, rotation: tuple[Tensor, Tensor], past: list[Keys], starts: Tensor) -> Tensor:
+        config, (batch, chains, _) = self.config, x.shape
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        qkv = self.qkv(x).view(batch, time, heads + 2 * kv_heads, head_dim).transpose(1, 2)
+        qkv = self.qkv(x).view(batch, chains, heads + 2 * kv_heads, head_dim).transpose(1, 2)
         q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
         q, k = _rotated(q, *rotation) * config.attention_scale, _rotated(k, *rotation)
         k, v = (part.repeat_interleave(heads // kv_heads, dim=1) for part in (k, v))
         past.append((k, v))
-        step = len(past) - 1
-        places = torch.arange(past[0][0].shape[2])
-        hidden = places[-time:, None] - step < places
-        scores = (q @ past[0][0].transpose(2, 3)).masked_fill(hidden, -torch.inf)
-        diagonals = [(q * _later(past[j][0], step - j)).sum(-1, keepdim=True) for j in range(1, step + 1)]
-        weights = torch.cat([scores, *diagonals], dim=-1)
-        # The first positions of a later step see nothing of it; they are not counted, but must not be NaN.
-        weights = weights.masked_fill((weights == -torch.inf).all(-1, keepdim=True), 0.0).softmax(-1)
-        attended = weights[..., : len(places)] @ past[0][1]
-        for j in range(1, step + 1):
-            own = weights[..., len(places) + j - 1, None]
-            attended = attended + own * _later(past[j][1], step - j)
-        return attended.transpose(1, 2).reshape(batch, time, heads * head_dim)
+        (keys, values), later = past[0], past[1:]
+        time = keys.shape[2]
+        scores = (q @ keys.transpose(2, 3)).masked_fill(torch.arange(time) > starts[:, None], -torch.inf)
+        own = [(q * own_keys).sum(-1, keepdim=True) for own_keys, _ in later]
+        weights = torch.cat([scores, *own], dim=-1).softmax(-1)
+        attended = weights[..., :time] @ values
+        for step, (_, own_values) in enumerate(later):
+            attended = attended + weights[..., time + step, None] * own_values
+        return attended.transpose(1, 2).reshape(batch, chains, heads * head_dim)
 
 
 class HeadNet(nn.Module):
@@ -91,36 +87,32 @@ class HeadNet(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(
-        self, features: Tensor, embeddings: Tensor, unroll: int, ahead: int, begin: int = 0
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """features, embeddings [batch, time, hidden]: f_{t-1} and e_t at place t.
+        self, features: Tensor, embeddings: Tensor, starts: Tensor, unroll: int, ahead: int
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """features, embeddings [batch, time, hidden]: f_{t-1} and e_t at place t; starts [chains]: the places at which
+        chains begin, each with `unroll - 1` and `ahead` places behind it.
 
-        Returns what stands for f_t after each of `unroll` steps, fed back one after the other, and at each of `ahead`
-        prompt tokens behind the first step, at the places from `begin` on: [batch, time - begin, hidden]. Step s, and
-        prompt token s from 1 on, start from tokens known up to s places before.
+        Returns what stands for f_t at all places, [batch, time, hidden]; and [batch, chains, hidden] after each of
+        `unroll` steps, fed back one after the other, the first at the starts; and at each of `ahead` prompt tokens.
         """
-        rotation = (self.cos[: features.shape[1]], self.sin[: features.shape[1]])
-        later = (rotation[0][begin:], rotation[1][begin:])
-        first: list[list[Keys]] = [[] for _ in self.layers]
-        steps = [self._step(self.fuse(torch.cat([features, embeddings], dim=-1)), rotation, first)[:, begin:]]
-        guesses, past = [], [list(memory) for memory in first]
-        for prompt in self.prompts.unbind()[:ahead]:
-            guesses.append(self._step(prompt.expand_as(steps[0]), later, past))
-        for _ in range(unroll - 1):
-            x = self.fuse(torch.cat([_later(steps[-1], 1), embeddings[:, begin:]], dim=-1))
-            steps.append(self._step(x, later, first))
-        return steps, guesses
+        time = features.shape[1]
+        past: list[list[Keys]] = [[] for _ in self.layers]
+        first = self._step(self.fuse(torch.cat([features, embeddings], dim=-1)), past, torch.arange(time), 0)
+        steps, guesses = [first[:, starts]], []
+        behind = [list(memory) for memory in past]
+        for depth, prompt in enumerate(self.prompts.unbind()[:ahead], 1):
+            guesses.append(self._step(prompt.expand_as(steps[0]), behind, starts, depth))
+        for depth in range(1, unroll):
+            x = self.fuse(torch.cat([steps[-1], embeddings[:, starts + depth]], dim=-1))
+            steps.append(self._step(x, past, starts, depth))
+        return first, steps, guesses
 
-    def _step(self, x: Tensor, rotation: tuple[Tensor, Tensor], past: list[list[Keys]]) -> Tensor:
+    def _step(self, x: Tensor, past: list[list[Keys]], starts: Tensor, depth: int) -> Tensor:
+        rotation = self.cos[starts + depth], self.sin[starts + depth]
         for layer, memory in zip(self.layers, past, strict=True):
-            x = layer(x, rotation, memory)
+            x = layer(x, rotation, memory, starts)
         normed: Tensor = self.final_norm(x)
         return normed
-
-
-def _later(x: Tensor, places: int) -> Tensor:
-    """Moves x [..., time, size] `places` later in time, with zeros before it."""
-    return x if places == 0 else F.pad(x, (0, 0, places, 0))[..., : x.shape[-2], :]
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

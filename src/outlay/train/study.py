@@ -125,15 +125,14 @@ def measure(trainer: HeadTrainer, passages: Sequence[Passage]) -> Measured:
         if int(batch.own.sum()) < DEPTH + 2:
             continue
         embeddings = trainer.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
-        steps, _ = trainer.net(batch.features, embeddings, DEPTH, 0)
-        begin = int(batch.own[0].float().argmax())
-        end = batch.tokens.shape[1] - 1 - DEPTH
-        right = [_right(trainer, steps[depth], batch.tokens, begin + depth, end + depth) for depth in range(DEPTH)]
+        starts = torch.arange(int(batch.own[0].float().argmax()), batch.tokens.shape[1] - 1 - DEPTH)
+        _, steps, _ = trainer.net(batch.features, embeddings, starts, DEPTH, 0)
+        right = [_right(trainer, step[0], batch.tokens[0, starts + depth]) for depth, step in enumerate(steps, 1)]
         run = torch.stack(right).float().cumprod(0)
         taus.append(1 + run.sum(0).mean())
         firsts.append(run.mean(1))
         runs.append(run.shape[1])
-        alphas.append(_overlap(trainer, batch.wanted[0, begin:end], steps[0][0, begin:end]))
+        alphas.append(_overlap(trainer, batch.wanted[0, starts], steps[0][0]))
     tau, alpha = torch.stack(taus).double(), torch.stack(alphas).double()
     reach = torch.stack(firsts).mean(0)
     shares = reach / torch.cat([torch.ones(1), reach[:-1]]).clamp_min(1e-9)
@@ -149,10 +148,9 @@ def measure(trainer: HeadTrainer, passages: Sequence[Passage]) -> Measured:
     )
 
 
-def _right(trainer: HeadTrainer, step: Tensor, tokens: Tensor, begin: int, end: int) -> Tensor:
-    """Tells at which places [begin, end) the head's best token is the next one, bool [places]."""
-    best = trainer.vocabulary[(step[0, begin:end] @ trainer.head.T).argmax(-1)]
-    return best == tokens[0, begin + 1 : end + 1]
+def _right(trainer: HeadTrainer, step: Tensor, tokens: Tensor) -> Tensor:
+    """Tells where the head's best token is the one that comes: step [chains, hidden], tokens and result [chains]."""
+    return trainer.vocabulary[(step @ trainer.head.T).argmax(-1)] == tokens
 
 
 def _overlap(trainer: HeadTrainer, wanted: Tensor, guess: Tensor) -> Tensor:
