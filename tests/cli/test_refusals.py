@@ -54,7 +54,7 @@ USAGE = {
     "pull nothing": (["pull"], "MODEL is missing; see `outlay pull --help`"),
     "methods": (["methods", "bean"], "no method 'bean' (did you mean 'beam'?)"),
     "suite": (["bench", "sped"], "no suite 'sped' (did you mean 'speed'?)"),
-    "no suite": (["bench"], "say which suite to run: accuracy, docs, drafts, speculation, speed"),
+    "no suite": (["bench"], "say which suite to run: accuracy, docs, drafts, harness, speculation, speed"),
 }  # fmt: skip
 
 

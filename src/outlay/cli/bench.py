@@ -12,6 +12,7 @@ SUITES = {
     "accuracy": "what each weight and cache format costs in perplexity, beside the same weights in float32",
     "docs": "renews the tables of the documentation from the results in benchmarks/results",
     "drafts": "how often drafted tokens are taken: by each verifier, by each shape of tree",
+    "harness": "what `outlay compare` costs over bare runs, and lm_eval beside its own hf model type",
     "speculation": "what drafting gains on chat, code and summaries, beside other engines, in one run",
     "speed": "tokens a second and the cost of a pass, beside other engines, in one run",
 }

@@ -1,0 +1,106 @@
+"""Model types of `lm_eval`, timed on tasks of local files: ours, and its own `hf`."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outlay.bench.contenders.peer import peer
+from outlay.bench.interleave import Contender, Values
+
+ROOT = Path(__file__).parents[4]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluates the first `docs` documents of a task in `benchmarks/tasks`."""
+
+    name: str
+    docs: int
+    threads: int
+
+
+class Evaluator(Contender):
+    """A model type with its arguments; nothing that it computed for one task is there for the next."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The files are here: nothing is asked of the hub, and nobody watches the bars."""
+        return {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+    def load(self) -> dict[str, Any]:
+        """Loads the model and finds the tasks."""
+        _, version = peer("lm_eval", "lm_eval")
+        from lm_eval.tasks import TaskManager
+
+        os.chdir(ROOT)  # the tasks name their files from there
+        self._tasks = TaskManager(include_path=str(ROOT / "benchmarks" / "tasks"), include_defaults=False)
+        self._lm = self.made()
+        return {"version": version}
+
+    def measure(self, task: Evaluate) -> Values:
+        """Returns documents a second, and the value of the task's first metric."""
+        from lm_eval import simple_evaluate
+
+        self.use(task.threads)
+        started = time.perf_counter()
+        found = simple_evaluate(
+            self._lm, tasks=[task.name], limit=task.docs, task_manager=self._tasks, bootstrap_iters=0,
+            log_samples=False, verbosity="ERROR",
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        values = [value for value in found["results"][task.name].values() if isinstance(value, float)]
+        return {"per_second": task.docs / seconds, "value": values[0]}
+
+    def made(self) -> Any:
+        """Returns the model as lm_eval asks for it."""
+        raise NotImplementedError
+
+    def use(self, threads: int) -> None:
+        """Computes with so many threads from now on."""
+        torch.set_num_threads(threads)
+
+
+class OutlayType(Evaluator):
+    """`outlay` among lm_eval's model types."""
+
+    def __init__(self, source: str, dtype: str) -> None:
+        self.name = "outlay" if dtype == "auto" else f"outlay {dtype}"
+        self.source, self.dtype = source, dtype
+
+    def made(self) -> Any:
+        """Loads the model."""
+        from outlay.bench.lm_eval import OutlayLM
+
+        return OutlayLM(self.source, dtype=self.dtype)
+
+    def use(self, threads: int) -> None:
+        """As for all; the kernels' threads too, and an empty cache."""
+        from outlay import kernels
+
+        super().use(threads)
+        if kernels.available():
+            kernels.set_threads(threads)
+        self._lm.lm.engine.clear()
+
+
+class HfType(Evaluator):
+    """lm_eval's own `hf`, through transformers."""
+
+    def __init__(self, path: Path, dtype: str, batch: int) -> None:
+        self.name = f"hf {dtype}, batch {batch}"
+        self.path, self.dtype, self.batch = path, dtype, batch
+
+    def made(self) -> Any:
+        """Loads the model."""
+        from lm_eval.api.registry import get_model
+
+        folder, file = (self.path.parent, {"gguf_file": self.path.name}) if self.path.is_file() else (self.path, {})
+        return get_model("hf").create_from_arg_obj(
+            {"pretrained": str(folder), "dtype": self.dtype, **file}, {"batch_size": self.batch, "device": "cpu"}
+        )

@@ -1,0 +1,74 @@
+"""The report of the harness suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from outlay.bench.compare.sweep import split_methods
+from outlay.bench.interleave import Outcome, spread
+from outlay.bench.table import console, number, table, times
+
+OVERHEAD, TIMES = 1.03, 3.0  # the most of the one, the least of the other
+OURS = "outlay"
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    machine, settings = found["machine"], found["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    heading = (
+        f"{machine['model']} on {machine['processor']}, {machine['cores']} cores, {settings['threads']} thread(s); "
+        f"{machine['date']}, in {machine['seconds']:.0f} s\n{versions}"
+    )
+    return "\n\n".join([heading, _overhead(found["overhead"], settings), _evaluated(found["lm_eval"], settings)])
+
+
+def _overhead(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    bare, compared, summing = found["bare"], found["compared"], found["summing_up"]
+    ratio = median(one / other for one, other in zip(compared, bare, strict=True))
+    whole = (sum(compared) + summing) / sum(bare)
+    rows = [
+        ["bare runs", number(sum(bare)), "1"],
+        ["by outlay compare", number(sum(compared)), f"{ratio:.3f} (median over the prompts)"],
+        ["with summing up and the report", number(sum(compared) + summing), f"{whole:.3f}"],
+    ]
+    count = len(split_methods(settings["methods"])) * len(bare)
+    what = f"{count} runs of up to {settings['new']} tokens, each bare and by outlay compare, in turn"
+    met = "met" if max(ratio, whole) <= OVERHEAD else "not met"
+    return f"{what}\n{table(['', 'seconds', 'over bare'], rows)}\nwanted: {OVERHEAD} or less; {met}"
+
+
+def _evaluated(rows: list[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    series = {(row["name"], row["task"]): row["per_second"] for row in rows}
+    failed = {row["name"]: row["failure"] for row in rows if row["failure"]}
+
+    def speed(name: str, task: str) -> float | None:
+        values = spread(series[name, task])
+        return None if values is None else values.median
+
+    cells = [
+        [name, f"not measured: {failed[name]}"] if name in failed
+        else [name, *(number(speed(name, task)) for task in tasks)]
+        for name in names
+    ]  # fmt: skip
+    ratios, least = [], []
+    for name in (name for name in names if name.startswith(OURS) and name not in failed):
+        row = [f"{name} over the fastest hf"]
+        for task in tasks:
+            others = {other: found for other in names if not other.startswith(OURS) and (found := speed(other, task))}
+            fastest = max(others, key=others.__getitem__, default=None)
+            ratio = None if fastest is None else Outcome.paired(series[name, task], series[fastest, task])
+            row.append(times(ratio))
+            if ratio is not None and name == OURS:
+                least.append(ratio.median)
+        ratios.append(row)
+    met = "-" if not least else "met" if min(least) >= TIMES else "not met"
+    what = f"lm_eval: documents a second, {settings['docs']} of each task, medians of {settings['rounds']} rounds"
+    return f"{what}\n{table(['', *tasks], [*cells, *ratios])}\nwanted: {TIMES:g}x or more; {met}"
+
+
+TABLES = {"report": lambda found: console("outlay bench harness", report(found))}

@@ -1,0 +1,59 @@
+"""The suite that measures the harness: what it times, and what its report says of it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+
+from outlay.bench.harness import overhead
+from outlay.bench.harness_report import report
+
+SETTINGS = {"methods": "greedy,sample:temperature=0.8", "new": 8, "docs": 4, "rounds": 3, "threads": 2}
+MACHINE = {"model": "m.gguf", "processor": "p", "cores": 2, "date": "2026-01-01", "seconds": 9.0, "versions": {}}
+
+
+def silent(phase, done, total):
+    pass
+
+
+def test_every_prompt_is_run_bare_and_by_the_harness(default_path):
+    asked = Namespace(prompts="arithmetic", model=str(default_path), count=3, **SETTINGS)
+    found = overhead(asked, silent)
+    assert len(found["bare"]) == len(found["compared"]) == 3
+    assert all(seconds > 0.01 for seconds in (*found["bare"], *found["compared"]))
+    assert found["summing_up"] > 0
+
+
+def made(compared, ours, hf, failure=None):
+    rows = [("outlay", ours, None), ("outlay float32", [1.0] * 3, None), ("hf float32, batch 1", hf, failure)]
+    return {
+        "machine": MACHINE, "settings": SETTINGS,
+        "overhead": {"bare": [1.0, 2.0, 4.0], "compared": compared, "summing_up": 0.01},
+        "lm_eval": [{"name": name, "task": "t", "failure": failure, "per_second": speeds, "value": 0.5}
+                    for name, speeds, failure in rows],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("compared", "ratio", "whole", "met"),
+    [([1.02, 2.0, 4.04], "1.010", "1.010", "; met"), ([1.02, 2.1, 4.2], "1.050", "1.047", "; not met")],
+)
+def test_the_overhead_is_the_median_of_paired_ratios_and_the_whole_with_the_report(compared, ratio, whole, met):
+    said = report(made(compared, [6.0] * 3, [2.0] * 3))
+    assert f"{ratio} (median over the prompts)" in said
+    assert f"  {whole}\n" in said
+    assert said.split("wanted: 1.03 or less")[1].startswith(met)
+
+
+def test_throughput_is_paired_with_the_fastest_hf_and_the_goal_is_for_the_default_format():
+    said = report(made([1.0, 2.0, 4.0], [6.0, 8.0, 9.0], [2.0, 2.0, 2.0]))
+    assert "outlay over the fastest hf          4.00x (3.00-4.50)" in said
+    assert said.endswith("wanted: 3x or more; met")
+    assert report(made([1.0, 2.0, 4.0], [5.0] * 3, [2.0] * 3)).endswith("wanted: 3x or more; not met")
+
+
+def test_a_model_type_that_could_not_run_is_named_with_the_reason():
+    said = report(made([1.0, 2.0, 4.0], [6.0] * 3, [None] * 3, "not installed"))
+    assert "hf float32, batch 1                 not measured: not installed" in said
+    assert said.endswith("wanted: 3x or more; -")
