@@ -74,8 +74,8 @@ def test_a_draft_that_is_never_right_is_soon_left_alone(costs):
     wrong = markov_model(CIRCLE.flip(1), "wrong")
     lm = LM(circle(), Engine())
     result = lm.generate([0], method=Auto(lookup=False), draft=wrong, max_tokens=300, ignore_eos=True)
-    assert result.ledger.extras["asked"] < 100
-    assert result.ledger.target_passes > 280
+    assert result.ledger.extras["asked"] < 30
+    assert result.ledger.target_passes == 300
 
 
 def test_a_draft_that_is_always_right_is_asked_each_round(costs):

@@ -24,6 +24,8 @@ from outlay.bench.machine import describe
 from outlay.bench.options import check_folder_of
 from outlay.bench.progress import Progress
 from outlay.bench.speculation import DATA
+from outlay.budget import Ledger
+from outlay.decode.draft.ppd import tree_plan
 from outlay.decode.draft.rsd import RSD
 from outlay.decode.draft.specinfer import SpecInfer
 from outlay.decode.draft.speculative import Speculative
@@ -31,6 +33,7 @@ from outlay.decode.draft.superposed import Superposed
 from outlay.drafts import transport
 from outlay.drafts.library import library_sources
 from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
+from outlay.drafts.sources import prompts_for
 from outlay.drafts.verify import reject_without_replacement
 from outlay.engine.handle import Result
 from outlay.engine.method import About, Method, Work
@@ -54,6 +57,16 @@ TREES: tuple[Method, ...] = (
     SpecInfer(branching=(2, 2, 1)),
 )
 PREFIX, COMPLETED = 15, 10  # tokens of a prompt that is completed, and of a completion
+ROWS = 16  # of a pass of PPD
+WITHOUT_A_MODEL = (
+    "lookup:tokens=16",
+    "aded:prime_prompt=0,update=off",
+    "aded:prime_prompt=0",
+    "aded:prime_prompt=0,search=mcts",
+    "aded",
+    f"ppd:rows={ROWS}",
+)
+SETS, ANSWERED, NEW = ("chat", "code", "summary"), 20, 96  # of each set, and tokens of an answer
 
 
 class Laws(Method):
@@ -89,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     del exact
     lm = load(args.model, threads=args.threads)
     found["trees"] = block_efficiencies(lm, args.data, args.prompts, progress)
+    found["without_a_model"] = without_a_model(lm, args.data, min(ANSWERED, args.prompts), progress)
     found["superposed"] = superposed(lm, args.data, args.prompts, progress)
     machine = describe(("outlay", "torch")) | {"seconds": round(time.perf_counter() - started, 1)}
     found = {"machine": machine | {"model": hub.resolve(args.model).name}, "prompts": args.prompts, **found}
@@ -182,6 +196,27 @@ def block_efficiencies(lm: LM, data: Path, count: int, progress: Progress) -> di
             }
         )
     return {"nodes": NODES, "temperature": 0.3, "rows": rows}
+
+
+def without_a_model(lm: LM, data: Path, count: int, progress: Progress) -> dict[str, Any]:
+    """Returns the tokens a target pass of tables, lookup and prompt tokens at temperature 0, a prompt after the other,
+    and what the plan of the prompt tokens' trees predicts.
+    """
+    prompts = prompts_for(lm.model)
+    if prompts is None:
+        raise FailureError(f"{lm.name} has no prompt tokens; `outlay train ppd --model {lm.name}` trains them")
+    plan = tree_plan(prompts.accuracy, ROWS)
+    assert plan is not None
+    rows = []
+    for place, name in enumerate(SETS):
+        texts = prompts_of(data, name, count)
+        for done, method in enumerate(WITHOUT_A_MODEL):
+            progress(f"tokens a pass on {name}", place * len(WITHOUT_A_MODEL) + done, len(SETS) * len(WITHOUT_A_MODEL))
+            lm.engine.clear()
+            results = [lm.generate(text, method=method, max_tokens=NEW) for text in texts]
+            ledger = sum((result.ledger for result in results), start=Ledger())
+            rows.append({"set": name, "method": method, "tokens_per_pass": ledger.tokens_out / ledger.target_passes})
+    return {"first_guess": prompts.accuracy[0][0], "predicted": plan.tau, "prompts": count, "new": NEW, "rows": rows}
 
 
 def _answers(lm: LM, prompts: Sequence[str], **options: Any) -> list[Result]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import mean
 from typing import Any
 
 from outlay.bench.table import console, number, table
@@ -13,6 +14,7 @@ def report(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     heading = f"{machine['model']} on {machine['processor']}; {machine['date']}, in {machine['seconds']:.0f} s"
     parts = [heading, _nodes(found["nodes"]), _trees(found["trees"], found["prompts"])]
+    parts.append(_without_a_model(found["without_a_model"]))
     return "\n\n".join([*parts, _superposed(found["superposed"], found["prompts"]), _goals(found)])
 
 
@@ -38,6 +40,19 @@ def _trees(found: Mapping[str, Any], prompts: int) -> str:
     return f"Tokens a target pass {of}\n{table(['', 'tokens a pass', 'nodes', 'draft passes'], rows)}"
 
 
+def _without_a_model(found: Mapping[str, Any]) -> str:
+    sets = list(dict.fromkeys(row["set"] for row in found["rows"]))
+    at = {(row["method"], row["set"]): row["tokens_per_pass"] for row in found["rows"]}
+    rows = [
+        [method, *(number(at[method, name]) for name in sets)]
+        for method in dict.fromkeys(row["method"] for row in found["rows"])
+    ]
+    what = (
+        f"Tokens a target pass without a draft model, temperature 0, {found['prompts']} prompts x {found['new']} tokens"
+    )
+    return f"{what}\n{table(['', *sets], rows)}"
+
+
 def _superposed(found: Mapping[str, Any], prompts: int) -> str:
     header = ["", "passes", "positions", "ppl, best", "ppl, all", "next word among them", "ms"]
     rows = []
@@ -54,6 +69,13 @@ def _goals(found: Mapping[str, Any]) -> str:
     chains = max(r["block_efficiency"] for r in found["trees"]["rows"] if r["family"] == "speculative")
     trees = max(r["block_efficiency"] for r in found["trees"]["rows"] if r["family"] == "rsd")
     rows = {row["name"]: row for row in found["superposed"]["rows"]}
+    alone = found["without_a_model"]
+    per_pass = {(row["method"], row["set"]): row["tokens_per_pass"] for row in alone["rows"]}
+    ppd = [value for (method, _), value in per_pass.items() if method.startswith("ppd")]
+    static, adaptive, primed, lookup = (
+        per_pass[method, "code"]
+        for method in ("aded:prime_prompt=0,update=off", "aded:prime_prompt=0", "aded", "lookup:tokens=16")
+    )
     ours, nucleus = rows["superposed, not ranked again"], rows["nucleus, three samples"]
     goals = [
         _least("RSD over independent siblings, k=4, T=0.3", 1.15, at[0.3, 4]["rsd"] / at[0.3, 4]["recursive"]),
@@ -62,6 +84,12 @@ def _goals(found: Mapping[str, Any]) -> str:
         _least("K-SEQ over the optimum, k=4, T=1", 0.93, at[1.0, 4]["kseq"] / at[1.0, 4]["optimum"]),
         _least("K-SEQ over the optimum at any position", 0.632, min(row["least_share"] for row in at.values())),
         _least("best RSD tree over the best chain, 14 nodes, T=0.3", 1.05, trees / chains),
+        _least("PPD, first token", 0.20, alone["first_guess"]),
+        _least("PPD, tokens a pass, mean of the sets", 1.30, mean(ppd)),
+        _most("PPD, measured from predicted", 0.10, abs(mean(ppd) / alone["predicted"] - 1)),
+        _least("ADED over its table alone, code", 1.10, adaptive / static),
+        _least("ADED that has read the prompt, tokens a pass, code", 1.7, primed),
+        _least("ADED that has read the prompt over lookup, code", 1.0, primed / lookup),
         _most("superposed positions over three nucleus samples", 0.40, ours["positions"] / nucleus["positions"]),
         _most("best superposed draft's perplexity over nucleus's", 1.10, rows["superposed"]["best"] / nucleus["best"]),
         _least("three sequential samples over superposed, time", 1.8, nucleus["seconds"] / ours["seconds"]),

@@ -40,6 +40,7 @@ COPIED = 12  # tokens that are copied from where they stood
 SURE = (0.15, 0.3, 0.45, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # how sure a match of 1, 2, ... tokens is, at first
 TRIALS = 6  # times that a draft is asked before what it gave is believed
 PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
+SURPRISES = 48.0  # rounds that it is looked at over whether a draft keeps what it promises
 TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
 LONGEST_TURN = 192  # rounds of a turn of the faster kind
 REPRICED = 8  # rounds after which the costs of rows are looked at again
@@ -107,6 +108,7 @@ class _Plan:
     candidates: Candidates
     tokens: float
     seconds: float
+    asked: bool = False
 
 
 @dataclass
@@ -115,6 +117,8 @@ class _Learned:
 
     calibrations: dict[tuple[str, int], Calibration] = field(default_factory=dict)
     gains: dict[int, Average] = field(default_factory=dict)  # what the draft added to rounds, by what lookup had found
+    # How many tokens more than expected such rounds gave: calibrations are slow to learn that a draft is of no use.
+    surprise: Average = field(default_factory=lambda: Average(0.0, SURPRISES))
     duel: Duel = field(default_factory=lambda: Duel(TURNS, LONGEST_TURN))
     patience: int = PATIENCE  # rounds after which a draft that does not pay is asked again
 
@@ -178,7 +182,7 @@ class _Planner:
     def plan(self) -> Generator[Request, Any, _Plan]:
         """Returns what to draft in this round."""
         run, room = self._run, Room(self._run, self._nodes, self._nodes)
-        candidates, rate, seconds = Candidates(), self._rate(), 0.0
+        candidates, rate, seconds, asked = Candidates(), self._rate(), 0.0, False
         price = self._price(rate)
         if room.depth == 0:
             return _Plan(DraftTree(), candidates, 1.0, self._cost(1))
@@ -194,11 +198,14 @@ class _Planner:
             self._learned.gain(found).observe(expected - price(len(tree)) - worth)
             self._spent = time.perf_counter() - began
             run.count(asked=1)
-        return _Plan(tree, candidates, 1 + expected, seconds + self._cost(1 + len(tree)))
+            asked = True
+        return _Plan(tree, candidates, 1 + expected, seconds + self._cost(1 + len(tree)), asked)
 
     def learn(self, plan: _Plan, decided: Sequence[int]) -> None:
         """Takes in what a round gave."""
         plan.candidates.learn(decided)
+        if plan.asked:
+            self._learned.surprise.observe(len(decided) - plan.tokens)
         first, seconds = self._rounds == 0, self._round(len(decided))
         if not first:
             self._target.observe(self._run.target.worker.last.rows, self._context(), seconds - self._spent)
@@ -292,7 +299,7 @@ class _Planner:
             return False
         self._unasked += 1
         learned, gain = self._learned, self._learned.gain(found)
-        pays = gain.seen < TRIALS or gain.value > rate * self._asking()
+        pays = gain.seen < TRIALS or gain.value + learned.surprise.value > rate * self._asking()
         if (not pays and self._unasked <= learned.patience) or not self._drafter.begin():
             return False
         learned.patience = PATIENCE if pays else min(2 * learned.patience, MOST_PATIENT)

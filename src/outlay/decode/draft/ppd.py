@@ -100,7 +100,7 @@ class PPD(Method):
 
     def _plan(self, run: Run, prompts: PromptTokens) -> TreePlan | None:
         costs = costs_of(run.model) if self.rows is None else None
-        return _planned(prompts.accuracy, self.rows, costs, self.most)
+        return tree_plan(prompts.accuracy, self.rows, costs, self.most)
 
     def _judge_typical(self, run: Run, tree: DraftTree, drafter: PromptDrafter) -> Generator[Request, Any, None]:
         """As `judge`, by typical acceptance: the longest path of tokens that are likely enough."""
@@ -120,7 +120,7 @@ class PPD(Method):
 
 
 @lru_cache(maxsize=64)  # planning takes a second, and is the same for every run
-def _planned(accuracy: Accuracy, rows: int | None, costs: PassCosts | None, most: int) -> TreePlan | None:
+def tree_plan(accuracy: Accuracy, rows: int | None, costs: PassCosts | None = None, most: int = 24) -> TreePlan | None:
     """Returns the trees for passes of so many rows, or those that are fastest by the costs of passes."""
     if costs is not None:
         return fastest(accuracy, lambda rows: costs(rows, TYPICAL_CONTEXT), most)
