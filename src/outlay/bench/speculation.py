@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,19 +55,17 @@ class Settings:
     new: int
     rounds: int
     batch: int
+    beside: tuple[int, int]  # prompts and tokens beside other engines, some of which take a second for a few tokens
 
     def tasks(self) -> list[Speculate]:
-        """Returns all tasks: every set at every temperature, then every set in a batch at temperature 0."""
-        single = [
-            Speculate(name, temperature, self.threads, self.count, self.new)
-            for temperature in self.temperatures
-            for name in self.sets
+        """Returns all tasks: every set at every temperature, alone and beside peers; in a batch at temperature 0."""
+        pairs = [(name, temperature) for temperature in self.temperatures for name in self.sets]
+        count, new = self.beside
+        return [
+            *(Speculate(*pair, self.threads, self.count, self.new) for pair in pairs),
+            *(Speculate(name, 0.0, self.threads, self.batch, self.new, self.batch) for name in self.sets),
+            *(Speculate(*pair, self.threads, count, new, beside=True) for pair in pairs if self.peers),
         ]
-        return [*single, *(self.batched(name) for name in self.sets)]
-
-    def batched(self, name: str) -> Speculate:
-        """Returns the task of a set in a batch."""
-        return Speculate(name, 0.0, self.threads, self.batch, self.new, self.batch)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=8, metavar="N", help="of each set (%(default)s)")
     parser.add_argument("--new", type=int, default=96, metavar="N", help="tokens of an answer (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="after the warm-up (%(default)s)")
+    parser.add_argument(
+        "--beside", default="2x32", metavar="NxT", help="prompts and tokens beside other engines (%(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="prompts of the batch (%(default)s)")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")
 
@@ -103,12 +105,13 @@ def run(args: argparse.Namespace) -> int:
             "methods": [name_of(*method) for method in settings.methods], "sets": settings.sets,
             "temperatures": settings.temperatures, "threads": settings.threads, "count": settings.count,
             "new": settings.new, "rounds": settings.rounds, "batch": settings.batch,
+            "beside": settings.beside,
         },
         "contenders": [contender.name for contender in everyone],
         "failures": outcome.failures,
         "values": [
             {"contender": name, "prompts": task.prompts, "temperature": task.temperature, "batch": task.batch,
-             "rounds": rounds}
+             "beside": task.beside, "rounds": rounds}
             for (name, task), rounds in outcome.values.items() if isinstance(task, Speculate)
         ],
     }  # fmt: skip
@@ -152,6 +155,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     for name in ("threads", "prompts", "new", "rounds", "batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be 1 or more, not {getattr(args, name)}")
+    beside = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.beside)
+    if beside is None:
+        raise UsageError(f"--beside takes PROMPTSxTOKENS like 2x32, not {args.beside!r}")
     return Settings(
         methods=tuple(pair for pair in METHODS if pair[0] in chosen),
         peers=() if args.peers == "none" else names("peer", args.peers, PEERS),
@@ -162,4 +168,5 @@ def settings_of(args: argparse.Namespace) -> Settings:
         new=args.new,
         rounds=args.rounds,
         batch=args.batch,
+        beside=(int(beside[1]), int(beside[2])),
     )

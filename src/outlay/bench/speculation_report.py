@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from outlay.bench.interleave import Outcome, Spread, spread
 from outlay.bench.table import console, number, table, times
@@ -11,6 +11,17 @@ from outlay.bench.table import console, number, table, times
 SPEED = "tokens_per_second"
 GREEDY, AUTO = "outlay greedy", "outlay auto"
 GOALS = {"chat": 1.3, "code": 1.6, "summary": 2.0}
+NEVER_BELOW, ASSISTED = 0.97, 4.0
+COUNTED = ("tokens_per_pass", "drafted_per_token", "draft_passes_per_pass")
+
+
+class Task(NamedTuple):
+    """What was decoded; `beside`: beside other engines."""
+
+    prompts: str
+    temperature: float
+    batch: int = 1
+    beside: bool = False
 
 
 class SpeculationReport:
@@ -20,23 +31,22 @@ class SpeculationReport:
         self.settings, self.machine, self.failures = found["settings"], found["machine"], found["failures"]
         self.names: list[str] = found["contenders"]
         self._values = {
-            (row["contender"], row["prompts"], row["temperature"], row["batch"]): row["rounds"]
+            (row["contender"], row["prompts"], row["temperature"], row["batch"], row["beside"]): row["rounds"]
             for row in found["values"]
         }
 
-    def series(self, name: str, prompts: str, temperature: float, batch: int, metric: str) -> list[float | None]:
+    def series(self, name: str, task: Task, metric: str) -> list[float | None]:
         """Returns one metric of one contender, an entry a round."""
-        rounds = self._values.get((name, prompts, temperature, batch), [])
-        return [None if values is None else values.get(metric) for values in rounds]
+        return [None if values is None else values.get(metric) for values in self._values.get((name, *task), [])]
 
-    def median(self, name: str, prompts: str, temperature: float, batch: int, metric: str) -> float | None:
+    def median(self, name: str, task: Task, metric: str) -> float | None:
         """Returns the median of a metric over the rounds."""
-        found = spread(self.series(name, prompts, temperature, batch, metric))
+        found = spread(self.series(name, task, metric))
         return None if found is None else found.median
 
-    def ratio(self, one: str, other: str, prompts: str, temperature: float, batch: int) -> Spread | None:
+    def ratio(self, one: str, other: str, task: Task) -> Spread | None:
         """Returns the ratio of two contenders' speeds, paired by round."""
-        return Outcome.paired(*(self.series(name, prompts, temperature, batch, SPEED) for name in (one, other)))
+        return Outcome.paired(self.series(one, task, SPEED), self.series(other, task, SPEED))
 
     def heading(self) -> str:
         """What was measured, and where."""
@@ -49,32 +59,26 @@ class SpeculationReport:
         )
 
     def section(self, prompts: str, temperature: float, batch: int) -> str:
-        """One set at one temperature: a row for each contender."""
+        """Our methods on one set at one temperature: a row for each."""
         header = ["", "tok/s", "over greedy", "tok/pass", "drafted/tok", "draft/pass", "accepted by depth", "same"]
-        reference = self.series(GREEDY, prompts, temperature, batch, "digest")
-        rows = []
-        for name in self.names:
-            median = lambda metric, name=name: self.median(name, prompts, temperature, batch, metric)  # noqa: E731
-            if median(SPEED) is None:
+        task = Task(prompts, temperature, batch)
+        reference, rows = self.series(GREEDY, task, "digest"), []
+        for name in filter(lambda name: name.startswith("outlay"), self.names):
+            if self.median(name, task, SPEED) is None:
                 if name in self.failures and batch == 1:
                     rows.append([name, f"not measured: {self.failures[name]}"])
                 continue
-            shares = [share for depth in range(1, 5) if (share := median(f"accepted_{depth}")) is not None]
-            same = [
-                a == b
-                for a, b in zip(self.series(name, prompts, temperature, batch, "digest"), reference, strict=False)
-            ]
-            ours = name.startswith("outlay")
+            depths = (self.median(name, task, f"accepted_{depth}") for depth in range(1, 5))
+            shares = [share for share in depths if share is not None]
+            same = self.series(name, task, "digest") == reference
             rows.append(
                 [
                     name,
-                    number(median(SPEED)),
-                    "-" if name == GREEDY else times(self.ratio(name, GREEDY, prompts, temperature, batch)),
-                    number(median("tokens_per_pass")) if ours else "-",
-                    number(median("drafted_per_token")) if ours else "-",
-                    number(median("draft_passes_per_pass")) if ours else "-",
+                    number(self.median(name, task, SPEED)),
+                    "-" if name == GREEDY else times(self.ratio(name, GREEDY, task)),
+                    *(number(self.median(name, task, metric)) for metric in COUNTED),
                     " ".join(f"{share:.0%}" for share in shares) or "-",
-                    ("yes" if all(same) else "no") if ours and same else "-",
+                    "-" if not reference else "yes" if same else "no",
                 ]
             )
         if not rows:
@@ -82,28 +86,49 @@ class SpeculationReport:
         what = f"temperature {temperature:g}" if batch == 1 else f"temperature 0, {batch} prompts together"
         return f"{prompts}, {what}\n{table(header, rows)}"
 
+    def beside(self) -> str:
+        """Other engines and ours on the same few prompts, and how many times as fast `auto` is."""
+        tasks = [Task(prompts, temperature, beside=True) for prompts, temperature in self.pairs()]
+        header = ["tok/s (auto over it)", *(f"{task.prompts}, T={task.temperature:g}" for task in tasks)]
+        rows = []
+        for name in self.names:
+            if not any(self.series(name, task, SPEED) for task in tasks):
+                if name in self.failures and not name.startswith("outlay"):
+                    rows.append([name, f"not measured: {self.failures[name]}"])
+                continue
+            cells = []
+            for task in tasks:
+                ratio = self.ratio(AUTO, name, task)
+                over = "" if name == AUTO or ratio is None else f" ({ratio.median:.2f}x)"
+                cells.append(number(self.median(name, task, SPEED)) + over)
+            rows.append([name, *cells])
+        if not rows:
+            return ""
+        count, new = self.settings["beside"]
+        return f"Beside other engines, {count} prompts x {new} tokens\n{table(header, rows)}"
+
+    def pairs(self) -> list[tuple[str, float]]:
+        """Every set at every temperature."""
+        return [(name, temperature) for temperature in self.settings["temperatures"] for name in self.settings["sets"]]
+
     def goals(self) -> str:
         """The goals of the planner beside what was reached."""
         rows = []
-        for prompts in self.settings["sets"]:
-            least = GOALS.get(prompts)
-            if least is not None:
-                rows.append(_least(f"auto over greedy, {prompts}", least, self.ratio(AUTO, GREEDY, prompts, 0.0, 1)))
-        for prompts in self.settings["sets"]:
-            for temperature in self.settings["temperatures"]:
-                if temperature:
-                    ratio = self.ratio(AUTO, GREEDY, prompts, temperature, 1)
-                    rows.append(_least(f"auto over sample, {prompts}, temperature {temperature:g}", 0.97, ratio))
+        for prompts, temperature in self.pairs():
+            ratio = self.ratio(AUTO, GREEDY, Task(prompts, temperature))
+            if temperature:
+                rows.append(_least(f"auto over sample, {prompts}, temperature {temperature:g}", NEVER_BELOW, ratio))
+            elif prompts in GOALS:
+                rows.append(_least(f"auto over greedy, {prompts}", GOALS[prompts], ratio))
         for prompts in self.settings["sets"]:
             batch = self.settings["batch"]
-            ratio = self.ratio(AUTO, GREEDY, prompts, 0.0, batch)
-            rows.append(_least(f"auto over greedy, {prompts}, {batch} together", 0.97, ratio))
+            ratio = self.ratio(AUTO, GREEDY, Task(prompts, 0.0, batch))
+            rows.append(_least(f"auto over greedy, {prompts}, {batch} together", NEVER_BELOW, ratio))
         for name in self.names:
-            if name.startswith("transformers"):
-                for prompts in self.settings["sets"]:
-                    ratio = self.ratio(AUTO, name, prompts, 0.0, 1)
-                    if ratio is not None:
-                        rows.append(_least(f"auto over {name}, {prompts}", 4.0, ratio))
+            for prompts in self.settings["sets"] if name.startswith("transformers") else ():
+                ratio = self.ratio(AUTO, name, Task(prompts, 0.0, beside=True))
+                if ratio is not None:
+                    rows.append(_least(f"auto over {name}, {prompts}", ASSISTED, ratio))
         return f"Goals\n{table(['', 'wanted', 'reached', 'met'], rows)}" if rows else ""
 
 
@@ -111,13 +136,9 @@ def report(found: Mapping[str, Any]) -> str:
     """Returns the whole report as text; `found` is what the suite writes as JSON."""
     speculation = SpeculationReport(found)
     settings = found["settings"]
-    sections = [
-        speculation.section(prompts, temperature, 1)
-        for temperature in settings["temperatures"]
-        for prompts in settings["sets"]
-    ]
+    sections = [speculation.section(prompts, temperature, 1) for prompts, temperature in speculation.pairs()]
     batched = [speculation.section(prompts, 0.0, settings["batch"]) for prompts in settings["sets"]]
-    parts = [speculation.heading(), *sections, *batched, speculation.goals()]
+    parts = [speculation.heading(), *sections, *batched, speculation.beside(), speculation.goals()]
     return "\n\n".join(filter(None, parts))
 
 
@@ -138,8 +159,8 @@ def overview(found: Mapping[str, Any]) -> str:
             continue
         cells = []
         for prompts in sets:
-            ratio = speculation.ratio(name, GREEDY, prompts, 0.0, 1)
-            passes = speculation.median(name, prompts, 0.0, 1, "tokens_per_pass")
+            ratio = speculation.ratio(name, GREEDY, Task(prompts, 0.0))
+            passes = speculation.median(name, Task(prompts, 0.0), "tokens_per_pass")
             cells.append("-" if ratio is None else f"{ratio.median:.2f}x, {number(passes)}")
         strong = "**" if name == AUTO else ""
         lines.append(

@@ -21,7 +21,7 @@ DEPTHS = 4  # of drafted tokens whose acceptance is reported
 
 @dataclass(frozen=True)
 class Speculate:
-    """Decodes `count` prompts of a set, `new` tokens each at most, `batch` at a time."""
+    """Decodes `count` prompts of a set, `new` tokens each at most, `batch` at a time; `beside` other engines or not."""
 
     prompts: str
     temperature: float
@@ -29,6 +29,7 @@ class Speculate:
     count: int
     new: int
     batch: int = 1
+    beside: bool = False
 
 
 def prompts_of(folder: Path, name: str, count: int) -> list[str]:
@@ -45,8 +46,8 @@ class Speculator(Contender):
         self._met: set[Speculate] = set()
 
     def takes(self, task: Any) -> bool:
-        """Answers prompts one at a time."""
-        return isinstance(task, Speculate) and task.batch == 1
+        """Answers prompts one at a time, beside others."""
+        return isinstance(task, Speculate) and task.beside
 
     def measure(self, task: Speculate) -> Values:
         """Returns `tokens_per_second`, a `digest` of what was written, and what else the contender counts."""
@@ -82,8 +83,8 @@ class OurMethod(Speculator):
         self.source, self.method, self.draft = source, method, draft
 
     def takes(self, task: Any) -> bool:
-        """Answers prompts in any batch; greedy decodes at temperature 0 only, and sample draws in its place."""
-        return isinstance(task, Speculate)
+        """Answers prompts in any batch; beside other engines, decoding without drafts and `auto` do."""
+        return isinstance(task, Speculate) and (not task.beside or self.method in ("greedy", "auto"))
 
     def load(self) -> dict[str, Any]:
         """Loads the model."""
@@ -105,7 +106,7 @@ class OurMethod(Speculator):
         return self._lm.encode(prompt)
 
     def answer(self, prompts: Sequence[list[int]], task: Speculate) -> tuple[list[list[int]], Values]:
-        """Through the engine, as anyone would."""
+        """Through the engine, as anyone would; greedy decodes at temperature 0 only, and sample draws in its place."""
         from outlay.budget import Ledger
 
         self._lm.engine.clear()

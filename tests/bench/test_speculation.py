@@ -1,0 +1,89 @@
+"""The speculation suite: who takes which task, and what its report makes of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from outlay.bench.contenders.speculators import LlamaSpeculative, OurMethod
+from outlay.bench.speculation import Settings
+from outlay.bench.speculation_report import overview, report
+
+SETTINGS = {
+    "methods": ["outlay greedy", "outlay auto"], "sets": ["chat", "code"], "temperatures": [0.0, 0.6], "threads": 1,
+    "count": 8, "new": 96, "rounds": 3, "batch": 16, "beside": [2, 32],
+}  # fmt: skip
+MACHINE = {"model": "m.gguf", "processor": "p", "cores": 2, "date": "2026-01-01", "seconds": 9.0, "versions": {}}
+
+
+def row(name, speeds, prompts="chat", temperature=0.0, batch=1, beside=False, **counted):
+    rounds = [{"tokens_per_second": speed, "digest": 7.0, **counted} for speed in speeds]
+    return {"contender": name, "prompts": prompts, "temperature": temperature, "batch": batch, "beside": beside,
+            "rounds": rounds}  # fmt: skip
+
+
+def found(*rows, failures=None):
+    names = ["outlay greedy", "outlay auto", "transformers lookup"]
+    return {"settings": SETTINGS, "machine": MACHINE, "failures": failures or {}, "contenders": names, "values": rows}
+
+
+def settings(peers):
+    return Settings(
+        methods=(("greedy", None), ("auto", None), ("rsd", None)), peers=peers, sets=("chat", "code"),
+        temperatures=(0.0, 0.6), threads=1, count=8, new=96, rounds=3, batch=16, beside=(2, 32),
+    )  # fmt: skip
+
+
+def test_peers_take_the_short_tasks_and_all_of_ours_the_long_ones():
+    everything = settings(("llama-cpp-python",)).tasks()
+    peer = LlamaSpeculative(Path("m.gguf"), False, Path())
+    auto, rsd = (OurMethod("m", name, None, Path()) for name in ("auto", "rsd"))
+    beside = [task for task in everything if peer.takes(task)]
+    assert {(task.count, task.new, task.batch) for task in beside} == {(2, 32, 1)}
+    assert len(beside) == 4
+    assert [task for task in everything if rsd.takes(task)] == [task for task in everything if task not in beside]
+    assert [task for task in everything if auto.takes(task)] == everything
+    assert not any(task.beside for task in settings(()).tasks())
+
+
+def test_ratios_are_medians_over_rounds_and_a_goal_is_met_or_not():
+    said = report(
+        found(
+            row("outlay greedy", [100, 50, 80], tokens_per_pass=1.0),
+            row("outlay auto", [130, 100, 100], tokens_per_pass=1.9, accepted_1=0.5, accepted_2=0.25),
+        )
+    )
+    assert "1.30x (1.25-2.00)" in said
+    assert "50% 25%" in said
+    assert "auto over greedy, chat" in said
+    goal = next(line for line in said.split("Goals")[1].splitlines() if line.startswith("auto over greedy, chat"))
+    assert goal.split()[-1] == "yes"
+    slow = report(found(row("outlay greedy", [100]), row("outlay auto", [129])))
+    goal = next(line for line in slow.split("Goals")[1].splitlines() if line.startswith("auto over greedy, chat"))
+    assert goal.split()[-1] == "no"
+
+
+def test_other_engines_are_compared_on_their_own_prompts_alone():
+    said = report(
+        found(
+            row("outlay greedy", [100]), row("outlay auto", [500]), row("outlay auto", [80], beside=True),
+            row("transformers lookup", [20], beside=True),
+        )
+    )  # fmt: skip
+    table = said.split("Beside other engines, 2 prompts x 32 tokens\n")[1]
+    assert "20.0 (4.00x)" in table
+    assert "auto over transformers lookup, chat" in table
+
+
+def test_a_text_that_is_not_greedys_and_a_peer_that_could_not_run_are_shown():
+    other = row("outlay auto", [130])
+    other["rounds"][0]["digest"] = 8.0
+    said = report(found(row("outlay greedy", [100]), other, failures={"transformers lookup": "not installed"}))
+    line = next(line for line in said.splitlines() if line.startswith("outlay auto"))
+    assert line.split()[-1] == "no"
+    assert "transformers lookup" not in said.split("Goals")[1]
+
+
+def test_the_overview_has_a_row_for_each_method_but_greedy():
+    page = overview(found(row("outlay greedy", [100]), row("outlay auto", [130], tokens_per_pass=1.9)))
+    assert "| **auto** | **1.30x, 1.9** | **-** |" in page
+    assert "| greedy" not in page
