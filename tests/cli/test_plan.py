@@ -105,7 +105,12 @@ def test_predictions_are_those_of_the_joint_law_with_its_intervals(planned):
     assert list(rows) == sorted(
         {(int(p["tokens"]), p.get("layers", 1)) for p in BOTH} | {(10**6, 1), (10**6, 2), (10**7, 1)}
     )
+    written = {(each["tokens"], each["layers"]): each for each in found["predictions"]}
+    assert list(written) == list(rows)
+    assert written[10**6, 2]["measured"] is None
+    assert written[10**7, 1]["warning"] == rows[10**7, 1][4]
     for (tokens, layers), (_, *shown, _) in rows.items():
+        assert [written[tokens, layers][name] for name in ("value", "low", "high")] == pytest.approx(shown, abs=0.006)
         expected = law.predict(tokens, layers)
         assert shown == pytest.approx([expected.value, expected.low, expected.high], abs=0.006)
     for point in BOTH:
@@ -204,6 +209,16 @@ OPTIONS = {
 def test_options_that_cannot_be_used_get_one_line(refused, case):
     words, expected = OPTIONS[case]
     assert expected in refused(BOTH, *words.split())
+
+
+@pytest.mark.parametrize("words", ["--tokens 48,96 --layers 1,2", "--tokens 40,50,60,70 --layers 1,2,3"])
+def test_too_few_sizes_for_a_law_are_refused_before_anything_is_written_or_trained(
+    refusal, watch, little_text, tiny, tmp_path, words
+):
+    status, line = refusal("plan", "--model", tiny, "--work", tmp_path / "work", *words.split())
+    assert status == 2
+    assert "a law takes 4 heads of different sizes over a span of 8 times" in line
+    assert {phase.split(",")[0] for phase, _ in watch.seen} & {"training", "writing text"} == set()
 
 
 def test_amounts_are_written_with_k_and_m():

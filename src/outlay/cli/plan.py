@@ -6,7 +6,8 @@ import argparse
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,7 @@ class _Found:
     choices: dict[int, tuple[Choice | None, list[Choice]]]
     speeds: dict[str, list[Point]]
     notes: list[str]
+    predictions: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
             found = _fitted(_measured(lm, args, progress))
             _choose(found, lm, args, progress)
             _batches(found, lm, args, progress)
-    _report(found, args)
+    found.predictions = _predictions(found, args.at)
+    _report(found)
     if args.json is not None:
         try:
             args.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
@@ -146,14 +149,27 @@ def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> 
     recipe = HeadRecipe(vocabulary=args.vocabulary, epochs=1, ahead=0, unroll=DEPTH, seed=args.seed)
     folder = args.work or fitted.own_path("head", lm.model).with_suffix(".study")
     if args.drafts:
-        for path in args.drafts:  # a file that is none is named before text is written
-            fitted.read(path, "head", lm.model)
+        # What can't be used is named before hours are spent.
+        about = [fitted.read(path, "head", lm.model)[1] for path in args.drafts]
+        _refuse_too_few([each["trained_on"] for each in about], [each["layers"] for each in about])
         study = study_of(lm, recipe, HELD_TOKENS, folder, progress)
         return [measure_file(path, lm.model, study.held).point() for path in args.drafts]
+    _refuse_too_few(args.tokens, args.layers)
     study = study_of(lm, recipe, max(args.tokens), folder, progress)
     middle = args.tokens[len(args.tokens) // 2]
     wanted = [(tokens, 1) for tokens in args.tokens] + [(middle, layers) for layers in args.layers]
     return [study.measure(tokens, layers, progress).point() for tokens, layers in dict.fromkeys(wanted)]
+
+
+def _refuse_too_few(tokens: Sequence[int], layers: Sequence[int]) -> None:
+    """Raises `UsageError` where no law could be fitted to heads of these sizes."""
+    from outlay.drafts.scaling import LEAST_POINTS, LEAST_SPAN, spans
+
+    if not spans(tokens) and not spans(layers):
+        raise UsageError(
+            f"a law takes {LEAST_POINTS} heads of different sizes over a span of {LEAST_SPAN:g} times, in training "
+            "tokens or in layers; there are too few of either"
+        )
 
 
 def _fitted(points: list[Point]) -> _Found:
@@ -256,16 +272,16 @@ def _batches(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal
         found.speeds = batch_speeds(lm, draft, prompts, BATCHES, progress)
 
 
-def _report(found: _Found, args: argparse.Namespace) -> None:
+def _report(found: _Found) -> None:
     from outlay.bench.table import table
     from outlay.drafts.scaling import fit_loglinear
 
     rows = [_law_row(axis, law) for axis, law in found.laws.items()]
     print(f"{found.points[0].what}, of {len(found.points)} points")
     print(table(["law in", "slope a decade", "95 %", "R2", "log-linear is"], rows))
-    predictions = _predictions(found, args)
-    if predictions:
-        print("\n" + table(["tokens, layers", "measured", "predicted", "95 %", ""], predictions))
+    rows = [_predicted_row(each) for each in found.predictions]
+    if rows:
+        print("\n" + table(["tokens, layers", "measured", "predicted", "95 %", ""], rows))
     if found.choices:
         print("\n" + table(["batch", "best head", "tau", "speed-up", "95 %"], _choice_rows(found)))
     for batch, (best, _) in found.choices.items():
@@ -292,24 +308,30 @@ def _law_row(axis: str, law: Law) -> list[str]:
     return [axis, f"{law.slope:.3f}", f"{low:.3f} to {high:.3f}", f"{law.r2:.3f}", form]
 
 
-def _predictions(found: _Found, args: argparse.Namespace) -> list[list[str]]:
+def _predictions(found: _Found, at: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Returns what the laws say of every head that was measured or asked for, beside what was measured."""
     measured = {(point.tokens, point.layers): point.value for point in found.points}
     rows = []
-    for tokens, layers in sorted({*measured, *args.at}):
+    for tokens, layers in sorted({*measured, *at}):
         predicted = _predict(found, tokens, layers)
         if predicted is None:
-            if (tokens, layers) in args.at:
+            if (tokens, layers) in at:
                 found.notes.append(f"none reaches {tokens:g} tokens with {layers:g} layers")
             continue
         known = measured.get((tokens, layers))
-        rows.append([
-            f"{tokens:,.0f}, {layers:g}",
-            "-" if known is None else f"{known:.2f}",
-            f"{predicted.value:.2f}",
-            f"{predicted.low:.2f} to {predicted.high:.2f}",
-            predicted.warning,
-        ])  # fmt: skip
+        rows.append({"tokens": tokens, "layers": layers, "measured": known, **asdict(predicted)})
     return rows
+
+
+def _predicted_row(each: dict[str, Any]) -> list[str]:
+    known = each["measured"]
+    return [
+        f"{each['tokens']:,.0f}, {each['layers']:g}",
+        "-" if known is None else f"{known:.2f}",
+        f"{each['value']:.2f}",
+        f"{each['low']:.2f} to {each['high']:.2f}",
+        each["warning"],
+    ]
 
 
 def _choice_rows(found: _Found) -> list[list[str]]:
@@ -335,6 +357,7 @@ def _as_json(found: _Found) -> dict[str, Any]:
     return {
         "points": [asdict(point) for point in found.points],
         "laws": laws,
+        "predictions": found.predictions,
         "joint": None if found.joint is None else found.joint.coefficients,
         "choices": {
             str(batch): {"best": None if best is None else asdict(best), "all": [asdict(each) for each in every]}

@@ -98,6 +98,11 @@ def _prediction(value: float, half: float, limits: tuple[float, float], beyond: 
     return Prediction(at, least, most, warning)
 
 
+def spans(values: Sequence[float]) -> bool:
+    """Tells whether a law can be fitted to points at these places: 4 different ones over a span of 8 times."""
+    return len(set(values)) >= LEAST_POINTS and max(values) / min(values) >= LEAST_SPAN * (1 - 1e-9)
+
+
 def fit_loglinear(points: Sequence[Point], x: str, limits: tuple[float, float] = (-math.inf, math.inf)) -> Law:
     """Fits a law in `x`, one of "tokens", "layers" and "batch". `limits` are what the value can be.
 
@@ -110,7 +115,7 @@ def fit_loglinear(points: Sequence[Point], x: str, limits: tuple[float, float] =
     at = np.array([float(getattr(point, x)) for point in points])
     if not len(at) or not (at > 0).all():
         raise UsageError(f"every point needs {x} above 0")
-    if len(set(at.tolist())) < LEAST_POINTS or at.max() / at.min() < LEAST_SPAN * (1 - 1e-9):
+    if not spans(at.tolist()):
         raise UsageError(
             f"a law in {x} takes {LEAST_POINTS} different values over a span of {LEAST_SPAN:g} times; there are "
             f"{len(set(at.tolist()))} over {at.max() / at.min():.3g} times"
