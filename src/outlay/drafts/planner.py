@@ -159,12 +159,15 @@ class Duel:
     makes the passes themselves slower.
     """
 
-    def __init__(self, rounds: Mapping[bool, int], most: int) -> None:
-        """`rounds`: how many of each kind, drafting or not, are tried at a time; `most`: of the faster kind."""
+    def __init__(self, rounds: Mapping[bool, int], most: int, recalled: float = RECALLED) -> None:
+        """`rounds`: how many of each kind, drafting or not, are tried at a time; `most` of the faster kind;
+        `recalled`: how many of each are looked back at.
+        """
         self._least, self._most = dict(rounds), most
         self._rounds = dict(rounds)
-        self._tokens = {kind: Average(1.0, RECALLED) for kind in rounds}
-        self._seconds = {kind: Average(1.0, RECALLED) for kind in rounds}
+        self._tokens = {kind: Average(1.0, recalled) for kind in rounds}
+        self._seconds = {kind: Average(1.0, recalled) for kind in rounds}
+        self._drafting, self._until = False, 0
 
     def observe(self, drafting: bool, tokens: int, seconds: float) -> None:
         """Takes in what a round gave."""
@@ -178,6 +181,13 @@ class Duel:
             self._rounds[faster] = min(2 * self._rounds[faster], self._most)
             self._rounds[not faster] = self._least[not faster]
         return self._rounds[drafting]
+
+    def drafts_at(self, clock: int) -> bool:
+        """Tells whose turn it is at a time that is counted in rounds, for runs that take their turns together."""
+        if clock >= self._until:
+            self._drafting = not self._drafting
+            self._until = clock + self.turn(self._drafting)
+        return self._drafting
 
     def rate(self, drafting: bool) -> float:
         """Returns the tokens a second of a kind of rounds."""

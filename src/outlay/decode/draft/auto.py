@@ -20,7 +20,7 @@ from outlay.drafts.cost import costs_of
 from outlay.drafts.drafter import Best, ModelDrafter
 from outlay.drafts.lookup import ORIGIN, LookupProposer
 from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.planner import UNLIKELY, Average, Calibration, Candidates, Duel
+from outlay.drafts.planner import RECALLED, UNLIKELY, Average, Calibration, Candidates, Duel
 from outlay.drafts.round import Room, judge
 from outlay.drafts.sources import own_table, table_of
 from outlay.drafts.tree import ROOT, DraftTree
@@ -42,7 +42,9 @@ TRIALS = 6  # times that a draft is asked before what it gave is believed
 PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
 SURPRISES = 48.0  # rounds that it is looked at over whether a draft keeps what it promises
 TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
+TURNS_BESIDE = {True: 4, False: 8}  # passes that runs share, likewise
 LONGEST_TURN = 192  # rounds of a turn of the faster kind
+READING = 48  # rows more than in the pass before, from which on a pass is taken to read prompts: it tells nothing
 REPRICED = 8  # rounds after which the costs of rows are looked at again
 RECENT = 24.0  # rounds that a run's rate is taken over
 
@@ -121,6 +123,7 @@ class _Learned:
     surprise: Average = field(default_factory=lambda: Average(0.0, SURPRISES))
     duel: Duel = field(default_factory=lambda: Duel(TURNS, LONGEST_TURN))
     patience: int = PATIENCE  # rounds after which a draft that does not pay is asked again
+    beside: dict[int, Duel] = field(default_factory=dict)  # beside other runs, by how many these are, in octaves
 
     def calibration(self, kind: str, level: int) -> Calibration:
         """Returns that of a kind of proposals."""
@@ -129,6 +132,13 @@ class _Learned:
     def gain(self, found: float) -> Average:
         """Returns what the draft has added where lookup had found so many tokens."""
         return self.gains.setdefault(int(found > 0.5), Average(0.5, 16.0))
+
+    def duel_beside(self, runs: int) -> Duel:
+        """Returns that of rounds in passes which so many runs share."""
+        octave = runs.bit_length()
+        if octave not in self.beside:
+            self.beside[octave] = Duel(TURNS_BESIDE, LONGEST_TURN, RECALLED * 2**octave)
+        return self.beside[octave]
 
 
 class _Planner:
@@ -145,17 +155,18 @@ class _Planner:
         self._drafter = ModelDrafter(run) if draft is not None else None
         self._lookup = LookupProposer(run, LONGEST) if method.lookup else None
         self._table = method.ngrams(run)
+        self._rows = 1.0  # of each run in the last pass
         self._tokens, self._seconds = Average(1.0, RECENT), Average(self._cost(1), RECENT)
         self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
-        self._priced, self._dearer = (0, -1), list[float]()
+        self._priced, self._one, self._dearer = (0, -1), 0.0, list[float]()
         self._drafting, self._left = True, TURNS[True]
 
     def drafts(self) -> bool:
-        """Tells whether drafts are looked for in this round. What is faster is known of a run alone; beside others
-        each round is planned by the costs of all rows.
-        """
-        if self._run.target.worker.last.runs > 1:
-            return True
+        """Tells whether drafts are looked for in this round. Runs that share passes take their turns together."""
+        worker = self._run.target.worker
+        if worker.last.runs > 1:
+            self._drafting = self._learned.duel_beside(worker.last.runs).drafts_at(worker.passes)
+            return self._drafting
         if self._left == 0 and TURNS[False]:
             self._drafting = not self._drafting
             self._left = self._learned.duel.turn(self._drafting)
@@ -163,20 +174,22 @@ class _Planner:
 
     def wrote(self) -> None:
         """Takes in a round without drafts."""
-        self._run.count(rounds=1, expected_tokens=1, expected_seconds=self._cost(1))
+        self._reprice()
+        self._run.count(rounds=1, expected_tokens=1, expected_seconds=self._one)
         self._round(1)
 
-    def _round(self, tokens: int) -> float:
-        """Takes in that a round gave so many tokens; returns its seconds."""
-        now = time.perf_counter()
+    def _round(self, tokens: int) -> float | None:
+        """Takes in that a round gave so many tokens; returns its seconds, None where its pass read a prompt as well."""
+        now, (rows, runs, _) = time.perf_counter(), self._run.target.worker.last
         seconds, self._since = now - self._since, now
         first, self._rounds, self._left = self._rounds == 0, self._rounds + 1, max(0, self._left - 1)
-        if first:  # it read the prompt
-            return seconds
+        if first or rows > READING + runs * self._rows:
+            return None
         self._tokens.observe(tokens)
         self._seconds.observe(seconds)
-        if self._run.target.worker.last.runs == 1:
-            self._learned.duel.observe(self._drafting, tokens, seconds)
+        self._rows = max(1.0, rows / runs)
+        duel = self._learned.duel if runs == 1 else self._learned.duel_beside(runs)
+        duel.observe(self._drafting, tokens, seconds)
         return seconds
 
     def plan(self) -> Generator[Request, Any, _Plan]:
@@ -206,8 +219,8 @@ class _Planner:
         plan.candidates.learn(decided)
         if plan.asked:
             self._learned.surprise.observe(len(decided) - plan.tokens)
-        first, seconds = self._rounds == 0, self._round(len(decided))
-        if not first:
+        seconds = self._round(len(decided))
+        if seconds is not None:
             self._target.observe(self._run.target.worker.last.rows, self._context(), seconds - self._spent)
         self._spent = 0.0
         self._run.count(expected_tokens=plan.tokens, expected_seconds=plan.seconds)
@@ -222,18 +235,22 @@ class _Planner:
 
     def _cost(self, rows: int) -> float:
         """Returns the seconds of a pass over so many rows of this run, beside what the others have."""
-        last = self._run.target.worker.last
-        others = max(0, last.runs - 1) * max(1.0, last.rows / max(last.runs, 1))
+        others = max(0, self._run.target.worker.last.runs - 1) * self._rows
         return self._target.at_present(rows + others, self._context())
 
     def _price(self, rate: float) -> Callable[[int], float]:
         """Returns the function that gives what n drafted nodes cost, in tokens."""
-        state = self._run.target.worker.last.runs, self._rounds // REPRICED
-        if state != self._priced:
-            self._priced, one = state, self._cost(1)
-            self._dearer = [self._cost(1 + nodes) - one for nodes in range(self._nodes + 1)]
+        self._reprice()
+        if not self._dearer:
+            self._dearer = [self._cost(1 + nodes) - self._one for nodes in range(self._nodes + 1)]
         dearer = self._dearer
         return lambda nodes: rate * dearer[nodes]
+
+    def _reprice(self) -> None:
+        """Looks at the costs of rows again, now and then, and where other runs came or went."""
+        state = self._run.target.worker.last.runs, self._rounds // REPRICED
+        if state != self._priced:
+            self._priced, self._one, self._dearer = state, self._cost(1), []
 
     def _asking(self) -> float:
         """Returns this run's share of the seconds that a pass of the draft takes, which also reads what was written
