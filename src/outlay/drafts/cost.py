@@ -98,6 +98,13 @@ class PassCosts:
         """Returns the same at the pace that passes have taken lately."""
         return self(rows, context) * self.pace.factor(rows)
 
+    def dearer(self, rows: float, most: int, context: float = SHORT) -> list[float]:
+        """Returns the seconds that 0, 1, ..., `most` further rows take, at the pace of a pass over `rows`: the paces
+        of other widths are too rough to be subtracted.
+        """
+        pace, one = self.pace.factor(rows), self(rows, context)
+        return [pace * (self(rows + more, context) - one) for more in range(most + 1)]
+
     def observe(self, rows: float, context: float, seconds: float) -> None:
         """Takes in what a pass took. A pause elsewhere may have made most of it: it counts as `SLOWEST` at most."""
         self.pace.observe(rows, min(seconds / self(rows, context), SLOWEST))

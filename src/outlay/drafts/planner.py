@@ -167,12 +167,18 @@ class Duel:
         self._rounds = dict(rounds)
         self._tokens = {kind: Average(1.0, recalled) for kind in rounds}
         self._seconds = {kind: Average(1.0, recalled) for kind in rounds}
-        self._drafting, self._until = False, 0
+        self._drafting, self._until, self._seen_at = False, 0, -1
 
     def observe(self, drafting: bool, tokens: int, seconds: float) -> None:
         """Takes in what a round gave."""
         self._tokens[drafting].observe(tokens)
         self._seconds[drafting].observe(seconds)
+
+    def observe_at(self, clock: int, drafting: bool, tokens: int, seconds: float) -> None:
+        """As `observe`, for runs that share rounds: of those without drafts, one tells all."""
+        if drafting or clock != self._seen_at:
+            self._seen_at = clock
+            self.observe(drafting, tokens, seconds)
 
     def turn(self, drafting: bool) -> int:
         """Returns how many rounds the next turn of a kind has, now that the other kind had its turn."""
@@ -188,6 +194,11 @@ class Duel:
             self._drafting = not self._drafting
             self._until = clock + self.turn(self._drafting)
         return self._drafting
+
+    @property
+    def best(self) -> float:
+        """The tokens a second of the faster kind, of those that have been seen; 0 before that."""
+        return max((self.rate(kind) for kind, tokens in self._tokens.items() if tokens.seen), default=0.0)
 
     def rate(self, drafting: bool) -> float:
         """Returns the tokens a second of a kind of rounds."""

@@ -35,15 +35,15 @@ LONGEST = 6  # tokens of the text's end that are looked up
 LOOKED = 6  # contexts that are looked for in a table each round
 TABLE_RANKS = (3, 2, 1)  # of what followed a context that are looked at, by depth
 COUNTED = 4  # times that a context was seen, from which on it makes no difference
-DOUBT = 1.0  # times that something else is taken to have followed a context
+DOUBT = 6.0  # times that something else is taken to have followed a context of one token; less after longer ones
 COPIED = 12  # tokens that are copied from where they stood
-SURE = (0.15, 0.3, 0.45, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # how sure a match of 1, 2, ... tokens is, at first
+SURE = (0.2, 0.5, 0.6, 0.7, 0.8, 0.87, 0.9, 0.92, 0.93)  # how sure a match of 1, 2, ... tokens is, at first
 TRIALS = 6  # times that a draft is asked before what it gave is believed
 PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
 SURPRISES = 48.0  # rounds that it is looked at over whether a draft keeps what it promises
 TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
-TURNS_BESIDE = {True: 4, False: 8}  # passes that runs share, likewise
-LONGEST_TURN = 192  # rounds of a turn of the faster kind
+TURNS_BESIDE = {True: 2, False: 8}  # passes that runs share, likewise
+LONGEST_TURN, LONGEST_BESIDE = 192, 512  # of the faster kind
 READING = 48  # rows more than in the pass before, from which on a pass is taken to read prompts: it tells nothing
 REPRICED = 8  # rounds after which the costs of rows are looked at again
 RECENT = 24.0  # rounds that a run's rate is taken over
@@ -137,7 +137,7 @@ class _Learned:
         """Returns that of rounds in passes which so many runs share."""
         octave = runs.bit_length()
         if octave not in self.beside:
-            self.beside[octave] = Duel(TURNS_BESIDE, LONGEST_TURN, RECALLED * 2**octave)
+            self.beside[octave] = Duel(TURNS_BESIDE, LONGEST_BESIDE, RECALLED * 2**octave)
         return self.beside[octave]
 
 
@@ -156,7 +156,7 @@ class _Planner:
         self._lookup = LookupProposer(run, LONGEST) if method.lookup else None
         self._table = method.ngrams(run)
         self._rows = 1.0  # of each run in the last pass
-        self._tokens, self._seconds = Average(1.0, RECENT), Average(self._cost(1), RECENT)
+        self._tokens, self._seconds = Average(1.0, RECENT), Average(1.0, RECENT)
         self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
         self._priced, self._one, self._dearer = (0, -1), 0.0, list[float]()
         self._drafting, self._left = True, TURNS[True]
@@ -180,16 +180,19 @@ class _Planner:
 
     def _round(self, tokens: int) -> float | None:
         """Takes in that a round gave so many tokens; returns its seconds, None where its pass read a prompt as well."""
-        now, (rows, runs, _) = time.perf_counter(), self._run.target.worker.last
+        worker, now = self._run.target.worker, time.perf_counter()
+        rows, runs, _ = worker.last
         seconds, self._since = now - self._since, now
         first, self._rounds, self._left = self._rounds == 0, self._rounds + 1, max(0, self._left - 1)
         if first or rows > READING + runs * self._rows:
             return None
-        self._tokens.observe(tokens)
-        self._seconds.observe(seconds)
         self._rows = max(1.0, rows / runs)
-        duel = self._learned.duel if runs == 1 else self._learned.duel_beside(runs)
-        duel.observe(self._drafting, tokens, seconds)
+        if runs == 1:
+            self._tokens.observe(tokens)
+            self._seconds.observe(seconds)
+            self._learned.duel.observe(self._drafting, tokens, seconds)
+        else:
+            self._learned.duel_beside(runs).observe_at(worker.passes, self._drafting, tokens, seconds)
         return seconds
 
     def plan(self) -> Generator[Request, Any, _Plan]:
@@ -229,20 +232,24 @@ class _Planner:
         """Returns the tokens a second that are made at present, by all runs that share the passes; no less than without
         drafts.
         """
-        runs = max(1, self._run.target.worker.last.runs)
-        own = max(self._tokens.value / max(self._seconds.value, 1e-9), 1 / self._cost(1))
-        return runs * own
+        runs, plain = max(1, self._run.target.worker.last.runs), 1 / self._cost(1)
+        if runs > 1:
+            return runs * max(self._learned.duel_beside(runs).best, plain)
+        return max(self._tokens.value / self._seconds.value if self._seconds.seen else plain, plain)
 
     def _cost(self, rows: int) -> float:
         """Returns the seconds of a pass over so many rows of this run, beside what the others have."""
-        others = max(0, self._run.target.worker.last.runs - 1) * self._rows
-        return self._target.at_present(rows + others, self._context())
+        return self._target.at_present(rows + self._others(), self._context())
+
+    def _others(self) -> float:
+        """Returns how many rows of other runs a pass has."""
+        return max(0, self._run.target.worker.last.runs - 1) * self._rows
 
     def _price(self, rate: float) -> Callable[[int], float]:
         """Returns the function that gives what n drafted nodes cost, in tokens."""
         self._reprice()
         if not self._dearer:
-            self._dearer = [self._cost(1 + nodes) - self._one for nodes in range(self._nodes + 1)]
+            self._dearer = self._target.dearer(1 + self._others(), self._nodes, self._context())
         dearer = self._dearer
         return lambda nodes: rate * dearer[nodes]
 
@@ -298,8 +305,9 @@ class _Planner:
             else:
                 continue
             calibration = self._learned.calibration(TABLE, longest * min(seen, COUNTED) + length)
+            known = seen / (seen + DOUBT / length)
             for token, share in found[: TABLE_RANKS[min(depth, len(TABLE_RANKS) - 1)]]:
-                sure = share * seen / (seen + DOUBT)
+                sure = share * known
                 reach = -negative * calibration.chance(sure)
                 if reach < UNLIKELY:
                     break
