@@ -44,13 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", default=str(ROOT / "benchmarks" / "data" / "varied.jsonl"), metavar="FILE",
         help="prompts, or a generated suite (varied.jsonl)",
     )  # fmt: skip
-    parser.add_argument("--count", type=int, default=20, metavar="N", help="of the prompts (%(default)s)")
+    parser.add_argument("--count", type=int, default=12, metavar="N", help="of the prompts (%(default)s)")
     parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens of an answer (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="(%(default)s)")
-    parser.add_argument(
-        "--docs", type=int, default=16, metavar="N", help="documents of each lm_eval task (%(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of lm_eval, after a warm-up (%(default)s)")
+    parser.add_argument("--docs", type=int, default=6, metavar="N", help="documents of each lm_eval task (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of lm_eval, after a warm-up (%(default)s)")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")
 
 

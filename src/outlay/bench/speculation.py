@@ -79,9 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="(%(default)s)")
     parser.add_argument("--prompts", type=int, default=8, metavar="N", help="of each set (%(default)s)")
     parser.add_argument("--new", type=int, default=96, metavar="N", help="tokens of an answer (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="after the warm-up (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="after the warm-up (%(default)s)")
     parser.add_argument(
-        "--beside", default="2x32", metavar="NxT", help="prompts and tokens beside other engines (%(default)s)"
+        "--beside", default="2x24", metavar="NxT", help="prompts and tokens beside other engines (%(default)s)"
     )
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="prompts of the batch (%(default)s)")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")

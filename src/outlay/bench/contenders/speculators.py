@@ -16,6 +16,8 @@ from outlay.bench.contenders.peer import peer
 from outlay.bench.interleave import Contender, Values
 from outlay.errors import FailureError
 
+BESIDE = ("greedy", "auto")  # methods that are measured beside other engines
+BATCHED = (*BESIDE, "lookup", "speculative")  # and in a batch
 DEPTHS = 4  # of drafted tokens whose acceptance is reported
 
 
@@ -83,8 +85,11 @@ class OurMethod(Speculator):
         self.source, self.method, self.draft = source, method, draft
 
     def takes(self, task: Any) -> bool:
-        """Answers prompts in any batch; beside other engines, decoding without drafts and `auto` do."""
-        return isinstance(task, Speculate) and (not task.beside or self.method in ("greedy", "auto"))
+        """Answers prompts one at a time; some methods in a batch too, and the first two beside other engines."""
+        if not isinstance(task, Speculate):
+            return False
+        some = BESIDE if task.beside else BATCHED
+        return (task.batch == 1 and not task.beside) or (self.draft is None and self.method in some)
 
     def load(self) -> dict[str, Any]:
         """Loads the model."""
