@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the suite's options to `parser`."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="alias, folder, .gguf file or hub id (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the prompts and the text are")
-    parser.add_argument("--positions", type=int, default=240, metavar="N", help="of text (%(default)s)")
-    parser.add_argument("--prompts", type=int, default=40, metavar="N", help="for trees and completions (%(default)s)")
+    parser.add_argument("--positions", type=int, default=120, metavar="N", help="of text (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=12, metavar="N", help="for trees and completions (%(default)s)")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads to compute with")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")
 

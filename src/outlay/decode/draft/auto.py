@@ -42,7 +42,7 @@ TRIALS = 6  # times that a draft is asked before what it gave is believed
 PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
 SURPRISES = 48.0  # rounds that it is looked at over whether a draft keeps what it promises
 TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
-TURNS_BESIDE = {True: 2, False: 8}  # passes that runs share, likewise
+SHARED = 12  # passes that runs share: without drafts, and divided by the runs, with them
 LONGEST_TURN, LONGEST_BESIDE = 192, 512  # of the faster kind
 READING = 48  # rows more than in the pass before, from which on a pass is taken to read prompts: it tells nothing
 REPRICED = 8  # rounds after which the costs of rows are looked at again
@@ -137,7 +137,8 @@ class _Learned:
         """Returns that of rounds in passes which so many runs share."""
         octave = runs.bit_length()
         if octave not in self.beside:
-            self.beside[octave] = Duel(TURNS_BESIDE, LONGEST_BESIDE, RECALLED * 2**octave)
+            turns = {True: max(1, SHARED >> (octave - 1)), False: SHARED}
+            self.beside[octave] = Duel(turns, LONGEST_BESIDE, RECALLED * 2**octave)
         return self.beside[octave]
 
 
