@@ -147,3 +147,10 @@ def test_an_end_does_not_find_itself():
     assert text.match() is None
     text.extend([5])
     assert text.match() == (1, 1)
+
+
+def test_triples_that_are_raised_by_nothing_are_no_successors():
+    learned = Learned(None)
+    learned.raise_by(0.0, [1, 2, 3, 4])
+    assert learned.successors(1, 2) == []
+    assert len(learned) == 0

@@ -21,7 +21,7 @@ from torch import Tensor
 from outlay.bench.contenders.speculators import prompts_of
 from outlay.bench.drafts_report import report
 from outlay.bench.machine import describe
-from outlay.bench.options import check_folder_of
+from outlay.bench.options import check_folder_of, names
 from outlay.bench.progress import Progress
 from outlay.bench.speculation import DATA
 from outlay.budget import Ledger
@@ -66,7 +66,8 @@ WITHOUT_A_MODEL = (
     "aded",
     f"ppd:rows={ROWS}",
 )
-SETS, ANSWERED, NEW = ("chat", "code", "summary"), 20, 96  # of each set, and tokens of an answer
+SETS, NEW = ("chat", "code", "summary"), 96  # tokens of an answer
+PARTS = ("nodes", "trees", "tables", "superposed")
 
 
 class Laws(Method):
@@ -89,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the prompts and the text are")
     parser.add_argument("--positions", type=int, default=120, metavar="N", help="of text (%(default)s)")
     parser.add_argument("--prompts", type=int, default=12, metavar="N", help="for trees and completions (%(default)s)")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="what is measured (%(default)s)")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads to compute with")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")
 
@@ -97,13 +99,19 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints the report, and writes it; returns the exit status."""
     check_folder_of(args.out)
     progress, started = Progress(), time.perf_counter()
-    exact = load(args.model, dtype="float32", threads=args.threads)
-    found: dict[str, Any] = {"nodes": node_acceptance(exact, args.data, args.positions, progress)}
-    del exact
+    parts = names("part", args.parts, PARTS)
+    found: dict[str, Any] = {}
+    if "nodes" in parts:
+        exact = load(args.model, dtype="float32", threads=args.threads)
+        found["nodes"] = node_acceptance(exact, args.data, args.positions, progress)
+        del exact
     lm = load(args.model, threads=args.threads)
-    found["trees"] = block_efficiencies(lm, args.data, args.prompts, progress)
-    found["without_a_model"] = without_a_model(lm, args.data, min(ANSWERED, args.prompts), progress)
-    found["superposed"] = superposed(lm, args.data, args.prompts, progress)
+    if "trees" in parts:
+        found["trees"] = block_efficiencies(lm, args.data, args.prompts, progress)
+    if "tables" in parts:
+        found["tables"] = without_a_model(lm, args.data, args.prompts, progress)
+    if "superposed" in parts:
+        found["superposed"] = superposed(lm, args.data, args.prompts, progress)
     machine = describe(("outlay", "torch")) | {"seconds": round(time.perf_counter() - started, 1)}
     found = {"machine": machine | {"model": hub.resolve(args.model).name}, "prompts": args.prompts, **found}
     if args.out is not None:
@@ -216,7 +224,7 @@ def without_a_model(lm: LM, data: Path, count: int, progress: Progress) -> dict[
             results = [lm.generate(text, method=method, max_tokens=NEW) for text in texts]
             ledger = sum((result.ledger for result in results), start=Ledger())
             rows.append({"set": name, "method": method, "tokens_per_pass": ledger.tokens_out / ledger.target_passes})
-    return {"first_guess": prompts.accuracy[0][0], "predicted": plan.tau, "prompts": count, "new": NEW, "rows": rows}
+    return {"first_guess": prompts.accuracy[0][0], "predicted": plan.tau, "new": NEW, "rows": rows}
 
 
 def _answers(lm: LM, prompts: Sequence[str], **options: Any) -> list[Result]:

@@ -13,9 +13,19 @@ def report(found: Mapping[str, Any]) -> str:
     """Returns the whole report as text; `found` is what the suite writes as JSON."""
     machine = found["machine"]
     heading = f"{machine['model']} on {machine['processor']}; {machine['date']}, in {machine['seconds']:.0f} s"
-    parts = [heading, _nodes(found["nodes"]), _trees(found["trees"], found["prompts"])]
-    parts.append(_without_a_model(found["without_a_model"]))
-    return "\n\n".join([*parts, _superposed(found["superposed"], found["prompts"]), _goals(found)])
+    parts, prompts = [heading], found["prompts"]
+    if "nodes" in found:
+        parts.append(_nodes(found["nodes"]))
+    if "trees" in found:
+        parts.append(_trees(found["trees"], prompts))
+    if "tables" in found:
+        parts.append(_tables(found["tables"], prompts))
+    if "superposed" in found:
+        parts.append(_superposed(found["superposed"], prompts))
+    goals = table(
+        ["", "wanted", "reached", "met"], [goal for part in GOALS if part in found for goal in GOALS[part](found[part])]
+    )
+    return "\n\n".join([*parts, f"Goals\n{goals}"])
 
 
 def _nodes(found: Mapping[str, Any]) -> str:
@@ -40,16 +50,14 @@ def _trees(found: Mapping[str, Any], prompts: int) -> str:
     return f"Tokens a target pass {of}\n{table(['', 'tokens a pass', 'nodes', 'draft passes'], rows)}"
 
 
-def _without_a_model(found: Mapping[str, Any]) -> str:
+def _tables(found: Mapping[str, Any], prompts: int) -> str:
     sets = list(dict.fromkeys(row["set"] for row in found["rows"]))
     at = {(row["method"], row["set"]): row["tokens_per_pass"] for row in found["rows"]}
     rows = [
         [method, *(number(at[method, name]) for name in sets)]
         for method in dict.fromkeys(row["method"] for row in found["rows"])
     ]
-    what = (
-        f"Tokens a target pass without a draft model, temperature 0, {found['prompts']} prompts x {found['new']} tokens"
-    )
+    what = f"Tokens a target pass without a draft model, temperature 0, {prompts} prompts x {found['new']} tokens"
     return f"{what}\n{table(['', *sets], rows)}"
 
 
@@ -64,37 +72,48 @@ def _superposed(found: Mapping[str, Any], prompts: int) -> str:
     return f"{what} (perplexities: geometric means under the model)\n{table(header, rows)}"
 
 
-def _goals(found: Mapping[str, Any]) -> str:
-    at = {(row["temperature"], row["k"]): row for row in found["nodes"]["rows"]}
-    chains = max(r["block_efficiency"] for r in found["trees"]["rows"] if r["family"] == "speculative")
-    trees = max(r["block_efficiency"] for r in found["trees"]["rows"] if r["family"] == "rsd")
-    rows = {row["name"]: row for row in found["superposed"]["rows"]}
-    alone = found["without_a_model"]
-    per_pass = {(row["method"], row["set"]): row["tokens_per_pass"] for row in alone["rows"]}
-    ppd = [value for (method, _), value in per_pass.items() if method.startswith("ppd")]
-    static, adaptive, primed, lookup = (
-        per_pass[method, "code"]
-        for method in ("aded:prime_prompt=0,update=off", "aded:prime_prompt=0", "aded", "lookup:tokens=16")
-    )
-    ours, nucleus = rows["superposed, not ranked again"], rows["nucleus, three samples"]
-    goals = [
+def _of_nodes(found: Mapping[str, Any]) -> list[list[str]]:
+    at = {(row["temperature"], row["k"]): row for row in found["rows"]}
+    return [
         _least("RSD over independent siblings, k=4, T=0.3", 1.15, at[0.3, 4]["rsd"] / at[0.3, 4]["recursive"]),
         _least("RSD over independent siblings, k=4, T=0.6", 1.06, at[0.6, 4]["rsd"] / at[0.6, 4]["recursive"]),
         _least("K-SEQ over one draft, k=4, T=1", 1.25, at[1.0, 4]["kseq"] / at[1.0, 4]["single"]),
         _least("K-SEQ over the optimum, k=4, T=1", 0.93, at[1.0, 4]["kseq"] / at[1.0, 4]["optimum"]),
         _least("K-SEQ over the optimum at any position", 0.632, min(row["least_share"] for row in at.values())),
-        _least("best RSD tree over the best chain, 14 nodes, T=0.3", 1.05, trees / chains),
-        _least("PPD, first token", 0.20, alone["first_guess"]),
-        _least("PPD, tokens a pass, mean of the sets", 1.30, mean(ppd)),
-        _most("PPD, measured from predicted", 0.10, abs(mean(ppd) / alone["predicted"] - 1)),
+    ]
+
+
+def _of_trees(found: Mapping[str, Any]) -> list[list[str]]:
+    chains = max(row["block_efficiency"] for row in found["rows"] if row["family"] == "speculative")
+    trees = max(row["block_efficiency"] for row in found["rows"] if row["family"] == "rsd")
+    return [_least("best RSD tree over the best chain, 14 nodes, T=0.3", 1.05, trees / chains)]
+
+
+def _of_tables(found: Mapping[str, Any]) -> list[list[str]]:
+    at = {(row["method"], row["set"]): row["tokens_per_pass"] for row in found["rows"]}
+    ppd = mean(value for (method, _), value in at.items() if method.startswith("ppd"))
+    static, adaptive, primed, lookup = (
+        at[method, "code"]
+        for method in ("aded:prime_prompt=0,update=off", "aded:prime_prompt=0", "aded", "lookup:tokens=16")
+    )
+    return [
+        _least("PPD, first token", 0.20, found["first_guess"]),
+        _least("PPD, tokens a pass, mean of the sets", 1.30, ppd),
+        _most("PPD, measured from predicted", 0.10, abs(ppd / found["predicted"] - 1)),
         _least("ADED over its table alone, code", 1.10, adaptive / static),
         _least("ADED that has read the prompt, tokens a pass, code", 1.7, primed),
         _least("ADED that has read the prompt over lookup, code", 1.0, primed / lookup),
+    ]
+
+
+def _of_superposed(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = {row["name"]: row for row in found["rows"]}
+    ours, nucleus = rows["superposed, not ranked again"], rows["nucleus, three samples"]
+    return [
         _most("superposed positions over three nucleus samples", 0.40, ours["positions"] / nucleus["positions"]),
         _most("best superposed draft's perplexity over nucleus's", 1.10, rows["superposed"]["best"] / nucleus["best"]),
         _least("three sequential samples over superposed, time", 1.8, nucleus["seconds"] / ours["seconds"]),
     ]
-    return f"Goals\n{table(['', 'wanted', 'reached', 'met'], goals)}"
 
 
 def _least(what: str, wanted: float, reached: float) -> list[str]:
@@ -105,4 +124,12 @@ def _most(what: str, wanted: float, reached: float) -> list[str]:
     return [what, f"{wanted:g} or less", f"{reached:.3f}", "yes" if reached <= wanted else "no"]
 
 
-TABLES = {"report": lambda found: console("outlay bench drafts", report(found))}
+GOALS = {"nodes": _of_nodes, "trees": _of_trees, "tables": _of_tables, "superposed": _of_superposed}
+
+
+def _command(found: Mapping[str, Any]) -> str:
+    parts = ",".join(part for part in GOALS if part in found)
+    return "outlay bench drafts" + ("" if parts == ",".join(GOALS) else f" --parts {parts}")
+
+
+TABLES = {"report": lambda found: console(_command(found), report(found))}

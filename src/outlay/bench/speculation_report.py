@@ -174,4 +174,12 @@ def _least(what: str, wanted: float, ratio: Spread | None) -> list[str]:
     return [what, f"{wanted:.3g}x or more", times(ratio), met]
 
 
-TABLES = {"report": lambda found: console("outlay bench speculation", report(found)), "overview": overview}
+def goals(found: Mapping[str, Any]) -> str:
+    """Returns what was measured, and the goals beside what was reached, as a block of Markdown."""
+    speculation = SpeculationReport(found)
+    return f"```\n{speculation.heading()}\n\n{speculation.goals()}\n```"
+
+
+TABLES = {
+    "report": lambda found: console("outlay bench speculation", report(found)), "overview": overview, "goals": goals
+}  # fmt: skip

@@ -217,6 +217,8 @@ class Learned:
 
     def raise_by(self, delta: float, tokens: Sequence[int]) -> None:
         """Adds `delta` to the weight of every triple in `tokens`, once for each time that it is there."""
+        if delta == 0:  # a triple without weight would be a successor that can't be drawn
+            return
         for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False):
             raised = self._raised.setdefault((a, b), {})
             self._raised.move_to_end((a, b))
