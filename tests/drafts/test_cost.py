@@ -196,3 +196,14 @@ def test_a_cache_that_cannot_be_written_is_no_failure(kept, tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / "file"))
     assert costs_of(tiny_model()) == kept[0]
+
+
+def test_what_further_rows_cost_is_at_the_pace_of_the_pass_that_they_join():
+    costs = PassCosts((1, 33), (1.0, 33.0), 0.0)
+    assert costs.dearer(4, 3) == pytest.approx([0.0, 1.0, 2.0, 3.0])
+    for _ in range(50):
+        costs.observe(4, 0.0, 8.0)  # twice as long as measured
+        costs.observe(12, 0.0, 12.0)  # another width, as measured: its pace is no bargain for the fifth row
+    slow = costs.dearer(4, 8)
+    assert slow == pytest.approx([slow[1] * more for more in range(9)])
+    assert slow[1] > 1.2

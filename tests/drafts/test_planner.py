@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outlay.drafts.planner import Average, Calibration, Candidates
+from outlay.drafts.planner import Average, Calibration, Candidates, Duel
 from outlay.drafts.tree import ROOT
 
 
@@ -75,3 +75,27 @@ def test_an_average_forgets():
     assert average.value == pytest.approx(1.0, abs=0.01)
     average.observe(2.0)
     assert average.value == pytest.approx(1.25)
+
+
+def test_in_a_duel_the_faster_kind_gets_longer_turns_and_the_slower_its_least():
+    duel = Duel({True: 2, False: 4}, most=16)
+    clock, drafted, rounds = 0, 0, 200
+    for clock in range(rounds):
+        drafting = duel.drafts_at(clock)
+        drafted += drafting
+        duel.observe_at(clock, drafting, 2 if drafting else 1, 4.0 if drafting else 1.0)
+    assert duel.rate(False) == pytest.approx(1.0)
+    assert duel.rate(True) == pytest.approx(0.5)
+    assert duel.best == duel.rate(False)
+    assert drafted / rounds < 0.2, "2 of 18, but for the first turns"
+
+
+def test_runs_that_share_a_round_take_the_same_turn_and_one_tells_of_rounds_without_drafts():
+    duel = Duel({True: 1, False: 1}, most=8)
+    for clock in range(6):
+        kinds = {duel.drafts_at(clock) for _ in range(5)}
+        assert len(kinds) == 1
+        for seconds in (1.0, 9.0, 9.0):  # of the same round
+            duel.observe_at(clock, False, 1, seconds)
+    assert duel.rate(False) == pytest.approx(1.0)
+    assert Duel({True: 1, False: 1}, most=8).best == 0
