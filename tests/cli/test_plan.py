@@ -269,13 +269,29 @@ def test_nothing_is_drafted_where_no_head_is_sure_to_gain(planned, priced, tiny)
     assert "at batch 1: draft nothing: no head is sure to gain\n" in out
 
 
-def test_the_passes_of_a_real_model_are_timed(planned, little_text, tiny):
-    """The tiny model's passes take as long as a head's, so that no head can gain."""
-    out, found = planned(BOTH, "--model", tiny, "--batch", "1,4")
-    assert out.count("draft nothing") == 2
-    every = found["choices"]["1"]["all"]
-    assert len({(choice["layers"], choice["depth"]) for choice in every}) == 7 * 7
-    assert all(0 < choice["speedup"] < 1 for choice in every)
+def test_speed_ups_are_of_passes_that_were_timed(planned, little_text, tiny, monkeypatch):
+    """The target, and the smallest and largest head that is weighed: 49 chains at two batches are priced by them."""
+    measure, timed = cost.measure, []
+
+    def record(model):
+        timed.append((model.decoder.config.num_layers, measure(model)))
+        return timed[-1][1]
+
+    monkeypatch.setattr(cost, "measure", record)
+    monkeypatch.setattr(cost, "_KNOWN", {})
+    _, found = planned(BOTH, "--model", tiny, "--batch", "1,4")
+    (_, target), (least, small), (most, large) = timed
+    assert (least, most) == (1, 10)
+    assert all(seconds > 0 for _, costs in timed for seconds in costs.seconds)
+    for batch in (1, 4):
+        every = found["choices"][str(batch)]["all"]
+        assert len({(choice["layers"], choice["depth"]) for choice in every}) == 7 * 7
+        for choice in every:
+            layers, depth = choice["layers"], choice["depth"]
+            share = (layers - least) / (most - least)
+            step = (1 - share) * small(batch, plan.CONTEXT) + share * large(batch, plan.CONTEXT)
+            seconds = depth * step + target(batch * (depth + 1), plan.CONTEXT)
+            assert choice["speedup"] == pytest.approx(choice["tau"] * target(batch, plan.CONTEXT) / seconds)
 
 
 def test_heads_are_trained_once_and_kept_and_are_points_themselves(
