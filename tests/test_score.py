@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from outlay.score import ROWS, Score
+import outlay
+from outlay.engine.worker import CHUNK
+from outlay.score import Score
 from outlay.testing import tiny_lm
 
 CONTEXT = [10, 20, 30, 40, 50]
@@ -41,6 +43,32 @@ def test_a_likelihood_is_the_product_of_the_tokens_probabilities(continuations):
         assert greedy == all(int(row.argmax()) == token for row, token in zip(rows, tokens, strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_log_probabilities_of_named_tokens_are_those_of_all_logits(dtype, default_path):
+    """In the kernels and in torch, beside runs that want the logits themselves or their largest."""
+    lm = outlay.load(default_path, dtype=dtype)
+    text = lm.model.tokenizer.encode("The Rhine rises in the Swiss Alps and flows north.")
+    follow = [text[5:], [*text[5:7], 11, 12]]
+    scores = [Score(follow), Score([text[5:]])]
+    others = [lm.submit(text[:place], max_tokens=2, logprobs=1) for place in (6, 8)]
+    handles = [lm.submit(text[:5], method=each, max_tokens=1) for each in scores] + others
+    for handle in handles:
+        handle.result(60)
+    for tokens, (logprob, greedy) in zip(
+        [*follow, follow[0]], scores[0].likelihoods + scores[1].likelihoods, strict=True
+    ):
+        expected, best = 0.0, []
+        for length in range(len(tokens)):
+            lm.engine.clear()
+            found = lm.generate(
+                [*text[:5], *tokens[:length]], max_tokens=1, logprobs=lm.model.decoder.config.vocab_size
+            )
+            expected += dict(found.logprobs[0].top)[tokens[length]]
+            best += found.tokens
+        assert logprob == pytest.approx(expected, abs=1e-4)
+        assert greedy == (best == tokens)
+
+
 def test_the_text_that_greedy_writes_is_greedy_and_no_other_is():
     lm = tiny_lm()
     text = lm.generate(CONTEXT, max_tokens=6, ignore_eos=True).tokens
@@ -65,17 +93,22 @@ def test_a_given_beginning_belongs_to_the_context():
 
 
 @pytest.mark.parametrize("continuations", [1, 2])
-def test_a_long_text_is_scored_a_few_rows_of_logits_at_a_time(continuations, monkeypatch):
+def test_a_long_text_is_scored_in_passes_that_hold_no_logits(continuations, monkeypatch):
     lm = tiny_lm(context=2048)
     worker = lm.engine.worker(lm.model)
-    widths = []
+    widths, outputs = [], []
     inner = worker._pass
-    monkeypatch.setattr(
-        worker, "_pass", lambda plan, heads, want: widths.append(len(heads)) or inner(plan, heads, want)
-    )
+
+    def watched(plan, heads, want):
+        widths.append(len(heads))
+        outputs.append(inner(plan, heads, want))
+        return outputs[-1]
+
+    monkeypatch.setattr(worker, "_pass", watched)
     texts = [[(place * step) % 250 for place in range(700)] for step in (3, 7)][:continuations]
     likelihoods, _ = score(lm, texts)
-    assert max(widths) <= ROWS
+    assert max(widths) <= CHUNK
+    assert all(output.logits is None for output in outputs)
     assert sum(widths) == 1 + 699 * continuations - (continuations - 1)
     for text, likelihood in zip(texts, likelihoods, strict=True):
         ((alone,), _) = score(tiny_lm(context=2048), [text])

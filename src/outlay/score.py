@@ -2,7 +2,7 @@
 
 The continuations of one context grow as one tree below it, so the context, and what they begin with alike, is computed
 once. Each position gives the log-probability of the tokens that follow it, and whether one of them is the most
-probable. Logits are reduced to these numbers a few rows at a time: those of a long text are never held together.
+probable.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor
-
 from outlay.engine.method import About, Method, Work
 from outlay.engine.run import Run
-from outlay.tree.token_tree import Node
-
-ROWS = 128  # rows of logits asked for at a time: half of what a pass prefills, 25 MB for a vocabulary of 49152
 
 
 class Likelihood(NamedTuple):
@@ -56,30 +51,23 @@ class Score(Method):
         self.likelihoods: list[Likelihood] = []
 
     def decode(self, run: Run) -> Work:
-        """Computes every position, parents before their children, and reduces its logits at once."""
-        self.likelihoods = [Likelihood(0.0, True) for _ in self.continuations]
+        """Computes every position, parents before their children."""
+        totals = [Likelihood(0.0, True) for _ in self.continuations]
         positions = grow(self.continuations, self.given)
-        chain = all(position.above == index - 1 for index, position in enumerate(positions))
-        nodes: list[Node] = []
-        for first in range(0, len(positions), ROWS):
-            part = positions[first : first + ROWS]
-            for position in part:
-                at_end = position.above < 0
-                nodes += [run.tip] if at_end else run.tree.extend([nodes[position.above]], [position.token])
-            logits = yield run.target.forward(nodes[first:])
-            self._add(part, logits)
-            if chain:
-                run.tree.keep(nodes[-1])  # decided tokens are planned as one span, loose ones each by its path
-
-    def _add(self, positions: Sequence[Position], logits: Tensor) -> None:
-        """Adds what logits [positions, vocab] say about the tokens that follow."""
-        logprobs = logits.log_softmax(-1)  # its float32 sum, and no better one, is what others compare with
-        best = logits.argmax(-1).tolist()
-        for row, position in enumerate(positions):
+        nodes = [run.tip]
+        if all(position.above == index - 1 for index, position in enumerate(positions)):
+            run.tree.append([position.token for position in positions[1:]])  # a chain is planned as one span
+            nodes = run.tip.path()[-len(positions) :]
+        else:
+            for position in positions[1:]:
+                nodes += run.tree.extend([nodes[position.above]], [position.token])
+        follow = [[token for _, token in position.followed] for position in positions]
+        found = yield run.target.logprobs_of(nodes, follow)
+        for position, (best, logprobs) in zip(positions, found, strict=True):
             for index, token in position.followed:
-                before = self.likelihoods[index]
-                logprob = before.logprob + float(logprobs[row, token])
-                self.likelihoods[index] = Likelihood(logprob, before.greedy and token == best[row])
+                logprob, greedy = totals[index]
+                totals[index] = Likelihood(logprob + logprobs[token], greedy and token == best)
+        self.likelihoods = totals
 
 
 def grow(continuations: Sequence[Sequence[int]], given: int = 0) -> list[Position]:

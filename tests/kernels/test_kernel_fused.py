@@ -247,6 +247,17 @@ def test_top_logits_are_the_largest_the_lower_token_first(vocab):
         assert torch.equal(alone.lse, top.lse[rows])
 
 
+def test_picked_logits_are_those_of_the_tokens_asked_for():
+    decoder, hidden, at = make_decoder(make_weights("q4")), rows_of(9, HIDDEN), torch.arange(9)
+    logits, _ = decoder.run(hidden.clone(), at, at, causal(0, 9))
+    rows, picks = torch.tensor([4, 8]), torch.tensor([[0, 3, 3], [logits.shape[1] - 1, 7, 0]])
+    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top=1, picks=picks)
+    assert nothing is None
+    assert torch.equal(top.picked, logits[rows].gather(1, picks))
+    _, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top=1, picks=picks[:, :0])
+    assert top.picked.shape == (2, 0)
+
+
 def test_calls_from_several_threads():
     from concurrent.futures import ThreadPoolExecutor
 
@@ -272,3 +283,8 @@ def test_refuses_what_does_not_fit():
         decoder.run(hidden, at, at - 1, causal(0, 3))
     with pytest.raises(ValueError, match="beyond the cache"):
         decoder.run(hidden, at, at, Plan([Piece(CAPACITY - 1, 2)], 3))
+    for picks in (torch.full((3, 1), 10**6), torch.full((3, 1), -1), torch.zeros(2, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"int64 \[3|indices"):
+            decoder.run(hidden, at, at, causal(0, 3), top=1, picks=picks)
+    with pytest.raises(ValueError, match="picks"):
+        decoder.run(hidden, at, at, causal(0, 3), top=1, picks=at)

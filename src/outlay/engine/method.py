@@ -57,7 +57,8 @@ class Worker(Protocol):
 @dataclass
 class Forward(Request):
     """Logits of `nodes`: the result is float32 [len(nodes), vocab], in their order; or, with `top`, a `Top` of each
-    node's `top` largest, with their log-sum-exp if `lse`.
+    node's `top` largest, with their log-sum-exp if `lse`; or, where tokens are `named` for each node, their
+    `NamedLogprobs`, a list.
 
     What lies above a node and is not computed yet, such as the prompt, is computed first, in chunks.
     """
@@ -66,6 +67,7 @@ class Forward(Request):
     nodes: tuple[Node, ...]
     top: int = 0
     lse: bool = False
+    named: tuple[tuple[int, ...], ...] = ()
     pending: list[Node] = field(default_factory=list, init=False)
     rows: dict[Node, tuple[Output, int]] = field(default_factory=dict, init=False)
 

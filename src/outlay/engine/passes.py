@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -26,22 +26,33 @@ from outlay.tree.plan import Piece, Plan
 
 @dataclass(frozen=True)
 class Want:
-    """What is wanted of the head's rows: all logits, the `top` largest, and the log-sum-exp that goes with them."""
+    """What is wanted of the head's rows: all logits, the `top` largest, the log-sum-exp that goes with them, and the
+    log-probabilities of the tokens `named` for each row (none where it is empty)."""
 
     logits: bool = True
     top: int = 0
     lse: bool = False
+    named: Sequence[Sequence[int]] = ()
 
 
 LOGITS = Want()
 
 
+class NamedLogprobs(NamedTuple):
+    """What a row says of tokens that may follow: the most probable of all, and the log-probabilities of those named."""
+
+    best: int
+    logprobs: dict[int, float]
+
+
 @dataclass(frozen=True)
 class Output:
-    """What a pass gives: `logits` float32 [rows, vocab], `top` with [rows, k] of them."""
+    """What a pass gives: `logits` float32 [rows, vocab], `top` with [rows, k] of them, and `named` of the rows
+    for which tokens were named."""
 
     logits: Tensor | None
     top: Top | None
+    named: Sequence[NamedLogprobs] = ()
 
     def rows(self, begin: int, end: int, top: int) -> Tensor | Top:
         """Returns rows [begin, end): the `top` largest logits of each, or all of them where that is 0."""
@@ -61,6 +72,20 @@ def join(parts: Sequence[Tensor | Top]) -> Tensor | Top:
     sums = [top.lse for top in tops if top.lse is not None]
     lse = torch.cat(sums) if len(sums) == len(tops) else None
     return Top(torch.cat([top.tokens for top in tops]), torch.cat([top.logits for top in tops]), lse)
+
+
+def _picks(want: Want) -> Tensor | None:
+    """Returns the named tokens, int64 [rows, most of a row], filled up with zeros."""
+    if not want.named:
+        return None
+    width = max(map(len, want.named))
+    return torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in want.named], dtype=torch.int64)
+
+
+def _named(want: Want, best: Tensor, logprobs: Tensor) -> list[NamedLogprobs]:
+    """Puts together the best token of each row [rows] and the log-probabilities of `_picks`."""
+    rows = zip(want.named, best.tolist(), logprobs.tolist(), strict=True)
+    return [NamedLogprobs(token, dict(zip(tokens, values, strict=False))) for tokens, token, values in rows]
 
 
 class LayeredPass:
@@ -85,7 +110,10 @@ class LayeredPass:
             self._cache.features[plan.slots.to(device)] = decoder.features(x).float()
         rows = None if len(heads) == len(plan.keys_seen) else torch.tensor(heads, dtype=torch.int64, device=device)
         logits = decoder.logits(x if rows is None else x[rows])
-        return Output(logits, _top(logits, want) if want.top else None)
+        picks, named = _picks(want), []
+        if picks is not None:  # the float32 sum of `log_softmax`, and no better one, is what others compare with
+            named = _named(want, logits.argmax(1), logits.log_softmax(1).gather(1, picks.to(device)))
+        return Output(logits if want.logits else None, _top(logits, want) if want.top else None, named)
 
 
 class FusedPass:
@@ -109,12 +137,16 @@ class FusedPass:
         rows = len(plan.keys_seen)
         plans = [kernels.Plan([_piece(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds]
         chosen = None if len(heads) == rows else torch.tensor(heads, dtype=torch.int64)
+        picks, named = _picks(want), []
+        most, lse = (want.top, want.lse) if picks is None else (max(want.top, 1), True)
         logits, top = self._fused.run(
-            hidden, plan.positions, plan.slots, plans, chosen, logits=want.logits, top=want.top, lse=want.lse
+            hidden, plan.positions, plan.slots, plans, chosen, logits=want.logits, top=most, lse=lse, picks=picks
         )
         if self._cache.features is not None:
             self._cache.features[plan.slots] = kernel_norm(self._decoder.final_norm, hidden)
-        return Output(logits, top)
+        if top is not None and top.picked is not None and top.lse is not None:
+            named = _named(want, top.tokens[:, 0], top.picked - top.lse[:, None])
+        return Output(logits, top, named)
 
     def _bind(self) -> FusedDecoder:
         """The kernels hold the cache's addresses, which change when it grows."""

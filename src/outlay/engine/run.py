@@ -72,6 +72,12 @@ class Seat:
         """Asks for the k largest logits of `nodes`, as a `Top`, with their log-sum-exp if `lse`: cheaper than all."""
         return Forward(self.run, self, tuple(nodes), k, lse)
 
+    def logprobs_of(self, nodes: Sequence[Node], tokens: Sequence[Sequence[int]]) -> Forward:
+        """Asks for the log-probabilities of some `tokens` after each of `nodes`, and the best token there: a list of
+        `NamedLogprobs`. Cheaper than all logits, which are never held together.
+        """
+        return Forward(self.run, self, tuple(nodes), named=tuple(map(tuple, tokens)))
+
     def features(self, nodes: Sequence[Node]) -> Tensor:
         """Returns what the model's head read for computed nodes, float32 [len(nodes), hidden_size]; zeros for those
         that were computed before anybody asked to `Cache.keep_features`.

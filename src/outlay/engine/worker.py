@@ -136,7 +136,7 @@ class ModelWorker:
         wanted = {node for forward, _ in chosen for node in forward.nodes}
         heads = [row for row, node in enumerate(order) if node in wanted]
         try:
-            output = self._pass(plan, heads, _want([forward for forward, _ in chosen]))
+            output = self._pass(plan, heads, _want([forward for forward, _ in chosen], [order[row] for row in heads]))
         except (RuntimeError, MemoryError) as error:
             for forward, _ in chosen:
                 forward.error = FailureError(f"a pass of {self.model.name} over {len(order)} tokens failed: {error}")
@@ -194,10 +194,19 @@ class ModelWorker:
         return costs
 
 
-def _want(forwards: Sequence[Forward]) -> Want:
+def _want(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
     """Returns what all of these requests need of the head's rows, together."""
-    logits = any(not forward.top or forward.run.options.logprobs is not None for forward in forwards)
-    return Want(logits, max(forward.top for forward in forwards), any(forward.lse for forward in forwards))
+    logits = any(not (forward.top or forward.named) or forward.run.options.logprobs is not None for forward in forwards)
+    named: dict[Node, list[int]] = {}
+    for forward in forwards:
+        for node, tokens in zip(forward.nodes, forward.named, strict=False):
+            named.setdefault(node, []).extend(tokens)
+    return Want(
+        logits,
+        max(forward.top for forward in forwards),
+        any(forward.lse for forward in forwards),
+        [named.get(node, ()) for node in heads] if named else (),
+    )
 
 
 def _settle(forward: Forward, nodes: list[Node], output: Output, places: dict[Node, int]) -> None:
@@ -212,7 +221,9 @@ def _settle(forward: Forward, nodes: list[Node], output: Output, places: dict[No
         node for node in forward.pending if not node.computed or (node in asked and node not in forward.rows)
     ]
     if not forward.pending:
-        forward.result = _gather([forward.rows[node] for node in forward.nodes], forward.top)
+        rows = [forward.rows[node] for node in forward.nodes]
+        named = bool(forward.named)
+        forward.result = [output.named[row] for output, row in rows] if named else _gather(rows, forward.top)
         forward.done = True
 
 

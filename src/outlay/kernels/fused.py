@@ -82,12 +82,13 @@ class Top:
     """The largest logits of each row, in descending order, the lower token first among equals.
 
     `tokens` is int64 and `logits` float32, both [rows, k]; `lse` [rows] is the log-sum-exp of all of a row's logits,
-    where it was asked for.
+    where it was asked for. `picked` [rows, n] has the logits of tokens that were asked for by name.
     """
 
     tokens: Tensor
     logits: Tensor
     lse: Tensor | None = None
+    picked: Tensor | None = None
 
 
 class FusedDecoder:
@@ -157,6 +158,7 @@ class FusedDecoder:
         logits: bool = True,
         top: int = 0,
         lse: bool = False,
+        picks: Tensor | None = None,
         layers: tuple[int, int] | None = None,
     ) -> tuple[Tensor | None, Top | None]:
         """One pass.
@@ -165,9 +167,10 @@ class FusedDecoder:
         positions, slots: int64 [n], where each row stands in its text and where its keys and values are written.
         plan: what the rows read (their own slots included), or one plan for each kind of layer.
         head_rows: int64, the rows that go through the head (None: all), if `logits` or `top` are wanted.
+        picks: int64 [head rows, n], tokens whose logits are wanted with the `top` largest.
         layers: run only layers begin..end-1.
         Returns the logits float32 [head rows, vocabulary] and the `top` largest of each row, with their log-sum-exp if
-        `lse`; None for what is not wanted.
+        `lse` and those of `picks`; None for what is not wanted.
         """
         n = hidden.shape[0]
         plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
@@ -190,7 +193,13 @@ class FusedDecoder:
         best = None
         if top:
             sums = torch.empty(count) if lse else None
-            best = Top(torch.empty(count, top, dtype=torch.int64), torch.empty(count, top), sums)
+            picked = None
+            if picks is not None:
+                if picks.dim() != 2:
+                    raise ValueError(f"expected picks to be int64 [{count}, n], not {list(picks.shape)}")
+                picks = _indices(picks.flatten(), count * picks.shape[1], self._vocab).view(picks.shape)
+                picked = torch.empty(picks.shape)
+            best = Top(torch.empty(count, top, dtype=torch.int64), torch.empty(count, top), sums, picked)
         request = PassStruct(
             n,
             hidden.data_ptr(),
@@ -205,6 +214,8 @@ class FusedDecoder:
             address(rows),
             top,
             *((address(best.tokens), address(best.logits), address(best.lse)) if best is not None else (None,) * 3),
+            0 if best is None or best.picked is None else best.picked.shape[1],
+            *((address(picks), address(best.picked)) if best is not None else (None,) * 2),
         )
         check(self._library.outlay_pass(byref(self._model), byref(request)))
         return rows, best

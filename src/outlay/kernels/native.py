@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 2
+_ABI = 3
 
 
 class LinearStruct(Structure):
@@ -129,6 +129,9 @@ class PassStruct(Structure):
         ("top_tokens", c_void_p),
         ("top_logits", c_void_p),
         ("lse", c_void_p),
+        ("n_picks", c_int64),
+        ("picks", c_void_p),
+        ("picked", c_void_p),
     ]
 
 

@@ -110,4 +110,7 @@ struct OutlayPass {
     int64_t* top_tokens;       // [n_head_rows, top]; the lower index first among equals
     float* top_logits;         // [n_head_rows, top]
     float* lse;                // [n_head_rows] the log-sum-exp of each row's logits, or null: not wanted
+    int64_t n_picks;           // how many tokens of each row have their logit picked
+    const int64_t* picks;      // [n_head_rows, n_picks] tokens
+    float* picked;             // [n_head_rows, n_picks] their logits
 };

@@ -168,9 +168,11 @@ void run_head(const OutlayModel& model, const OutlayPass& pass, PassMemory& memo
             if (pass.lse) sums[row * blocks + block] = kernels.sum_exp(part, count, largest);
         }
     });
-    if (!pass.top && !pass.lse) return;
+    if (!pass.top && !pass.lse && !pass.n_picks) return;
     Pool::get().run(rows, [&](int64_t row) {
         const float* tops = most + row * blocks;
+        for (int64_t i = row * pass.n_picks; i < (row + 1) * pass.n_picks; ++i)
+            pass.picked[i] = logits[row * vocab + pass.picks[i]];
         if (pass.top) find_top(pass, row, logits + row * vocab, vocab, tops, blocks);
         if (!pass.lse) return;
         const float largest = kernels.most(tops, blocks);
