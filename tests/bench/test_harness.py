@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 
 import pytest
 
+from outlay.bench.contenders.evaluators import Answering
 from outlay.bench.harness import overhead
 from outlay.bench.harness_report import report
 
@@ -30,8 +32,10 @@ def made(compared, ours, hf, failure=None):
     return {
         "machine": MACHINE, "settings": SETTINGS,
         "overhead": {"bare": [1.0, 2.0, 4.0], "compared": compared, "summing_up": 0.01},
-        "lm_eval": [{"name": name, "task": "t", "failure": failure, "per_second": speeds, "value": 0.5}
-                    for name, speeds, failure in rows],
+        "lm_eval": [
+            {"name": name, "task": "t", "failure": failure, "per_second": speeds, "besides": [0.5], "value": 0.5}
+            for name, speeds, failure in rows
+        ],
     }  # fmt: skip
 
 
@@ -44,6 +48,28 @@ def test_the_overhead_is_the_median_of_paired_ratios_and_the_whole_with_the_repo
     assert f"{ratio} (median over the prompts)" in said
     assert f"  {whole}\n" in said
     assert said.split("wanted: 1.03 or less")[1].startswith(met)
+
+
+def test_only_the_time_in_which_the_model_type_answers_is_counted():
+    class Slow:
+        def loglikelihood(self, requests):
+            time.sleep(0.05)
+            return [request * 2 for request in requests]
+
+        def loglikelihood_rolling(self, requests):
+            raise ValueError("no")
+
+        def generate_until(self, requests):
+            return requests
+
+    lm = Slow()
+    with Answering(lm) as answering:
+        time.sleep(0.2)
+        assert lm.loglikelihood([1, 2]) == [2, 4]
+        with pytest.raises(ValueError, match="no"):
+            lm.loglikelihood_rolling([])
+    assert 0.05 <= answering.seconds < 0.2
+    assert vars(lm) == {}
 
 
 def test_throughput_is_paired_with_the_fastest_hf_and_the_goal_is_for_the_default_format():

@@ -47,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=12, metavar="N", help="of the prompts (%(default)s)")
     parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens of an answer (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="(%(default)s)")
-    parser.add_argument("--docs", type=int, default=6, metavar="N", help="documents of each lm_eval task (%(default)s)")
+    parser.add_argument(
+        "--docs",
+        type=int,
+        default=10,
+        metavar="N",
+        help="documents of each task of lm_eval (%(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of lm_eval, after a warm-up (%(default)s)")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")
 
@@ -125,7 +131,9 @@ class _Timed:
 
 
 def evaluated(args: argparse.Namespace, path: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Returns documents a second of each `lm_eval` model type and task, a value a round."""
+    """Returns documents a second of each `lm_eval` model type and task, a value a round, and the seconds that lm_eval
+    takes besides.
+    """
     tasks = [Evaluate(name, args.docs, args.threads) for name in TASKS]
     everyone: list[Evaluator] = [
         OutlayType(args.model, "auto"), OutlayType(args.model, "float32"), HfType(path, "float32", 1),
@@ -135,6 +143,7 @@ def evaluated(args: argparse.Namespace, path: Path, progress: Progress) -> list[
     return [
         {"name": contender.name, "task": task.name, "failure": outcome.failures.get(contender.name),
          "per_second": outcome.series(contender.name, task, "per_second"),
+         "besides": outcome.series(contender.name, task, "besides"),
          "value": outcome.median(contender.name, task, "value")}
         for contender in everyone for task in tasks
     ]  # fmt: skip

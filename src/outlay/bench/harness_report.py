@@ -67,7 +67,12 @@ def _evaluated(rows: list[Mapping[str, Any]], settings: Mapping[str, Any]) -> st
                 least.append(ratio.median)
         ratios.append(row)
     met = "-" if not least else "met" if min(least) >= TIMES else "not met"
-    what = f"lm_eval: documents a second, {settings['docs']} of each task, medians of {settings['rounds']} rounds"
+    besides = spread([seconds for row in rows for seconds in row["besides"]])
+    extra = number(None if besides is None else besides.median)
+    what = (
+        f"lm_eval: documents a second, {settings['docs']} of each task, medians of {settings['rounds']} rounds\n"
+        f"(while the model type answers; lm_eval itself takes {extra} s more an evaluation)"
+    )
     return f"{what}\n{table(['', *tasks], [*cells, *ratios])}\nwanted: {TIMES:g}x or more; {met}"
 
 

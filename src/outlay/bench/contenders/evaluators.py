@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from outlay.bench.contenders.peer import peer
 from outlay.bench.interleave import Contender, Values
 
 ROOT = Path(__file__).parents[4]
+REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,34 @@ class Evaluate:
     name: str
     docs: int
     threads: int
+
+
+class Answering:
+    """Sums the seconds that a model type takes to answer: what lm_eval does before and after, such as asking the system
+    for its versions, is the same for all.
+    """
+
+    def __init__(self, lm: Any) -> None:
+        self._lm, self.seconds = lm, 0.0
+
+    def __enter__(self) -> Answering:
+        for name in REQUESTS:
+            setattr(self._lm, name, self._timed(getattr(self._lm, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in REQUESTS:
+            delattr(self._lm, name)
+
+    def _timed(self, answer: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return answer(*args, **options)
+            finally:
+                self.seconds += time.perf_counter() - started
+
+        return timed
 
 
 class Evaluator(Contender):
@@ -44,18 +74,22 @@ class Evaluator(Contender):
         return {"version": version}
 
     def measure(self, task: Evaluate) -> Values:
-        """Returns documents a second, and the value of the task's first metric."""
+        """Returns documents a second while the model type answers, the seconds that lm_eval takes besides, and the
+        value of the task's first metric.
+        """
         from lm_eval import simple_evaluate
 
         self.use(task.threads)
         started = time.perf_counter()
-        found = simple_evaluate(
-            self._lm, tasks=[task.name], limit=task.docs, task_manager=self._tasks, bootstrap_iters=0,
-            log_samples=False, verbosity="ERROR",
-        )  # fmt: skip
+        with Answering(self._lm) as answering:
+            found = simple_evaluate(
+                self._lm, tasks=[task.name], limit=task.docs, task_manager=self._tasks, bootstrap_iters=0,
+                log_samples=False, verbosity="ERROR",
+            )  # fmt: skip
         seconds = time.perf_counter() - started
         values = [value for value in found["results"][task.name].values() if isinstance(value, float)]
-        return {"per_second": task.docs / seconds, "value": values[0]}
+        besides = seconds - answering.seconds
+        return {"per_second": task.docs / answering.seconds, "besides": besides, "value": float(values[0])}
 
     def made(self) -> Any:
         """Returns the model as lm_eval asks for it."""

@@ -58,7 +58,7 @@ bool agrees_with_scalar(const Kernels& kernels) {
             if (is_quantized(layer)) each->quantize(x.data(), int(x.size()), q.data());
             const Activations in = {x.data(), q.data()};
             float* out = each == &kScalarKernels ? expected.data() : result.data();
-            each->linear(layer, in, 0, shape.rows, 0, tiles_of(layer), {out, nullptr, false});
+            each->linear(layer, in, 0, shape.rows, 0, tiles_of(layer), {out, shape.m, nullptr, false});
         }
         if (std::memcmp(expected.data(), result.data(), expected.size() * sizeof(float)) != 0) return false;
     }
@@ -174,7 +174,7 @@ OUTLAY_API int32_t outlay_linear(const OutlayLinear* layer, const float* x, int6
     return guarded([&] {
         static Scratch* memory = new Scratch;
         const Activations in = quantize_rows(*layer, x, rows, *memory);
-        run_linear(*layer, in, rows, {out, bias, add != 0});
+        run_linear(*layer, in, rows, {out, layer->m, bias, add != 0});
     });
 }
 

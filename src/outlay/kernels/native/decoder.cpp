@@ -74,12 +74,12 @@ void apply_norm(const OutlayNorm& norm, const OutlayModel& model, const float* x
 void add_change(const OutlayModel& model, const OutlayBiased& part, const OutlayNorm& norm, const Activations& in,
                 const OutlayPass& pass, PassMemory& memory) {
     if (!norm.weight) {
-        run_linear(part.linear, in, pass.n, {pass.hidden, part.bias, true});
+        run_linear(part.linear, in, pass.n, {pass.hidden, model.hidden, part.bias, true});
         return;
     }
     const int hidden = model.hidden;
     float* change = memory.change.get<float>(pass.n * hidden);
-    run_linear(part.linear, in, pass.n, {change, part.bias, false});
+    run_linear(part.linear, in, pass.n, {change, hidden, part.bias, false});
     each_row(pass.n, [&](int64_t row) {
         apply_norm(norm, model, change + row * hidden, change + row * hidden);
         active_kernels()->add(change + row * hidden, hidden, pass.hidden + row * hidden);
@@ -96,7 +96,7 @@ void run_layer(const OutlayModel& model, const OutlayLayer& layer, const OutlayP
         apply_norm(layer.attn_norm, model, pass.hidden + row * hidden, out);
     });
     float* qkv = memory.qkv.get<float>(n * qkv_size);
-    run_linear(layer.qkv.linear, in, n, {qkv, layer.qkv.bias, false});
+    run_linear(layer.qkv.linear, in, n, {qkv, qkv_size, layer.qkv.bias, false});
     each_row(n, [&](int64_t row) {
         place_heads(model, layer, kernels, qkv + row * qkv_size, pass.positions[row], pass.slots[row]);
     });
@@ -111,9 +111,9 @@ void run_layer(const OutlayModel& model, const OutlayLayer& layer, const OutlayP
     in = prepare(layer.gate_up.linear, n, memory, [&](int64_t row, float* out) {
         apply_norm(layer.mlp_norm, model, pass.hidden + row * hidden, out);
     });
-    const int inner = layer.gate_up.linear.m;
+    const int64_t inner = apart(layer.gate_up.linear.m);
     float* gate_up = memory.gate_up.get<float>(n * inner);
-    run_linear(layer.gate_up.linear, in, n, {gate_up, layer.gate_up.bias, false});
+    run_linear(layer.gate_up.linear, in, n, {gate_up, inner, layer.gate_up.bias, false});
     in = prepare(layer.down.linear, n, memory, [&](int64_t row, float* out) {
         const float* gate = gate_up + row * inner;
         kernels.activate(model.activation, gate, model.gated ? gate + wide : nullptr, wide, out);
@@ -152,16 +152,17 @@ void run_head(const OutlayModel& model, const OutlayPass& pass, PassMemory& memo
         const int64_t from = pass.head_rows ? pass.head_rows[row] : row;
         apply_norm(model.final_norm, model, pass.hidden + from * model.hidden, out);
     });
-    float* logits = pass.logits ? pass.logits : memory.logits.get<float>(rows * vocab);
+    const int64_t stride = pass.logits ? vocab : apart(vocab);
+    float* logits = pass.logits ? pass.logits : memory.logits.get<float>(rows * stride);
     float* most = memory.most.get<float>(rows * blocks);
     float* sums = memory.sums.get<float>(rows * blocks);
     constexpr int kTiles = kHeadBlock / kTile;
     Pool::get().run(blocks, [&](int64_t block) {
         const int64_t first = block * kHeadBlock, count = std::min<int64_t>(vocab - first, kHeadBlock);
         const int end = std::min(int(block + 1) * kTiles, tiles_of(model.head));
-        kernels.linear(model.head, in, 0, rows, int(block) * kTiles, end, {logits, nullptr, false});
+        kernels.linear(model.head, in, 0, rows, int(block) * kTiles, end, {logits, stride, nullptr, false});
         for (int64_t row = 0; row < rows; ++row) {
-            float* part = logits + row * vocab + first;
+            float* part = logits + row * stride + first;
             if (model.logit_softcap > 0.0f) kernels.softcap(model.logit_softcap, int(count), part);
             if (!pass.top && !pass.lse) continue;
             const float largest = most[row * blocks + block] = kernels.most(part, count);
@@ -172,8 +173,8 @@ void run_head(const OutlayModel& model, const OutlayPass& pass, PassMemory& memo
     Pool::get().run(rows, [&](int64_t row) {
         const float* tops = most + row * blocks;
         for (int64_t i = row * pass.n_picks; i < (row + 1) * pass.n_picks; ++i)
-            pass.picked[i] = logits[row * vocab + pass.picks[i]];
-        if (pass.top) find_top(pass, row, logits + row * vocab, vocab, tops, blocks);
+            pass.picked[i] = logits[row * stride + pass.picks[i]];
+        if (pass.top) find_top(pass, row, logits + row * stride, vocab, tops, blocks);
         if (!pass.lse) return;
         const float largest = kernels.most(tops, blocks);
         double total = 0.0;

@@ -36,7 +36,7 @@ void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, 
     // A chunk is a few microseconds of work: long against taking it, short against waiting for the last one.
     const int64_t work = int64_t(tile_bytes(layer)) * (1 + rows / 4);
     int chunk = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles));
-    chunk = (chunk + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
+    if (!is_quantized(layer)) chunk = (chunk + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
     Pool::get().run((tiles + chunk - 1) / chunk, [&](int64_t i) {
         const int first = int(i) * chunk;
         kernels.linear(layer, in, 0, rows, first, std::min(first + chunk, tiles), out);

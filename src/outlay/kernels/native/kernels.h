@@ -27,10 +27,15 @@ struct Activations {
 };
 
 struct Output {
-    float* out;             // [rows, m]
+    float* out;             // [rows, m], rows `stride` apart
+    int64_t stride;
     const float* bias;      // [m] or null
     bool add;               // add to what is there (the residual stream)
 };
+
+// How far apart rows of m floats are best kept: a distance of a few pages would put a column of them into one set of the
+// caches, which holds a dozen.
+inline int64_t apart(int64_t m) { return (m + kTile - 1) / kTile * kTile + kTile; }
 
 // One item of attention: some heads of one kv head, for a block of rows.
 struct AttendItem {

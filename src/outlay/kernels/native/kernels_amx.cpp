@@ -20,6 +20,7 @@
 #endif
 
 #include "vec_avx2.h"
+#include "vec_avx512.h"
 
 #include "output.h"
 
@@ -143,7 +144,7 @@ void linear(const OutlayLinear& layer, const outlay::Activations& in, int64_t ro
             alignas(64) float acc[kRowPanel][outlay::kTile] = {};
             for (int g = 0; g < groups; ++g, ++x, block += block_bytes)
                 layer.format == kQ4 ? add_q4(tiles, block, x, groups, rows, acc) : add_q8(tiles, block, x, groups, rows, acc);
-            for (int r = 0; r < rows; ++r) write_tile(acc[r], to.out + (panel + r) * layer.m, tile, layer.m, to);
+            for (int r = 0; r < rows; ++r) write_tile(acc[r], to.out + (panel + r) * to.stride, tile, layer.m, to);
         }
     }
 }

@@ -41,7 +41,7 @@ inline void compute(const Job& job, int tile, int64_t row) {
     }
     for (int r = 0; r < R; ++r)
         for (int t = 0; t < std::min(T, job.tile_end - tile); ++t)
-            write_tile(acc[r * T + t], job.to.out + (row + r) * layer.m, tile + t, layer.m, job.to);
+            write_tile(acc[r * T + t], job.to.out + (row + r) * job.to.stride, tile + t, layer.m, job.to);
 }
 
 template <bool kQuantized, int T, int R>

@@ -27,80 +27,84 @@ inline V exp_of(V x) {
     return keep_from(scale_exponent(p, n), x, low);
 }
 
-// Applies `body(offset, load, store)` to n floats; the last, partial vector goes through a buffer.
+// Stores what `body(get)` makes of n floats, sixteen at a time; `get(p)` gives those of the array p that belong to them. The
+// last few go through a buffer.
 template <class Body>
-inline void each8(int n, float* out, Body body) {
+inline void each(int n, float* out, Body body) {
     int i = 0;
-    for (; i + 8 <= n; i += 8) store8(out + i, body([i](const float* p) { return load8(p + i); }));
+    for (; i + 16 <= n; i += 16) store16(out + i, body([i](const float* p) { return load16(p + i); }));
     if (i < n) {
-        float buffer[8];
-        store8(buffer, body([i, n](const float* p) {
-                   float part[8] = {};
-                   for (int j = i; j < n; ++j) part[j - i] = p[j];
-                   return load8(part);
-               }));
+        float buffer[16];
+        store16(buffer, body([i, n](const float* p) {
+                    float part[16] = {};
+                    for (int j = i; j < n; ++j) part[j - i] = p[j];
+                    return load16(part);
+                }));
         for (int j = i; j < n; ++j) out[j] = buffer[j - i];
     }
 }
 
 void exp_array(const float* x, int n, float* out) {
-    each8(n, out, [=](auto get) { return exp_of(get(x)); });
+    each(n, out, [=](auto get) { return exp_of(get(x)); });
 }
 
 void add_array(const float* x, int n, float* out) {
-    each8(n, out, [=](auto get) { return add(get(out), get(x)); });
+    each(n, out, [=](auto get) { return add(get(out), get(x)); });
 }
 
-inline F8 sigmoid8(F8 x) { return div8(splat<F8>(1.0f), add(splat<F8>(1.0f), exp_of(sub(splat<F8>(0.0f), x)))); }
+inline F16 one() { return splat<F16>(1.0f); }
+inline F16 negative(F16 x) { return sub(splat<F16>(0.0f), x); }
+
+inline F16 sigmoid(F16 x) { return div(one(), add(one(), exp_of(negative(x)))); }
 
 // x / 2 * (1 + erf(x / sqrt 2)), with the error function of Abramowitz and Stegun, 7.1.26: within 2e-7.
-inline F8 gelu8(F8 x) {
-    F8 size = mul(abs8(x), splat<F8>(0.70710678f));
-    F8 t = div8(splat<F8>(1.0f), mul_add(splat<F8>(0.3275911f), size, splat<F8>(1.0f)));
-    F8 p = splat<F8>(1.061405429f);
-    p = mul_add(p, t, splat<F8>(-1.453152027f));
-    p = mul_add(p, t, splat<F8>(1.421413741f));
-    p = mul_add(p, t, splat<F8>(-0.284496736f));
-    p = mul_add(p, t, splat<F8>(0.254829592f));
-    F8 erf = sub_mul(mul(p, t), exp_of(mul(size, sub(splat<F8>(0.0f), size))), splat<F8>(1.0f));
-    return mul(splat<F8>(0.5f), mul_add(abs8(x), erf, x));
+inline F16 gelu(F16 x) {
+    F16 size = mul(magnitude(x), splat<F16>(0.70710678f));
+    F16 t = div(one(), mul_add(splat<F16>(0.3275911f), size, one()));
+    F16 p = splat<F16>(1.061405429f);
+    p = mul_add(p, t, splat<F16>(-1.453152027f));
+    p = mul_add(p, t, splat<F16>(1.421413741f));
+    p = mul_add(p, t, splat<F16>(-0.284496736f));
+    p = mul_add(p, t, splat<F16>(0.254829592f));
+    F16 erf = sub_mul(mul(p, t), exp_of(mul(size, negative(size))), one());
+    return mul(splat<F16>(0.5f), mul_add(magnitude(x), erf, x));
 }
 
 // x / 2 * (1 + tanh(u)) = x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3)
-inline F8 gelu_tanh8(F8 x) {
-    F8 twice = mul(mul(splat<F8>(1.59576912f), x), mul_add(mul(x, x), splat<F8>(0.044715f), splat<F8>(1.0f)));
-    return mul(x, sigmoid8(twice));
+inline F16 gelu_tanh(F16 x) {
+    F16 twice = mul(mul(splat<F16>(1.59576912f), x), mul_add(mul(x, x), splat<F16>(0.044715f), one()));
+    return mul(x, sigmoid(twice));
 }
 
-inline F8 silu8(F8 x) { return div8(x, add(splat<F8>(1.0f), exp_of(sub(splat<F8>(0.0f), x)))); }
+inline F16 silu(F16 x) { return div(x, add(one(), exp_of(negative(x)))); }
 
-inline F8 relu8(F8 x) { return greater(x, splat<F8>(0.0f)); }
+inline F16 relu(F16 x) { return greater(x, splat<F16>(0.0f)); }
 
 // act(gate) * up, or act(gate) where there is no up.
-template <F8 (*act)(F8)>
+template <F16 (*act)(F16)>
 inline void activate_by(const float* gate, const float* up, int n, float* out) {
     if (up) {
-        each8(n, out, [=](auto get) { return mul(act(get(gate)), get(up)); });
+        each(n, out, [=](auto get) { return mul(act(get(gate)), get(up)); });
     } else {
-        each8(n, out, [=](auto get) { return act(get(gate)); });
+        each(n, out, [=](auto get) { return act(get(gate)); });
     }
 }
 
 void activate(int32_t kind, const float* gate, const float* up, int n, float* out) {
     switch (kind) {
-        case kSilu: activate_by<silu8>(gate, up, n, out); break;
-        case kGelu: activate_by<gelu8>(gate, up, n, out); break;
-        case kGeluTanh: activate_by<gelu_tanh8>(gate, up, n, out); break;
-        default: activate_by<relu8>(gate, up, n, out); break;
+        case kSilu: activate_by<silu>(gate, up, n, out); break;
+        case kGelu: activate_by<gelu>(gate, up, n, out); break;
+        case kGeluTanh: activate_by<gelu_tanh>(gate, up, n, out); break;
+        default: activate_by<relu>(gate, up, n, out); break;
     }
 }
 
 // cap * tanh(x / cap) in place
 void cap_scores(float cap, int n, float* x) {
-    F8 twice = splat<F8>(2.0f / cap);
-    each8(n, x, [=](auto get) {
-        F8 e = exp_of(mul(get(x), twice));
-        return mul(splat<F8>(cap), sub(splat<F8>(1.0f), div8(splat<F8>(2.0f), add(e, splat<F8>(1.0f)))));
+    F16 twice = splat<F16>(2.0f / cap);
+    each(n, x, [=](auto get) {
+        F16 e = exp_of(mul(get(x), twice));
+        return mul(splat<F16>(cap), sub(one(), div(splat<F16>(2.0f), add(e, one()))));
     });
 }
 
@@ -113,8 +117,8 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* out)
     }
     float total = sum8(squares);
     for (; i < n; ++i) total = std::fma(x[i], x[i], total);
-    F8 factor = splat<F8>(1.0f / std::sqrt(total / float(n) + eps));
-    each8(n, out, [=](auto get) { return mul(mul(get(x), factor), get(weight)); });
+    F16 factor = splat<F16>(1.0f / std::sqrt(total / float(n) + eps));
+    each(n, out, [=](auto get) { return mul(mul(get(x), factor), get(weight)); });
 }
 
 // The rotate-half convention: x[i] and x[i + half] form a pair.
@@ -134,12 +138,12 @@ void rope(float* x, const float* cos, const float* sin, int half) {
 
 void quantize(const float* x, int k, outlay::QuantizedGroup* out) {
     for (const float* end = x + k; x < end; x += outlay::kGroup, ++out) {
-        F8 a = load8(x), b = load8(x + 8), c = load8(x + 16), d = load8(x + 24);
-        float most = largest(greater(greater(abs8(a), abs8(b)), greater(abs8(c), abs8(d))));
+        F16 a = load16(x), b = load16(x + 16);
+        float most = largest(greater(magnitude(a), magnitude(b)));
         // A group this small rounds to zero; its reciprocal would overflow.
         float step = most > 1e-30f ? most / 127.0f : 0.0f;
-        F8 inverse = splat<F8>(step > 0.0f ? 127.0f / most : 0.0f);
-        int32_t total = store_int8(out->q, mul(a, inverse), mul(b, inverse), mul(c, inverse), mul(d, inverse));
+        F16 inverse = splat<F16>(step > 0.0f ? 127.0f / most : 0.0f);
+        int32_t total = store_int8(out->q, mul(a, inverse), mul(b, inverse));
         out->scale = step;
         out->sum = step * float(total);
         out->excess = -128 * total;
@@ -160,14 +164,14 @@ void layer_norm(const float* x, const float* weight, const float* bias, int n, f
     }
     total = sum8(part);
     for (; i < n; ++i) total = std::fma(x[i] - mean, x[i] - mean, total);
-    F8 factor = splat<F8>(1.0f / std::sqrt(total / float(n) + eps));
-    each8(n, out, [=](auto get) { return mul_add(mul(sub(get(x), splat<F8>(mean)), factor), get(weight), get(bias)); });
+    F16 factor = splat<F16>(1.0f / std::sqrt(total / float(n) + eps));
+    each(n, out, [=](auto get) { return mul_add(mul(sub(get(x), splat<F16>(mean)), factor), get(weight), get(bias)); });
 }
 
 float most_of(const float* x, int64_t n) {
     int64_t i = 0;
-    F8 most = splat<F8>(-std::numeric_limits<float>::infinity());
-    for (; i + 8 <= n; i += 8) most = greater(load8(x + i), most);
+    F16 most = splat<F16>(-std::numeric_limits<float>::infinity());
+    for (; i + 16 <= n; i += 16) most = greater(load16(x + i), most);
     float best = largest(most);
     for (; i < n; ++i) best = x[i] > best ? x[i] : best;
     return best;
@@ -176,12 +180,12 @@ float most_of(const float* x, int64_t n) {
 // The sum of exp(x - most).
 float sum_exp(const float* x, int64_t n, float most) {
     int64_t i = 0;
-    F8 part = splat<F8>(0.0f);
-    for (; i + 8 <= n; i += 8) part = add(part, exp_of(sub(load8(x + i), splat<F8>(most))));
-    float total = sum8(part);
+    F16 part = splat<F16>(0.0f);
+    for (; i + 16 <= n; i += 16) part = add(part, exp_of(sub(load16(x + i), splat<F16>(most))));
+    float total = sum(part);
     for (; i < n; ++i) {
-        float last[8];
-        store8(last, exp_of(splat<F8>(x[i] - most)));
+        float last[16];
+        store16(last, exp_of(splat<F16>(x[i] - most)));
         total += last[0];
     }
     return total;

@@ -1,4 +1,4 @@
-// What happens to the finished sums of a tile, over F8.
+// What happens to the finished sums of a tile, over F16.
 #pragma once
 #include <algorithm>
 
@@ -11,12 +11,10 @@ inline void write_tile(const float* acc, float* out, int tile, int m, const outl
     const int first = tile * outlay::kTile, width = std::min(outlay::kTile, m - first);
     out += first;
     if (width == outlay::kTile) {
-        for (int c = 0; c < outlay::kTile; c += 8) {
-            F8 value = load8(acc + c);
-            if (to.bias) value = add(value, load8(to.bias + first + c));
-            if (to.add) value = add(load8(out + c), value);
-            store8(out + c, value);
-        }
+        F16 value = load16(acc);
+        if (to.bias) value = add(value, load16(to.bias + first));
+        if (to.add) value = add(load16(out), value);
+        store16(out, value);
     } else {
         for (int c = 0; c < width; ++c) {
             const float value = to.bias ? acc[c] + to.bias[first + c] : acc[c];

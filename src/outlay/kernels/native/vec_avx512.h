@@ -15,6 +15,8 @@ inline F16 splat<F16>(float x) { return _mm512_set1_ps(x); }
 inline F16 add(F16 a, F16 b) { return _mm512_add_ps(a, b); }
 inline F16 sub(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
 inline F16 mul(F16 a, F16 b) { return _mm512_mul_ps(a, b); }
+inline F16 div(F16 a, F16 b) { return _mm512_div_ps(a, b); }
+inline F16 magnitude(F16 a) { return _mm512_abs_ps(a); }
 inline F16 greater(F16 a, F16 b) { return _mm512_max_ps(a, b); }
 inline F16 lesser(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 inline F16 mul_add(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
@@ -29,7 +31,15 @@ inline F16 scale_exponent(F16 a, F16 n) {
 }
 inline F8 low_half(F16 a) { return _mm512_castps512_ps256(a); }
 inline F8 high_half(F16 a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)); }
+inline float sum(F16 a) { return sum8(add(low_half(a), high_half(a))); }
 inline float largest(F16 a) { return largest(greater(low_half(a), high_half(a))); }
+// Rounds 32 values of size at most 127 to int8, stores them and returns their sum.
+inline int32_t store_int8(int8_t* p, F16 a, F16 b) {
+    const __m512i first = _mm512_cvtps_epi32(a), second = _mm512_cvtps_epi32(b);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(first));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(second));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+}
 inline Sums add_fixed(Sums total, F16 a) {
     const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(0x1p30f)));
     const __m512i wide = _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(fixed)),
