@@ -20,6 +20,19 @@ def test_a_proposals_own_word_counts_until_more_is_known():
     assert calibration.chance(0.8) > 0.9, "what is old fades"
 
 
+def test_a_careful_choice_takes_what_is_hardly_known_for_less_likely():
+    known, unknown = Calibration(), Calibration()
+    for turn in range(200):
+        known.observe(0.8, turn % 5 > 0)
+    for by, taken in ((known, 1), (unknown, 0)):
+        assert by.least(0.8) < by.chance(0.8)
+        for careful in (False, True):
+            candidates = Candidates(careful)
+            candidates.add(ROOT, 1, "x", by, 0.8)
+            assert len(candidates.chosen(lambda n: 0.6 * n, 10, 10)[0]) == (taken if careful else 1)
+    assert Calibration(trust=0.01).least(0.5) == 0
+
+
 def test_the_likeliest_nodes_that_pay_are_chosen():
     candidates, by = Candidates(), Calibration()
     a = candidates.add(ROOT, 1, "x", by, 0.6)

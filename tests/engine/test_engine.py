@@ -187,6 +187,25 @@ def test_a_method_that_fails_fails_alone(lm):
 
 
 @dataclass(frozen=True)
+class Seated(Method):
+    about: ClassVar[About] = About("seated", "counts who is there when it begins", "", "test", "", "")
+
+    def decode(self, run):
+        run.count(there=run.target.worker.seated)
+        run.commit((yield from run.next_token(run.tip)))
+
+
+def test_runs_that_begin_together_see_each_other_from_the_start(lm):
+    with lm.engine.together():
+        handles = [lm.submit(prompt, method=Seated(), max_tokens=1) for prompt in PROMPTS[:3]]
+    assert [handle.result(60).ledger.extras["there"] for handle in handles] == [3, 3, 3]
+    assert lm.generate("x", method=Seated(), max_tokens=1).ledger.extras["there"] == 1
+    with pytest.raises(ZeroDivisionError):
+        lm.generate("x", method=Broken())
+    assert lm.engine.workers[0].seated == 0
+
+
+@dataclass(frozen=True)
 class Pair(Method):
     about: ClassVar[About] = About("pair", "asks for two things at once", "", "test", "", "")
 

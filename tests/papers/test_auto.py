@@ -78,6 +78,25 @@ def test_a_draft_that_is_never_right_is_soon_left_alone(costs):
     assert result.ledger.target_passes == 300
 
 
+@pytest.mark.parametrize(("row", "asked"), [(1.0, False), (0.05, True)])
+def test_a_draft_is_not_even_tried_where_the_best_would_not_pay(costs, row, asked):
+    costs(row=row, draft=0.05)
+    lm = LM(circle(), Engine())
+    result = lm.generate([0], method=Auto(lookup=False), draft=circle("twin"), max_tokens=100, ignore_eos=True)
+    assert (result.ledger.extras.get("asked", 0) > 0) == asked
+
+
+def test_runs_that_begin_together_know_it_in_their_first_round(costs):
+    """Where a row costs a third of a pass it pays to draft alone, from a match that was never tried, but not beside
+    others."""
+    costs(row=0.3)
+    prompt = [place % 16 for place in range(40)]
+    alone = LM(circle(), Engine()).generate(prompt, method="auto", max_tokens=2, ignore_eos=True)
+    assert alone.ledger.drafted > 0
+    together = LM(circle(), Engine()).generate_batch([prompt] * 4, method="auto", max_tokens=2, ignore_eos=True)
+    assert [result.ledger.drafted for result in together] == [0] * 4
+
+
 def test_a_draft_that_is_always_right_is_asked_each_round(costs):
     costs(row=0.01, draft=0.05)
     lm = LM(circle(), Engine())

@@ -20,6 +20,7 @@ BINS = 12  # of how sure a proposal is
 MEMORY = 200.0  # observations of a bin that count; older ones fade
 RECALLED = 24.0  # rounds of each kind that a duel looks back at
 PRIOR = 6.0  # observations that a proposal's own word counts for
+DOUBTS = 2.0  # standard deviations
 UNLIKELY = 0.03  # no row is as cheap as a node that is less likely
 
 
@@ -35,6 +36,13 @@ class Calibration:
         """Returns how likely a proposal is right that is `sure`, from 0 to 1."""
         place = _bin(sure)
         return min((self.right[place] + PRIOR * self.trust * sure) / (self.tried[place] + PRIOR), 0.999)
+
+    def least(self, sure: float) -> float:
+        """Returns how likely it is at least: what has been tried too seldom to be known counts as `DOUBTS` deviations
+        worse.
+        """
+        chance = self.chance(sure)
+        return max(0.0, chance - DOUBTS * math.sqrt(chance * (1 - chance) / (self.tried[_bin(sure)] + PRIOR)))
 
     def observe(self, sure: float, right: bool) -> None:
         """Learns from a proposal that was tried."""
@@ -70,17 +78,20 @@ class Proposal:
 
 
 class Candidates:
-    """All that is proposed in a round, from any number of sources, as one tree with the chance of each node."""
+    """All that is proposed in a round, from any number of sources, as one tree with the chance of each node: where it
+    is `careful`, the least that it is likely to be.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, careful: bool = False) -> None:
         self.tree = DraftTree()
+        self._careful = careful
         self.proposals: list[Proposal] = []
 
     def add(self, parent: int, token: int, origin: str, by: Calibration, sure: float) -> int:
         """Returns the node of `token` after `parent`. A node that several sources propose has the best of their
         chances, and all of them learn from it.
         """
-        chance = by.chance(sure)
+        chance = by.least(sure) if self._careful else by.chance(sure)
         known = self.tree.child(parent, token)
         if known is None:
             self.proposals.append(Proposal(chance, origin, [(by, sure)]))
@@ -167,7 +178,7 @@ class Duel:
         self._rounds = dict(rounds)
         self._tokens = {kind: Average(1.0, recalled) for kind in rounds}
         self._seconds = {kind: Average(1.0, recalled) for kind in rounds}
-        self._drafting, self._until, self._seen_at = False, 0, -1
+        self._drafting, self._until, self._seen_at = True, 0, -1
 
     def observe(self, drafting: bool, tokens: int, seconds: float) -> None:
         """Takes in what a round gave."""

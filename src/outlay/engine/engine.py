@@ -193,6 +193,9 @@ class Engine:
         started = time.perf_counter()
         for live in admitted:
             self._admit(live)
+        for live in admitted:  # when all have their seats, so that each knows beside how many others it runs
+            if live.work is not None:
+                self._resume(live)
         for live in self._live:
             self._police(live)
         # Drafts first: a run that drafts in one pass then takes part in the target's pass of the same tick.
@@ -249,7 +252,6 @@ class Engine:
             run.trace.begun(method=run.method.label, model=live.target.name, prompt=list(run.prompt))
             run.trace.grew(prompt_end.path())
         live.work = run.method.decode(run)
-        self._resume(live)
 
     def _police(self, live: _Live) -> None:
         """Ends a run that was cancelled or is out of time, before more is spent on it."""

@@ -63,6 +63,7 @@ class Seat:
     def __init__(self, run: Run, worker: ModelWorker, tree: Tree) -> None:
         self.run, self.worker, self.tree = run, worker, tree
         self.trees = [tree]
+        worker.seated += 1
 
     def forward(self, nodes: Sequence[Node]) -> Forward:
         """Asks for the logits of `nodes`, float32 [len(nodes), vocab], in one pass if they fit."""
@@ -96,6 +97,7 @@ class Seat:
 
     def release(self) -> None:
         """Gives back everything this run holds in the model's cache."""
+        self.worker.seated -= 1
         for tree in self.trees:
             tree.release()
 

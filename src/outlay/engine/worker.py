@@ -38,8 +38,8 @@ class ModelWorker:
     """Holds one model's cache and serves `Forward` requests, all of a tick's in one pass.
 
     `ledger` sums what the worker did; it equals the sum of the ledgers of the runs that it worked for. `passes` counts
-    physical passes, in which several runs take part, and `last` is the last of them. `kept` is what methods keep from
-    one run to the next.
+    physical passes, in which several runs take part, and `last` is the last of them. `seated` is how many runs
+    there are at present. `kept` is what methods keep from one run to the next.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class ModelWorker:
         self._ran_on = (self._pass.name,)
         self.kept: dict[Hashable, Any] = {}
         self.last = PassShape(0, 0, 0.0)
+        self.seated = 0
         self.ledger = Ledger()
         self.passes = 0
         self.pass_seconds = 0.0

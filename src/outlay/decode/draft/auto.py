@@ -38,11 +38,12 @@ COUNTED = 4  # times that a context was seen, from which on it makes no differen
 DOUBT = 6.0  # times that something else is taken to have followed a context of one token; less after longer ones
 COPIED = 12  # tokens that are copied from where they stood
 SURE = (0.2, 0.5, 0.6, 0.7, 0.8, 0.87, 0.9, 0.92, 0.93)  # how sure a match of 1, 2, ... tokens is, at first
+HOPED = (0.7, 0.5, 0.35, 0.25)  # the chances of a chain of a good draft's, one after the other
 TRIALS = 6  # times that a draft is asked before what it gave is believed
 PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
 SURPRISES = 48.0  # rounds that it is looked at over whether a draft keeps what it promises
 TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
-SHARED = 12  # passes that runs share: without drafts, and divided by the runs, with them
+SHARED = 24  # passes that runs share: without drafts, and divided by the runs, with them
 LONGEST_TURN, LONGEST_BESIDE = 192, 512  # of the faster kind
 READING = 48  # rows more than in the pass before, from which on a pass is taken to read prompts: it tells nothing
 REPRICED = 8  # rounds after which the costs of rows are looked at again
@@ -165,8 +166,8 @@ class _Planner:
     def drafts(self) -> bool:
         """Tells whether drafts are looked for in this round. Runs that share passes take their turns together."""
         worker = self._run.target.worker
-        if worker.last.runs > 1:
-            self._drafting = self._learned.duel_beside(worker.last.runs).drafts_at(worker.passes)
+        if worker.seated > 1:
+            self._drafting = self._learned.duel_beside(worker.seated).drafts_at(worker.passes)
             return self._drafting
         if self._left == 0 and TURNS[False]:
             self._drafting = not self._drafting
@@ -199,8 +200,9 @@ class _Planner:
     def plan(self) -> Generator[Request, Any, _Plan]:
         """Returns what to draft in this round."""
         run, room = self._run, Room(self._run, self._nodes, self._nodes)
-        candidates, rate, seconds, asked = Candidates(), self._rate(), 0.0, False
-        price = self._price(rate)
+        rate, seconds, asked = self._rate(), 0.0, False
+        # Beside others a useless row costs all of them time: nothing is drafted on hope there.
+        candidates, price = Candidates(careful=run.target.worker.seated > 1), self._price(rate)
         if room.depth == 0:
             return _Plan(DraftTree(), candidates, 1.0, self._cost(1))
         if self._lookup is not None:
@@ -208,7 +210,7 @@ class _Planner:
         if self._table is not None:
             self._look_in(candidates, self._table, room)
         tree, expected = candidates.chosen(price, room.nodes, room.depth)
-        if self._asks(expected, rate):
+        if self._asks(expected, rate, price):
             worth, began, found = expected - price(len(tree)), time.perf_counter(), expected
             seconds = yield from self._ask(candidates, room, rate)
             tree, expected = candidates.chosen(price, room.nodes, room.depth)
@@ -233,7 +235,7 @@ class _Planner:
         """Returns the tokens a second that are made at present, by all runs that share the passes; no less than without
         drafts.
         """
-        runs, plain = max(1, self._run.target.worker.last.runs), 1 / self._cost(1)
+        runs, plain = self._run.target.worker.seated, 1 / self._cost(1)
         if runs > 1:
             return runs * max(self._learned.duel_beside(runs).best, plain)
         return max(self._tokens.value / self._seconds.value if self._seconds.seen else plain, plain)
@@ -244,7 +246,7 @@ class _Planner:
 
     def _others(self) -> float:
         """Returns how many rows of other runs a pass has."""
-        return max(0, self._run.target.worker.last.runs - 1) * self._rows
+        return (self._run.target.worker.seated - 1) * self._rows
 
     def _price(self, rate: float) -> Callable[[int], float]:
         """Returns the function that gives what n drafted nodes cost, in tokens."""
@@ -256,7 +258,7 @@ class _Planner:
 
     def _reprice(self) -> None:
         """Looks at the costs of rows again, now and then, and where other runs came or went."""
-        state = self._run.target.worker.last.runs, self._rounds // REPRICED
+        state = self._run.target.worker.seated, self._rounds // REPRICED
         if state != self._priced:
             self._priced, self._one, self._dearer = state, self._cost(1), []
 
@@ -316,12 +318,16 @@ class _Planner:
                 if depth + 1 < room.depth:
                     heappush(heap, (-reach, depth + 1, node, [*context[1:], token]))
 
-    def _asks(self, found: float, rate: float) -> bool:
+    def _asks(self, found: float, rate: float, price: Callable[[int], float]) -> bool:
         """Tells whether the draft is asked in this round, where lookup has found so many tokens.
 
-        It is where that has paid; otherwise now and then, less and less often, since texts change.
+        It is where that has paid; otherwise now and then, less and less often, since texts change; and never where the
+        best of drafts would not pay.
         """
         if self._drafter is None:
+            return False
+        hoped = max(sum(HOPED[:nodes]) - price(nodes) for nodes in range(min(self._nodes, len(HOPED)) + 1))
+        if hoped <= rate * self._asking():
             return False
         self._unasked += 1
         learned, gain = self._learned, self._learned.gain(found)
