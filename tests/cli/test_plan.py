@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from outlay.bench.plan_report import TABLES
 from outlay.cli import plan
 from outlay.drafts import cost
 from outlay.drafts.cost import PassCosts
@@ -267,6 +268,14 @@ def test_nothing_is_drafted_where_no_head_is_sure_to_gain(planned, priced, tiny)
     assert found["choices"]["1"]["best"] is None
     assert found["choices"]["1"]["all"]
     assert "at batch 1: draft nothing: no head is sure to gain\n" in out
+
+
+def test_the_documentation_says_what_the_command_printed(planned, priced, tiny):
+    priced(head=0.0)
+    out, found = planned(BOTH, "--model", tiny, "--batch", "1", "--at", "1M:1")
+    head, _, body = TABLES["report"](found).partition("\n\n")
+    assert head.startswith(f"```\n$ outlay plan\n{tiny} on ")
+    assert body == f"{out.rstrip()}\n```"
 
 
 def test_speed_ups_are_of_passes_that_were_timed(planned, little_text, tiny, monkeypatch):

@@ -12,7 +12,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from outlay.bench import accuracy_report, compare, drafts_report, harness_report, speculation_report, speed_report
+from outlay.bench import (
+    accuracy_report,
+    compare,
+    drafts_report,
+    harness_report,
+    plan_report,
+    speculation_report,
+    speed_report,
+)
 from outlay.errors import FailureError, UsageError
 
 TABLES = {  # by suite
@@ -20,6 +28,7 @@ TABLES = {  # by suite
     "compare": compare.TABLES,
     "drafts": drafts_report.TABLES,
     "harness": harness_report.TABLES,
+    "plan": plan_report.TABLES,
     "speculation": speculation_report.TABLES,
     "speed": speed_report.TABLES,
 }

@@ -96,6 +96,8 @@ class _Found:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, fits, predicts and chooses; returns the exit status."""
+    from outlay.bench.plan_report import report
+
     if args.table is not None and args.drafts:
         raise UsageError("give --table or --drafts, not both")
     if args.table is not None:
@@ -110,10 +112,11 @@ def run(args: argparse.Namespace) -> int:
             _choose(found, lm, args, progress)
             _batches(found, lm, args, progress)
     found.predictions = _predictions(found, args.at)
-    _report(found)
+    written = _as_json(found, args)
+    print(report(written))
     if args.json is not None:
         try:
-            args.json.write_text(json.dumps(_as_json(found), indent=1) + "\n")
+            args.json.write_text(json.dumps(written, indent=1) + "\n")
         except OSError as error:
             raise FailureError(f"can't write {args.json}: {error.strerror}") from error
     return 0
@@ -272,42 +275,6 @@ def _batches(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal
         found.speeds = batch_speeds(lm, draft, prompts, BATCHES, progress)
 
 
-def _report(found: _Found) -> None:
-    from outlay.bench.table import table
-    from outlay.drafts.scaling import fit_loglinear
-
-    rows = [_law_row(axis, law) for axis, law in found.laws.items()]
-    print(f"{found.points[0].what}, of {len(found.points)} points")
-    print(table(["law in", "slope a decade", "95 %", "R2", "log-linear is"], rows))
-    rows = [_predicted_row(each) for each in found.predictions]
-    if rows:
-        print("\n" + table(["tokens, layers", "measured", "predicted", "95 %", ""], rows))
-    if found.choices:
-        print("\n" + table(["batch", "best head", "tau", "speed-up", "95 %"], _choice_rows(found)))
-    for batch, (best, _) in found.choices.items():
-        advice = "draft nothing: no head is sure to gain" if best is None else _advice(best)
-        print(f"at batch {batch}: {advice}")
-    if found.speeds:
-        rows = [
-            [f"{plain.batch:g}", f"{plain.value:.0f}", f"{drafted.value:.0f}", f"{drafted.value / plain.value:.2f}x"]
-            for plain, drafted in zip(*found.speeds.values(), strict=True)
-        ]
-        print("\nmeasured with the head that there is, a chain of 4")
-        print(table(["batch", "plain tok/s", "drafted tok/s", ""], rows))
-        for name, points in found.speeds.items():
-            law = fit_loglinear(points, "batch")
-            form = "adequate" if law.adequate else f"not: {law.best_form}"
-            print(f"{name}: {law.intercept:.1f} + {law.slope:.1f} log10 batch, R2 {law.r2:.3f}, log-linear is {form}")
-    for note in found.notes:
-        print(f"no law: {note}")
-
-
-def _law_row(axis: str, law: Law) -> list[str]:
-    low, high = law.ci95
-    form = "adequate" if law.adequate else f"not, {law.best_form} is"
-    return [axis, f"{law.slope:.3f}", f"{low:.3f} to {high:.3f}", f"{law.r2:.3f}", form]
-
-
 def _predictions(found: _Found, at: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """Returns what the laws say of every head that was measured or asked for, beside what was measured."""
     measured = {(point.tokens, point.layers): point.value for point in found.points}
@@ -323,38 +290,16 @@ def _predictions(found: _Found, at: Sequence[tuple[int, int]]) -> list[dict[str,
     return rows
 
 
-def _predicted_row(each: dict[str, Any]) -> list[str]:
-    known = each["measured"]
-    return [
-        f"{each['tokens']:,.0f}, {each['layers']:g}",
-        "-" if known is None else f"{known:.2f}",
-        f"{each['value']:.2f}",
-        f"{each['low']:.2f} to {each['high']:.2f}",
-        each["warning"],
-    ]
+def _as_json(found: _Found, args: argparse.Namespace) -> dict[str, Any]:
+    from outlay.bench.machine import describe
+    from outlay.lm import DEFAULT_MODEL
 
-
-def _choice_rows(found: _Found) -> list[list[str]]:
-    rows = []
-    for batch, (_, every) in found.choices.items():
-        for choice in every[:1]:
-            size = f"{choice.layers} layers, a chain of {choice.depth}"
-            gain = f"{choice.speedup:.2f}x", f"{choice.low:.2f} to {choice.high:.2f}"
-            rows.append([str(batch), size, f"{choice.tau:.2f}", *gain])
-    return rows
-
-
-def _advice(best: Choice) -> str:
-    command = f"outlay train draft --layers {best.layers} --tokens {best.tokens:.0f}"
-    return f"{command}, and draft {best.depth} tokens a round"
-
-
-def _as_json(found: _Found) -> dict[str, Any]:
     laws = {
         axis: {name: getattr(law, name) for name in ("slope", "intercept", "r2", "ci95", "adequate", "best_form")}
         for axis, law in found.laws.items()
     }
     return {
+        "machine": describe(("outlay", "torch")) | {"model": args.model or DEFAULT_MODEL},
         "points": [asdict(point) for point in found.points],
         "laws": laws,
         "predictions": found.predictions,
