@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", default=str(ROOT / "benchmarks" / "data" / "varied.jsonl"), metavar="FILE",
         help="prompts, or a generated suite (varied.jsonl)",
     )  # fmt: skip
-    parser.add_argument("--count", type=int, default=12, metavar="N", help="of the prompts (%(default)s)")
+    parser.add_argument("--count", type=int, default=24, metavar="N", help="of the prompts (%(default)s)")
     parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens of an answer (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument(
