@@ -48,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens of an answer (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--docs",
-        type=int,
-        default=10,
-        metavar="N",
-        help="documents of each task of lm_eval (%(default)s)",
+        "--docs", type=int, default=10, metavar="N", help="documents of each task of lm_eval (%(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of lm_eval, after a warm-up (%(default)s)")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write everything measured as JSON")
