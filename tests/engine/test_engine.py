@@ -357,3 +357,6 @@ def test_a_mistake_in_the_engine_hangs_nobody(lm, monkeypatch):
         lm.generate("Once", max_tokens=3)
     monkeypatch.undo()
     assert len(lm.generate("Once", max_tokens=3, ignore_eos=True).tokens) == 3
+    worker = lm.engine.workers[0]
+    lm.engine.clear()
+    assert (worker.seated, worker.cache.in_use) == (0, 0), "what the failed run held is given back"

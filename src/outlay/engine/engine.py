@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,11 @@ from outlay.errors import UsageError
 from outlay.models.load import Model
 
 LINGER = 5.0  # seconds that the idle thread waits for more work before it ends
+
+
+def _seats(run: Run) -> list[Seat]:
+    """Returns the seats that a run has; none before it is admitted."""
+    return [seat for seat in (getattr(run, "target", None), run.draft) if seat is not None]
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -187,6 +192,10 @@ class Engine:
         for live in lives:
             if not live.handle.done:
                 live.handle.end(None, failure)
+        for live in lives:
+            for seat in _seats(live.run):
+                with suppress(Exception):  # a mistake may have left something that can't be given back
+                    seat.release()
 
     def _tick(self, admitted: Sequence[_Live]) -> None:
         """Admits, sends every worker its requests, and lets each run go on with its results."""
@@ -291,8 +300,7 @@ class Engine:
         if error is None:
             run.finish(run.finish_reason or "stop")
             error = run.trace.error if run.trace is not None else None
-        seats = [seat for seat in (getattr(run, "target", None), run.draft) if seat is not None]
-        for seat in seats:
+        for seat in _seats(run):
             tip = seat.tree.tip
             while tip is not None and not tip.computed:
                 tip = tip.parent

@@ -96,9 +96,11 @@ class Seat:
         return twin
 
     def release(self) -> None:
-        """Gives back everything this run holds in the model's cache."""
-        self.worker.seated -= 1
-        for tree in self.trees:
+        """Gives back everything this run holds in the model's cache, once."""
+        trees, self.trees = self.trees, []
+        if trees:
+            self.worker.seated -= 1
+        for tree in trees:
             tree.release()
 
 
