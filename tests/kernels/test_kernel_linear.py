@@ -69,6 +69,12 @@ def test_same_bits_at_any_width_chunk_order_and_thread_count(form):
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_same_bits_where_the_inputs_take_several_panels(form):
+    layer, x = make_layer(form, 40, 8192), rows_of(100, 8192)
+    assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_bias_and_adding(form):
     layer, x = make_layer(form, 40, 64), rows_of(5, 64)
     plain, bias, base = layer(x), rows_of(1, 40)[0], rows_of(5, 40, seed=2)

@@ -7,9 +7,11 @@ requests of a task are given to the engine, which batches them; what contexts be
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -252,7 +254,7 @@ class OutlayLM(TemplateLM):
         One that finds the cache full, because its method tries many texts at once, runs again when it is alone.
         """
         again: list[int] = []
-        with tqdm(total=len(jobs), desc=what, disable=quiet) as bar:
+        with _only_new_garbage(), tqdm(total=len(jobs), desc=what, disable=quiet) as bar:
             for index, handle in self._handed_in(jobs):
                 try:
                     result = handle.result()
@@ -288,6 +290,21 @@ class OutlayLM(TemplateLM):
 
     def _submit(self, job: Job) -> Handle:
         return self.lm.submit(job.prompt, **job.options)
+
+
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Lets Python look for garbage among what is made meanwhile only: every token is an object, so it looks often, and
+    through all that was loaded it takes a tenth of a second.
+    """
+    if gc.get_freeze_count():  # somebody wants it so for good
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

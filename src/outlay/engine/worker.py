@@ -264,9 +264,10 @@ def _by_tree(chosen: Sequence[tuple[Forward, list[Node]]]) -> list[tuple[Tree, l
     """Groups the rows by the tree whose view of the cache they are computed under."""
     groups: dict[Tree, list[Node]] = {}
     for forward, nodes in chosen:
-        asked = dict.fromkeys(node.tree for node in forward.nodes)
-        for node in nodes:  # its own tree may have given it up, and a fork of it hold it still
-            tree = next(tree for tree in (node.tree, *asked) if tree.sees(node))
+        for node in nodes:
+            tree = node.tree
+            if not tree.sees(node):  # it may have given the node up, and a fork of it hold it still
+                tree = next(asked.tree for asked in forward.nodes if asked.tree.sees(node))
             groups.setdefault(tree, []).append(node)
     return list(groups.items())
 

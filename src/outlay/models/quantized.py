@@ -45,7 +45,7 @@ class QuantizedWeight:
         if index is not None:
             q, scales = q[index], scales[index]
             mins = mins[index] if mins is not None else None
-        groups = q.unflatten(-1, (-1, GROUP)).float() * scales.float().unsqueeze(-1)
+        groups = q.unflatten(-1, (-1, GROUP)).float().mul_(scales.float().unsqueeze(-1))
         if mins is not None:
             groups += mins.float().unsqueeze(-1)
         return groups.flatten(-2)

@@ -281,19 +281,21 @@ void attend(const outlay::AttendItem& item) {
     }
 
     each_tile(item, values, totals, [&](const Tile& tile) {
-        Batch batch([&](auto q, const float* const* from, float* const* to) {
-            weigh_values<q()>(from, tile.pointers, tile.count, head_dim, to);
-        });
+        const auto weighing = [&](int count) {
+            return Batch([&, count](auto q, const float* const* from, float* const* to) {
+                weigh_values<q()>(from, tile.pointers, count, head_dim, to);
+            });
+        };
+        auto whole = weighing(tile.count);  // of the rows that see all keys of the tile, together
         for (int i = 0; i < tile.rows; ++i) {
+            auto part = weighing(tile.visible[i]);
             for (int h = 0; h < heads; ++h) {
                 const float* weights = scores_of(tile.row[i], h) + tile.place[i];
                 float* out = out_of(tile.row[i], h);
                 if (tile.mask[i]) {
                     weigh_seen_values(weights, tile.mask[i], tile.pointers, tile.visible[i], head_dim, out);
-                } else if (tile.visible[i] < tile.count) {
-                    weigh_values<1>(&weights, tile.pointers, tile.visible[i], head_dim, &out);
                 } else {
-                    batch.add(weights, out);
+                    (tile.visible[i] < tile.count ? part : whole).add(weights, out);
                 }
             }
         }

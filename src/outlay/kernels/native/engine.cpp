@@ -21,6 +21,11 @@ void* Scratch::reserve(size_t bytes) {
     return data_;
 }
 
+uint8_t* thread_memory(size_t bytes) {
+    static thread_local Scratch memory;
+    return memory.get<uint8_t>(int64_t(bytes));
+}
+
 Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory) {
     if (!is_quantized(layer)) return {x, nullptr};
     const Kernels& kernels = *active_kernels();

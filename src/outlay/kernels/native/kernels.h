@@ -94,6 +94,9 @@ extern const Linear kAmxLinear, kEmulatedAmxLinear;  // all else is AVX-512's
 extern const Kernels kNeonKernels;
 #endif
 
+// Memory of the calling thread; what it held is lost when more is asked for.
+uint8_t* thread_memory(size_t bytes);
+
 inline int tiles_of(const OutlayLinear& layer) { return (layer.m + kTile - 1) / kTile; }
 
 inline size_t tile_bytes(const OutlayLinear& layer) {

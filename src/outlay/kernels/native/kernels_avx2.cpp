@@ -31,6 +31,9 @@ constexpr int kFloatRows = 6, kFloatTiles = 1, kTilesOfOneRow = 4;
 
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m256 load_halves(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+inline void widen_halves(const uint8_t* from, float* to) {
+    for (int i = 0; i < outlay::kTile; i += 8) _mm256_storeu_ps(to + i, load_halves(from + 2 * i));
+}
 inline __m256i splat_quad(const int8_t* p) {
     int32_t bits;
     std::memcpy(&bits, p, 4);
@@ -41,36 +44,56 @@ inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>
 // Keeps the compiler from delaying sums until it runs out of registers: the value is in one here.
 inline void settle(__m256i& value) { asm volatile("" : "+x"(value)); }
 
-template <int R>
-void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t ahead, float (*acc)[outlay::kTile]) {
-    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+struct Weights {
+    __m256i low, high;  // four of each channel: of the inputs from 4 j on, and from 16 + 4 j on
+};
+// A group of a tile, in two halves of eight channels.
+struct Q4 {
+    static constexpr int kBytes = outlay::kQ4Block;
+    const uint8_t* block;
+    Weights weights(int h, int j) const {
+        const __m256i nibble = _mm256_set1_epi8(15), packed = load_bytes(block + 64 + 64 * j + 32 * h);
+        return {_mm256_and_si256(packed, nibble), _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble)};
+    }
+    __m256 scale(int h) const { return load_halves(block + 16 * h); }
+    __m256 minimum(int h) const { return load_halves(block + 32 + 16 * h); }
+};
+struct PlainQ4 {
+    static constexpr int kBytes = 640;
+    const uint8_t* block;
+    Weights weights(int h, int j) const {
+        return {load_bytes(block + 128 + 64 * j + 32 * h), load_bytes(block + 384 + 64 * j + 32 * h)};
+    }
+    __m256 scale(int h) const { return load8(reinterpret_cast<const float*>(block) + 8 * h); }
+    __m256 minimum(int h) const { return load8(reinterpret_cast<const float*>(block) + 16 + 8 * h); }
+};
+
+template <class Format, int R>
+void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
+    const __m256i ones = _mm256_set1_epi16(1);
     __m256 total[R][2];
     for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
-    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ4Block) {
-        for (int i = 0; i < outlay::kQ4Block; i += 64) fetch(tile + ahead + i);
+    for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes, next += outlay::kQ4Block) {
+        for (int i = 0; i < outlay::kQ4Block; i += 64) fetch(next + i);
+        const Format group = {tile};
         // Sums of 16 products of at most 15 * 127 fit into 16 bits.
         __m256i dot[R][2];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-            __m256i low[2], high[2];
-            for (int h = 0; h < 2; ++h) {
-                const __m256i packed = load_bytes(tile + 64 + 64 * j + 32 * h);
-                low[h] = _mm256_and_si256(packed, nibble);
-                high[h] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
-            }
+            const Weights weights[2] = {group.weights(0, j), group.weights(1, j)};
             for (int r = 0; r < R; ++r) {
                 const int8_t* q = x[r * groups].q + 4 * j;
                 const __m256i first = splat_quad(q), second = splat_quad(q + 16);
                 for (int h = 0; h < 2; ++h) {
-                    const __m256i part = _mm256_maddubs_epi16(low[h], first);
+                    const __m256i part = _mm256_maddubs_epi16(weights[h].low, first);
                     dot[r][h] = j ? _mm256_add_epi16(dot[r][h], part) : part;
-                    dot[r][h] = _mm256_add_epi16(dot[r][h], _mm256_maddubs_epi16(high[h], second));
+                    dot[r][h] = _mm256_add_epi16(dot[r][h], _mm256_maddubs_epi16(weights[h].high, second));
                     settle(dot[r][h]);
                 }
             }
         }
         for (int h = 0; h < 2; ++h) {
-            const __m256 scale = load_halves(tile + 16 * h), minimum = load_halves(tile + 32 + 16 * h);
+            const __m256 scale = group.scale(h), minimum = group.minimum(h);
             for (int r = 0; r < R; ++r) {
                 const __m256 value = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot[r][h], ones));
                 const __m256 step = _mm256_mul_ps(scale, _mm256_broadcast_ss(&x[r * groups].scale));
@@ -83,13 +106,18 @@ void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t ahe
         for (int h = 0; h < 2; ++h) _mm256_store_ps(acc[r] + 8 * h, total[r][h]);
 }
 
-template <int R>
-void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t ahead, float (*acc)[outlay::kTile]) {
+struct Q8 {
+    static constexpr int kBytes = outlay::kQ8Block;
+};
+using PlainQ8 = Q8;  // signed weights are what the instructions here want
+
+template <class, int R>
+void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256 total[R][2];
     for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
-    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ8Block) {
-        for (int i = 0; i < outlay::kQ8Block; i += 64) fetch(tile + ahead + i);
+    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ8Block, next += outlay::kQ8Block) {
+        for (int i = 0; i < outlay::kQ8Block; i += 64) fetch(next + i);
         __m256i dot[R][2];
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) {

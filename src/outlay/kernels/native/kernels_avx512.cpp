@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
@@ -32,81 +33,129 @@ constexpr int kParts = R <= 2 ? 4 : R <= 8 ? 2 : 1;
 constexpr int kFloatRows = 8, kFloatTiles = 2, kTilesOfOneRow = 4;
 
 inline __m512 load_halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
-inline __m512i splat_quad(const int8_t* p) {
-    int32_t bits;
-    std::memcpy(&bits, p, 4);
-    return _mm512_set1_epi32(bits);
-}
+inline void widen_halves(const uint8_t* from, float* to) { _mm512_storeu_ps(to, load_halves(from)); }
 inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+#define ALWAYS_INLINE __attribute__((always_inline))
+// Calls body(0) to body(R - 1), each with its index as a constant: arrays that it indexes stay in registers.
+template <int... I, class Body>
+ALWAYS_INLINE inline void each_of(std::integer_sequence<int, I...>, const Body& body) {
+    (body(std::integral_constant<int, I>()), ...);
+}
+template <int R, class Body>
+ALWAYS_INLINE inline void each_row_of(const Body& body) {
+    each_of(std::make_integer_sequence<int, R>(), body);
+}
+
+// sum += the products of four weights of each channel and four inputs. Compilers would load the inputs by another
+// instruction, and for a dozen rows keep as many pointers.
+ALWAYS_INLINE inline void add_products(__m512i& sum, __m512i weights, const int8_t* inputs) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*reinterpret_cast<const int32_t*>(inputs)));
+}
 
 // The dot products of R rows with 16 channels, each in kParts<R> sums of integers.
 template <int R>
 struct Dots {
     __m512i part[R][kParts<R>];
-    Dots() {
-        for (int r = 0; r < R; ++r)
+    ALWAYS_INLINE Dots() {
+        each_row_of<R>([&](auto r) ALWAYS_INLINE {
             for (int p = 0; p < kParts<R>; ++p) part[r][p] = _mm512_setzero_si512();
+        });
     }
-    // Adds the products of four weights of each channel, the group's `index`-th, and four inputs.
-    void add(int r, int index, __m512i weights, const int8_t* inputs) {
-        __m512i& sum = part[r][index % kParts<R>];
-        sum = _mm512_dpbusd_epi32(sum, weights, splat_quad(inputs));
+    // Adds the products of each row's four inputs, a row's `stride` after the one before, and the group's `index`-th weights.
+    ALWAYS_INLINE void add(int index, __m512i weights, const int8_t* inputs, size_t stride) {
+        each_row_of<R>([&](auto r) ALWAYS_INLINE { add_products(part[r][index % kParts<R>], weights, inputs + r * stride); });
     }
-    __m512i sum(int r) const {
+    ALWAYS_INLINE __m512 sum(int r) const {
         __m512i total = part[r][0];
         for (int p = 1; p < kParts<R>; ++p) total = _mm512_add_epi32(total, part[r][p]);
-        return total;
+        return _mm512_cvtepi32_ps(total);
     }
 };
 
-template <int R>
-void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t ahead, float (*acc)[outlay::kTile]) {
-    const __m512i nibble = _mm512_set1_epi8(15);
+struct Weights {
+    __m512i low, high;  // four of each channel: of the inputs from 4 j on, and from 16 + 4 j on
+};
+// A group of a tile.
+struct Q4 {
+    static constexpr int kBytes = outlay::kQ4Block;
+    const uint8_t* block;
+    Weights weights(int j) const {
+        const __m512i nibble = _mm512_set1_epi8(15), packed = _mm512_loadu_si512(block + 64 + 64 * j);
+        return {_mm512_and_si512(packed, nibble), _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble)};
+    }
+    __m512 scale() const { return load_halves(block); }
+    __m512 minimum() const { return load_halves(block + 32); }
+};
+struct PlainQ4 {
+    static constexpr int kBytes = 640;
+    const uint8_t* block;
+    Weights weights(int j) const {
+        return {_mm512_load_si512(block + 128 + 64 * j), _mm512_load_si512(block + 384 + 64 * j)};
+    }
+    __m512 scale() const { return _mm512_load_ps(block); }
+    __m512 minimum() const { return _mm512_load_ps(block + 64); }
+};
+
+template <class Format, int R>
+void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
+    const size_t stride = groups * sizeof(QuantizedGroup);
     __m512 total[R];
-    for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
-    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ4Block) {
-        for (int i = 0; i < outlay::kQ4Block; i += 64) fetch(tile + ahead + i);
+    each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });
+    for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes, next += outlay::kQ4Block) {
+        for (int i = 0; i < outlay::kQ4Block; i += 64) fetch(next + i);
+        const Format group = {tile};
         Dots<R> dots;
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-            const __m512i packed = _mm512_loadu_si512(tile + 64 + 64 * j);
-            const __m512i low = _mm512_and_si512(packed, nibble);
-            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
-            for (int r = 0; r < R; ++r) dots.add(r, 2 * j, low, x[r * groups].q + 4 * j);
-            for (int r = 0; r < R; ++r) dots.add(r, 2 * j + 1, high, x[r * groups].q + 16 + 4 * j);
+            const Weights weights = group.weights(j);
+            dots.add(2 * j, weights.low, x->q + 4 * j, stride);
+            dots.add(2 * j + 1, weights.high, x->q + 16 + 4 * j, stride);
         }
-        const __m512 scale = load_halves(tile), minimum = load_halves(tile + 32);
-        for (int r = 0; r < R; ++r) {
-            const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x[r * groups].scale));
-            total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots.sum(r)), step, total[r]);
-            total[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x[r * groups].sum), total[r]);
-        }
+        const __m512 scale = group.scale(), minimum = group.minimum();
+        each_row_of<R>([&](auto r) ALWAYS_INLINE {
+            const QuantizedGroup& inputs = x[r * groups];
+            total[r] = _mm512_fmadd_ps(dots.sum(r), _mm512_mul_ps(scale, _mm512_set1_ps(inputs.scale)), total[r]);
+            total[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(inputs.sum), total[r]);
+        });
     }
-    for (int r = 0; r < R; ++r) _mm512_store_ps(acc[r], total[r]);
+    each_row_of<R>([&](auto r) ALWAYS_INLINE { _mm512_store_ps(acc[r], total[r]); });
 }
 
-template <int R>
-void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t ahead, float (*acc)[outlay::kTile]) {
-    const __m512i offset = _mm512_set1_epi8(-128);
-    __m512 total[R];
-    for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
-    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ8Block) {
-        for (int i = 0; i < outlay::kQ8Block; i += 64) fetch(tile + ahead + i);
-        // The instruction wants unsigned weights: w + 128, so 128 times the sum of the inputs is too much.
-        Dots<R> dots;
-        for (int r = 0; r < R; ++r) dots.part[r][0] = _mm512_set1_epi32(x[r * groups].excess);
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j) {
-            const __m512i weight = _mm512_xor_si512(_mm512_loadu_si512(tile + 32 + 64 * j), offset);
-            for (int r = 0; r < R; ++r) dots.add(r, j, weight, x[r * groups].q + 4 * j);
-        }
-        const __m512 scale = load_halves(tile);
-        for (int r = 0; r < R; ++r) {
-            const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x[r * groups].scale));
-            total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots.sum(r)), step, total[r]);
-        }
+// The instruction wants unsigned weights: w + 128.
+struct Q8 {
+    static constexpr int kBytes = outlay::kQ8Block;
+    const uint8_t* block;
+    __m512i weights(int j) const {
+        return _mm512_xor_si512(_mm512_loadu_si512(block + 32 + 64 * j), _mm512_set1_epi8(-128));
     }
-    for (int r = 0; r < R; ++r) _mm512_store_ps(acc[r], total[r]);
+    __m512 scale() const { return load_halves(block); }
+};
+struct PlainQ8 {
+    static constexpr int kBytes = 576;
+    const uint8_t* block;
+    __m512i weights(int j) const { return _mm512_load_si512(block + 64 + 64 * j); }
+    __m512 scale() const { return _mm512_load_ps(block); }
+};
+
+template <class Format, int R>
+void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
+    const size_t stride = groups * sizeof(QuantizedGroup);
+    __m512 total[R];
+    each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });
+    for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes, next += outlay::kQ8Block) {
+        for (int i = 0; i < outlay::kQ8Block; i += 64) fetch(next + i);
+        const Format group = {tile};
+        Dots<R> dots;  // from 128 times the sum of the inputs less, which is too much
+        each_row_of<R>([&](auto r) ALWAYS_INLINE { dots.part[r][0] = _mm512_set1_epi32(x[r * groups].excess); });
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) dots.add(j, group.weights(j), x->q + 4 * j, stride);
+        const __m512 scale = group.scale();
+        each_row_of<R>([&](auto r) ALWAYS_INLINE {
+            total[r] = _mm512_fmadd_ps(dots.sum(r), _mm512_mul_ps(scale, _mm512_set1_ps(x[r * groups].scale)), total[r]);
+        });
+    }
+    each_row_of<R>([&](auto r) ALWAYS_INLINE { _mm512_store_ps(acc[r], total[r]); });
 }
 
 struct Bf16Weights {

@@ -32,6 +32,11 @@ inline float32x4_t load_halves(const uint8_t* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
 }
 
+inline void fetch(const uint8_t* p) { __builtin_prefetch(p); }
+inline void widen_halves(const uint8_t* from, float* to) {
+    for (int i = 0; i < outlay::kTile; i += 4) vst1q_f32(to + i, load_halves(from + 2 * i));
+}
+
 // Adds the products of 16 inputs with the weights of four channels, [4][4 channels][4].
 inline int32x4_t add_dot(int32x4_t sum, const int8x16_t* weight, int8x16_t x) {
     sum = vdotq_laneq_s32(sum, weight[0], x, 0);
@@ -40,22 +45,46 @@ inline int32x4_t add_dot(int32x4_t sum, const int8x16_t* weight, int8x16_t x) {
     return vdotq_laneq_s32(sum, weight[3], x, 3);
 }
 
-template <int R>
-void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t, float (*acc)[outlay::kTile]) {
-    const uint8x16_t nibble = vdupq_n_u8(15);
+struct Weights {
+    int8x16_t low, high;  // four of each channel: of the inputs from 4 j on, and from 16 + 4 j on
+};
+// A group of a tile, in quarters of four channels.
+struct Q4 {
+    static constexpr int kBytes = outlay::kQ4Block;
+    const uint8_t* block;
+    Weights weights(int c, int j) const {
+        const uint8x16_t packed = vld1q_u8(block + 64 + 64 * j + 16 * c);
+        return {vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), vreinterpretq_s8_u8(vshrq_n_u8(packed, 4))};
+    }
+    float32x4_t scale(int c) const { return load_halves(block + 8 * c); }
+    float32x4_t minimum(int c) const { return load_halves(block + 32 + 8 * c); }
+};
+struct PlainQ4 {
+    static constexpr int kBytes = 640;
+    const uint8_t* block;
+    Weights weights(int c, int j) const {
+        const uint8_t* low = block + 128 + 64 * j + 16 * c;
+        return {vreinterpretq_s8_u8(vld1q_u8(low)), vreinterpretq_s8_u8(vld1q_u8(low + 256))};
+    }
+    float32x4_t scale(int c) const { return vld1q_f32(reinterpret_cast<const float*>(block) + 4 * c); }
+    float32x4_t minimum(int c) const { return vld1q_f32(reinterpret_cast<const float*>(block) + 16 + 4 * c); }
+};
+
+template <class Format, int R>
+void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t*, float (*acc)[outlay::kTile]) {
     float32x4_t total[R][kQuads];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < kQuads; ++c) total[r][c] = vdupq_n_f32(0.0f);
-    for (int g = 0; g < groups; ++g, ++x, tile += outlay::kQ4Block) {
+    for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes) {
+        const Format block = {tile};
 #pragma GCC unroll 4
         for (int c = 0; c < kQuads; ++c) {
             int8x16_t low[4], high[4];
             for (int j = 0; j < 4; ++j) {
-                const uint8x16_t packed = vld1q_u8(tile + 64 + 64 * j + 16 * c);
-                low[j] = vreinterpretq_s8_u8(vandq_u8(packed, nibble));
-                high[j] = vreinterpretq_s8_u8(vshrq_n_u8(packed, 4));
+                const Weights weights = block.weights(c, j);
+                low[j] = weights.low, high[j] = weights.high;
             }
-            const float32x4_t scale = load_halves(tile + 8 * c), minimum = load_halves(tile + 32 + 8 * c);
+            const float32x4_t scale = block.scale(c), minimum = block.minimum(c);
             for (int r = 0; r < R; ++r) {
                 const QuantizedGroup& group = x[r * groups];
                 const int32x4_t dot = add_dot(add_dot(vdupq_n_s32(0), low, vld1q_s8(group.q)), high, vld1q_s8(group.q + 16));
@@ -68,8 +97,13 @@ void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t, fl
         for (int c = 0; c < kQuads; ++c) vst1q_f32(acc[r] + 4 * c, total[r][c]);
 }
 
-template <int R>
-void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t, float (*acc)[outlay::kTile]) {
+struct Q8 {
+    static constexpr int kBytes = outlay::kQ8Block;
+};
+using PlainQ8 = Q8;  // signed weights are what the instructions here want
+
+template <class, int R>
+void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t*, float (*acc)[outlay::kTile]) {
     float32x4_t total[R][kQuads];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < kQuads; ++c) total[r][c] = vdupq_n_f32(0.0f);

@@ -20,6 +20,11 @@ inline float half_to_float(const uint8_t* p) {
     return value;
 }
 
+inline void fetch(const uint8_t* p) { __builtin_prefetch(p); }
+inline void widen_halves(const uint8_t* from, float* to) {
+    for (int c = 0; c < outlay::kTile; ++c) to[c] = half_to_float(from + 2 * c);
+}
+
 // Calls sum(row, channel) for each of a tile's sums.
 template <class Sum>
 inline void each_sum(int rows, float (*acc)[outlay::kTile], const Sum& sum) {
@@ -27,27 +32,48 @@ inline void each_sum(int rows, float (*acc)[outlay::kTile], const Sum& sum) {
         for (int c = 0; c < outlay::kTile; ++c) acc[r][c] = sum(r, c);
 }
 
-template <int R>
-void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t, float (*acc)[outlay::kTile]) {
+// A group of a tile, and its weight for a channel's input.
+struct Q4 {
+    static constexpr int kBytes = outlay::kQ4Block;
+    const uint8_t* block;
+    int weight(int c, int i) const {
+        const uint8_t pair = block[64 + (i % 16 / 4) * 64 + c * 4 + i % 4];
+        return i < 16 ? pair & 15 : pair >> 4;
+    }
+    float scale(int c) const { return half_to_float(block + 2 * c); }
+    float minimum(int c) const { return half_to_float(block + 32 + 2 * c); }
+};
+struct PlainQ4 {
+    static constexpr int kBytes = 640;
+    const uint8_t* block;
+    int weight(int c, int i) const { return block[128 + (i / 4) * 64 + c * 4 + i % 4]; }
+    float scale(int c) const { return reinterpret_cast<const float*>(block)[c]; }
+    float minimum(int c) const { return reinterpret_cast<const float*>(block)[outlay::kTile + c]; }
+};
+
+template <class Format, int R>
+void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t*, float (*acc)[outlay::kTile]) {
     each_sum(R, acc, [=](int r, int c) {
-        const uint8_t* block = tile;
+        Format weights = {tile};
         float total = 0.0f;
-        for (int g = 0; g < groups; ++g, block += outlay::kQ4Block) {
+        for (int g = 0; g < groups; ++g, weights.block += Format::kBytes) {
             const QuantizedGroup& group = x[r * groups + g];
             int32_t dot = 0;
-            for (int i = 0; i < 16; ++i) {
-                const uint8_t pair = block[64 + (i / 4) * 64 + c * 4 + i % 4];
-                dot += (pair & 15) * group.q[i] + (pair >> 4) * group.q[16 + i];
-            }
-            total = std::fma(float(dot), half_to_float(block + 2 * c) * group.scale, total);
-            total = std::fma(half_to_float(block + 32 + 2 * c), group.sum, total);
+            for (int i = 0; i < outlay::kGroup; ++i) dot += weights.weight(c, i) * group.q[i];
+            total = std::fma(float(dot), weights.scale(c) * group.scale, total);
+            total = std::fma(weights.minimum(c), group.sum, total);
         }
         return total;
     });
 }
 
-template <int R>
-void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, size_t, float (*acc)[outlay::kTile]) {
+struct Q8 {
+    static constexpr int kBytes = outlay::kQ8Block;
+};
+using PlainQ8 = Q8;  // signed weights are what the instructions here want
+
+template <class, int R>
+void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t*, float (*acc)[outlay::kTile]) {
     each_sum(R, acc, [=](int r, int c) {
         const uint8_t* block = tile;
         float total = 0.0f;
