@@ -23,7 +23,7 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class Position:
     """A place in the tree of continuations: the `token` below the position with index `above` (-1 for both at the
     context's end), and what follows it, as pairs of a continuation's index and its next token."""

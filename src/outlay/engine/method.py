@@ -67,7 +67,7 @@ class Forward(Request):
     nodes: tuple[Node, ...]
     top: int = 0
     lse: bool = False
-    named: tuple[tuple[int, ...], ...] = ()
+    named: Sequence[Sequence[int]] = ()
     pending: list[Node] = field(default_factory=list, init=False)
     rows: dict[Node, tuple[Output, int]] = field(default_factory=dict, init=False)
 

@@ -77,7 +77,7 @@ class Seat:
         """Asks for the log-probabilities of some `tokens` after each of `nodes`, and the best token there: a list of
         `NamedLogprobs`. Cheaper than all logits, which are never held together.
         """
-        return Forward(self.run, self, tuple(nodes), named=tuple(map(tuple, tokens)))
+        return Forward(self.run, self, tuple(nodes), named=tuple(tokens))
 
     def features(self, nodes: Sequence[Node]) -> Tensor:
         """Returns what the model's head read for computed nodes, float32 [len(nodes), hidden_size]; zeros for those

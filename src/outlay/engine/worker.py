@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -276,11 +277,10 @@ def _split(total: int, readers: Sequence[Run]) -> dict[Run, int]:
     """Splits an integer equally among `readers`, who may appear more than once, so that the parts add up to it
     exactly.
     """
-    if len(readers) == 1:
-        return {readers[0]: total}
     parts: dict[Run, int] = {}
-    given = 0
-    for seen, run in enumerate(readers, 1):
+    seen = given = 0
+    for run, side_by_side in groupby(readers):
+        seen += sum(1 for _ in side_by_side)
         share = total * seen // len(readers) - given
         parts[run] = parts.get(run, 0) + share
         given += share
