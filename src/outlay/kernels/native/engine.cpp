@@ -5,6 +5,12 @@
 #include <new>
 
 namespace outlay {
+namespace {
+
+constexpr int64_t kRowsTogether = 12;  // a multiple of what most kernels compute at once
+constexpr int64_t kRowsToSplit = 48;   // for each thread, so that reading the weights once for each is little beside
+
+}  // namespace
 
 Scratch::~Scratch() { std::free(data_); }
 
@@ -38,13 +44,19 @@ Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t row
 void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const Output& out) {
     const Kernels& kernels = *active_kernels();
     const int tiles = tiles_of(layer);
+    // Many rows are split among the threads: what a core has written, it reads again in the next step.
+    Pool& pool = Pool::get();
+    const int64_t even = (rows + pool.threads() - 1) / pool.threads();
+    const int64_t panel = even < kRowsToSplit ? rows : (even + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
     // A chunk is a few microseconds of work: long against taking it, short against waiting for the last one.
-    const int64_t work = int64_t(tile_bytes(layer)) * (1 + rows / 4);
+    const int64_t work = int64_t(tile_bytes(layer)) * (1 + panel / 4);
     int chunk = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles));
     if (!is_quantized(layer)) chunk = (chunk + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
-    Pool::get().run((tiles + chunk - 1) / chunk, [&](int64_t i) {
-        const int first = int(i) * chunk;
-        kernels.linear(layer, in, 0, rows, first, std::min(first + chunk, tiles), out);
+    const int64_t chunks = (tiles + chunk - 1) / chunk, panels = (rows + panel - 1) / panel;
+    pool.run(panels * chunks, [&](int64_t i) {
+        const int64_t row = i / chunks * panel;
+        const int first = int(i % chunks) * chunk;
+        kernels.linear(layer, in, row, std::min(row + panel, rows), first, std::min(first + chunk, tiles), out);
     });
 }
 
@@ -84,13 +96,13 @@ void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& 
     const int heads = blocks * call.n_kv_heads >= 4 * pool.threads() || pool.threads() == 1 ? group : 1;
     const int64_t items = blocks * (call.n_heads / heads);
 
-    // One score array for each item that may run at the same time. Items are dealt to lanes, a lane runs on one thread.
+    // One score array for each item that may run at the same time. A lane of items runs on one thread.
     const int64_t widened = call.cache.format == kCacheF32 ? 0 : kKeyTile * call.head_dim;
     const int64_t lane_size = int64_t(std::min<int64_t>(n, kRowBlock)) * heads * stride + widened;
-    const int64_t lanes = std::min<int64_t>(items, pool.threads() == 1 ? 1 : 4 * pool.threads());
+    const int64_t lanes = std::min<int64_t>(items, pool.threads() == 1 ? 1 : 8 * pool.threads());
     float* scores = scratch.get<float>(lanes * lane_size);
     const auto run_lane = [&](int64_t lane) {
-        for (int64_t item = lane; item < items; item += lanes) {
+        for (int64_t item = lane * items / lanes; item < (lane + 1) * items / lanes; ++item) {
             const int64_t block = item / (call.n_heads / heads);
             const int head = int(item % (call.n_heads / heads)) * heads;
             AttendItem job = {};

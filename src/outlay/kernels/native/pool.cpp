@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <cstring>
 #include <thread>
 
 #if defined(__linux__)
@@ -23,6 +24,23 @@ constexpr auto kLongWait = microseconds(400);
 constexpr auto kSoon = milliseconds(10);
 constexpr auto kFirstAlone = milliseconds(5);
 constexpr auto kLongestAlone = milliseconds(80);
+
+// The chunks from `first` to before `last` are left of a job.
+struct Ticket {
+    uint64_t number : 24, first : 20, last : 20;
+};
+constexpr int64_t kMostChunks = (1 << 20) - 1;
+
+inline uint64_t packed(Ticket ticket) {
+    uint64_t value;
+    std::memcpy(&value, &ticket, sizeof(value));
+    return value;
+}
+inline Ticket unpacked(uint64_t value) {
+    Ticket ticket;
+    std::memcpy(&ticket, &value, sizeof(value));
+    return ticket;
+}
 
 inline void pause_briefly() {
 #if defined(__x86_64__)
@@ -72,17 +90,20 @@ void Pool::set_threads(int n) {
     activated_.notify_all();
 }
 
-bool Pool::take_chunks() {
-    // Half of a fair share of what is left: few visits to the counter, and small pieces at the end.
-    const uint32_t shares = 2 * uint32_t(threads());
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    uint32_t left, taken;
-    do {
-        left = uint32_t(ticket);
-        if (left == 0) return false;
-        taken = std::max(1u, left / shares);
-    } while (!ticket_.compare_exchange_weak(ticket, ticket - taken, std::memory_order_acq_rel, std::memory_order_acquire));
-    for (uint32_t i = 0; i < taken; ++i) call_(context_, n_ - int64_t(left - i));
+bool Pool::take_chunks(End end) {
+    // Half of a fair share of what is left: few visits to the ticket, and small pieces at the end.
+    const unsigned shares = 2 * unsigned(threads());
+    uint64_t value = ticket_.load(std::memory_order_acquire);
+    unsigned begin, taken;
+    for (;;) {
+        Ticket ticket = unpacked(value);
+        if (ticket.first == ticket.last) return false;
+        taken = std::max(1u, unsigned(ticket.last - ticket.first) / shares);
+        begin = end == End::kFirst ? ticket.first : ticket.last - taken;
+        end == End::kFirst ? ticket.first += taken : ticket.last -= taken;
+        if (ticket_.compare_exchange_weak(value, packed(ticket), std::memory_order_acq_rel, std::memory_order_acquire)) break;
+    }
+    for (unsigned i = 0; i < taken; ++i) call_(context_, begin + i);
     if (unfinished_.fetch_sub(taken) == taken && caller_sleeps_.load()) {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
         work_done_.notify_one();
@@ -91,17 +112,16 @@ bool Pool::take_chunks() {
 }
 
 void Pool::share(int64_t n, Call call, const void* context) {
-    if (alone_for_.count() && Clock::now() < alone_until_) {
+    if (n > kMostChunks || (alone_for_.count() && Clock::now() < alone_until_)) {
         for (int64_t i = 0; i < n; ++i) call(context, i);
         return;
     }
     caller_core_.store(current_core(), std::memory_order_relaxed);
     call_ = call;
     context_ = context;
-    n_ = n;
     unfinished_.store(n);
-    const uint64_t number = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-    ticket_.store(number << 32 | uint64_t(n));
+    const uint64_t number = unpacked(ticket_.load(std::memory_order_relaxed)).number + 1;
+    ticket_.store(packed({number, 0, uint64_t(n)}));
     if (sleepers_.load() && !alarmed_.exchange(true)) {
         {
             std::lock_guard<std::mutex> lock(sleep_mutex_);
@@ -109,7 +129,7 @@ void Pool::share(int64_t n, Call call, const void* context) {
         }
         work_ready_.notify_all();
     }
-    while (take_chunks()) {
+    while (take_chunks(End::kFirst)) {
     }
     const auto done = [this] { return unfinished_.load() == 0; };
     if (done() || spin_until(kCallerSpin, done)) return;
@@ -131,14 +151,17 @@ void Pool::share(int64_t n, Call call, const void* context) {
 
 void Pool::work(int id) {
     const auto active = [this, id] { return id < active_.load(std::memory_order_relaxed); };
-    const auto ready = [this] { return uint32_t(ticket_.load(std::memory_order_acquire)) != 0; };
+    const auto ready = [this] {
+        const Ticket ticket = unpacked(ticket_.load(std::memory_order_acquire));
+        return ticket.first != ticket.last;
+    };
     Clock::duration back_off = kFirstAlone;
     for (;;) {
         // Woken on the caller's own core, because the others are busy, it would only take the caller's time.
         const int core = current_core();
         const bool in_the_way = core >= 0 && core == caller_core_.load(std::memory_order_relaxed);
         if (active() && !in_the_way && spin_until(kWorkerSpin, ready)) {
-            take_chunks();
+            take_chunks(End::kLast);
             back_off = kFirstAlone;
             continue;
         }

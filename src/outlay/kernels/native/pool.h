@@ -1,5 +1,6 @@
-// A few threads that share one pass. Work is cut into chunks which threads take from a counter; the caller works too, and
-// never waits for a thread that has not taken a chunk. So a thread whose core is busy elsewhere costs little.
+// A few threads that share one pass. Work is cut into chunks which threads take as they come; the caller works too, and
+// never waits for a thread that has not taken a chunk. So a thread whose core is busy elsewhere costs little. The caller
+// takes the first ones and the others the last: where chunks follow the rows, a row's data mostly stay with one core.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -33,8 +34,10 @@ class Pool {
     using Call = void (*)(const void* context, int64_t chunk);
     using Clock = std::chrono::steady_clock;
 
+    enum class End { kFirst, kLast };
+
     void share(int64_t n, Call call, const void* context);
-    bool take_chunks();
+    bool take_chunks(End end);
     void work(int id);
 
     std::mutex pass_mutex_;
@@ -42,11 +45,10 @@ class Pool {
     int started_ = 1;
 
     // The job. Its fields are stable for whoever holds one of its chunks, because it cannot end without that chunk.
-    // `ticket_` is the job's number (high half) and the chunks nobody has taken yet (low half), changed as one.
+    // `ticket_` is the job's number and which chunks nobody has taken yet, changed as one.
     alignas(64) std::atomic<uint64_t> ticket_{0};
     Call call_ = nullptr;
     const void* context_ = nullptr;
-    int64_t n_ = 0;
     alignas(64) std::atomic<int64_t> unfinished_{0};
 
     alignas(64) std::mutex sleep_mutex_;
