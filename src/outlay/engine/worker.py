@@ -24,6 +24,7 @@ from outlay.tree.prefix import PrefixCache
 from outlay.tree.token_tree import Node, Tree
 
 CHUNK = 256  # rows of prefill in one pass: long enough to be efficient, short enough not to stall the others
+ALONE = 512  # where there are none to be stalled
 DECODE = 64  # requests of up to this many rows are never cut
 
 
@@ -120,7 +121,7 @@ class ModelWorker:
         """
         taken: set[Node] = set()
         chosen = []
-        room = CHUNK
+        room = CHUNK if any(0 < len(forward.pending) <= DECODE for forward in forwards) else ALONE
         for forward in sorted(forwards, key=lambda forward: len(forward.pending) > DECODE):
             limit = len(forward.pending) if len(forward.pending) <= DECODE else max(room, 0)
             rows = [node for node in forward.pending if node not in taken][:limit]

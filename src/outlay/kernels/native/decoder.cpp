@@ -9,6 +9,9 @@ namespace outlay {
 namespace {
 
 constexpr int kHeadBlock = 256;  // logits that are computed and looked through together
+// From so many rows on, logits that nobody wants all of are not kept: the few blocks that hold the largest are computed
+// again.
+constexpr int64_t kRowsToForget = 32, kTopToForget = 2;
 
 // Memory of a pass, kept from one to the next. Guarded by the pool's pass mutex.
 struct PassMemory {
@@ -122,8 +125,9 @@ void run_layer(const OutlayModel& model, const OutlayLayer& layer, const OutlayP
 }
 
 // Puts the `top` largest of a row's logits, in descending order, where the pass wants them. `most` holds the largest of
-// each block of kHeadBlock: only blocks that can hold one of them are read again.
-void find_top(const OutlayPass& pass, int64_t row, const float* logits, int64_t vocab, const float* most, int64_t blocks) {
+// each block of kHeadBlock: only blocks that can hold one of them are read, by `read(block)`.
+template <class Read>
+void find_top(const OutlayPass& pass, int64_t row, int64_t vocab, const float* most, int64_t blocks, const Read& read) {
     int64_t* tokens = pass.top_tokens + row * pass.top;
     float* values = pass.top_logits + row * pass.top;
     int64_t found = 0;
@@ -134,12 +138,13 @@ void find_top(const OutlayPass& pass, int64_t row, const float* logits, int64_t 
     std::partial_sort(order.begin(), order.begin() + sure, order.end(), before);
     std::sort(order.begin(), order.begin() + sure);  // in the order of the tokens, so that equals keep theirs
     for (int64_t i = 0; i < sure; ++i) {
-        const int64_t end = std::min(vocab, (order[i] + 1) * kHeadBlock);
-        for (int64_t token = order[i] * kHeadBlock; token < end; ++token) {
-            if (found == pass.top && !(logits[token] > values[found - 1])) continue;
+        const float* logits = read(order[i]);
+        const int64_t first = order[i] * kHeadBlock, count = std::min<int64_t>(vocab - first, kHeadBlock);
+        for (int64_t j = 0; j < count; ++j) {
+            if (found == pass.top && !(logits[j] > values[found - 1])) continue;
             int64_t at = found < pass.top ? found++ : found - 1;
-            for (; at > 0 && logits[token] > values[at - 1]; --at) values[at] = values[at - 1], tokens[at] = tokens[at - 1];
-            values[at] = logits[token], tokens[at] = token;
+            for (; at > 0 && logits[j] > values[at - 1]; --at) values[at] = values[at - 1], tokens[at] = tokens[at - 1];
+            values[at] = logits[j], tokens[at] = first + j;
         }
     }
 }
@@ -152,29 +157,46 @@ void run_head(const OutlayModel& model, const OutlayPass& pass, PassMemory& memo
         const int64_t from = pass.head_rows ? pass.head_rows[row] : row;
         apply_norm(model.final_norm, model, pass.hidden + from * model.hidden, out);
     });
-    const int64_t stride = pass.logits ? vocab : apart(vocab);
-    float* logits = pass.logits ? pass.logits : memory.logits.get<float>(rows * stride);
+    const bool kept = pass.logits || rows < kRowsToForget || pass.top > kTopToForget;
+    const int64_t kept_stride = pass.logits ? vocab : apart(vocab);
+    float* logits = pass.logits ? pass.logits : kept ? memory.logits.get<float>(rows * kept_stride) : nullptr;
     float* most = memory.most.get<float>(rows * blocks);
     float* sums = memory.sums.get<float>(rows * blocks);
-    constexpr int kTiles = kHeadBlock / kTile;
+    // Computes the logits of a block for some rows; the first of row 0's goes to `out`.
+    const auto compute = [&](int64_t block, int64_t row_begin, int64_t row_end, float* out, int64_t stride) {
+        OutlayLinear part = model.head;
+        part.data += block * (kHeadBlock / kTile) * tile_bytes(part);
+        part.m = int32_t(std::min<int64_t>(vocab - block * kHeadBlock, kHeadBlock));
+        kernels.linear(part, in, row_begin, row_end, 0, tiles_of(part), {out, stride, nullptr, false});
+        if (model.logit_softcap <= 0.0f) return part.m;
+        for (int64_t row = row_begin; row < row_end; ++row) kernels.softcap(model.logit_softcap, part.m, out + row * stride);
+        return part.m;
+    };
+    const auto forgotten = [](int64_t n) { return reinterpret_cast<float*>(thread_memory(Use::kLogits, n * sizeof(float))); };
     Pool::get().run(blocks, [&](int64_t block) {
-        const int64_t first = block * kHeadBlock, count = std::min<int64_t>(vocab - first, kHeadBlock);
-        const int end = std::min(int(block + 1) * kTiles, tiles_of(model.head));
-        kernels.linear(model.head, in, 0, rows, int(block) * kTiles, end, {logits, stride, nullptr, false});
+        const int64_t first = block * kHeadBlock, stride = kept ? kept_stride : apart(kHeadBlock);
+        float* begin = kept ? logits + first : forgotten(rows * stride);
+        const int count = compute(block, 0, rows, begin, stride);
         for (int64_t row = 0; row < rows; ++row) {
-            float* part = logits + row * stride + first;
-            if (model.logit_softcap > 0.0f) kernels.softcap(model.logit_softcap, int(count), part);
+            const float* part = begin + row * stride;
+            for (int64_t i = row * pass.n_picks; i < (row + 1) * pass.n_picks; ++i)
+                if (first <= pass.picks[i] && pass.picks[i] < first + count) pass.picked[i] = part[pass.picks[i] - first];
             if (!pass.top && !pass.lse) continue;
             const float largest = most[row * blocks + block] = kernels.most(part, count);
             if (pass.lse) sums[row * blocks + block] = kernels.sum_exp(part, count, largest);
         }
     });
-    if (!pass.top && !pass.lse && !pass.n_picks) return;
+    if (!pass.top && !pass.lse) return;
     Pool::get().run(rows, [&](int64_t row) {
         const float* tops = most + row * blocks;
-        for (int64_t i = row * pass.n_picks; i < (row + 1) * pass.n_picks; ++i)
-            pass.picked[i] = logits[row * stride + pass.picks[i]];
-        if (pass.top) find_top(pass, row, logits + row * stride, vocab, tops, blocks);
+        if (pass.top) {
+            find_top(pass, row, vocab, tops, blocks, [&](int64_t block) -> const float* {
+                if (kept) return logits + row * kept_stride + block * kHeadBlock;
+                float* part = forgotten(kHeadBlock);
+                compute(block, row, row + 1, part, 0);
+                return part;
+            });
+        }
         if (!pass.lse) return;
         const float largest = kernels.most(tops, blocks);
         double total = 0.0;

@@ -27,9 +27,9 @@ void* Scratch::reserve(size_t bytes) {
     return data_;
 }
 
-uint8_t* thread_memory(size_t bytes) {
-    static thread_local Scratch memory;
-    return memory.get<uint8_t>(int64_t(bytes));
+uint8_t* thread_memory(Use use, size_t bytes) {
+    static thread_local Scratch memory[2];
+    return memory[int(use)].get<uint8_t>(int64_t(bytes));
 }
 
 Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory) {

@@ -94,8 +94,9 @@ extern const Linear kAmxLinear, kEmulatedAmxLinear;  // all else is AVX-512's
 extern const Kernels kNeonKernels;
 #endif
 
-// Memory of the calling thread; what it held is lost when more is asked for.
-uint8_t* thread_memory(size_t bytes);
+// Memory of the calling thread for one use; what it held is lost when more is asked for.
+enum class Use { kTile, kLogits };
+uint8_t* thread_memory(Use use, size_t bytes);
 
 inline int tiles_of(const OutlayLinear& layer) { return (layer.m + kTile - 1) / kTile; }
 

@@ -99,7 +99,7 @@ inline void walk(const Job& job, int tile_begin, int64_t row_begin, int64_t row_
         for (int t = 0; t < T; ++t) tiles[t] = job.tile(std::min(tile + t, job.tile_end - 1));
         if constexpr (kPlain<Format>) {
             const int groups = job.layer.k / outlay::kGroup;
-            uint8_t* plain = outlay::thread_memory(size_t(groups) * Format::kBytes);
+            uint8_t* plain = outlay::thread_memory(outlay::Use::kTile, size_t(groups) * Format::kBytes);
             unpack(Format(), tiles[0], groups, plain);
             tiles[0] = plain;
         }

@@ -99,8 +99,13 @@ bool Pool::take_chunks(End end) {
         Ticket ticket = unpacked(value);
         if (ticket.first == ticket.last) return false;
         taken = std::max(1u, unsigned(ticket.last - ticket.first) / shares);
-        begin = end == End::kFirst ? ticket.first : ticket.last - taken;
-        end == End::kFirst ? ticket.first += taken : ticket.last -= taken;
+        if (end == End::kFirst) {
+            begin = ticket.first;
+            ticket.first += taken;
+        } else {
+            ticket.last -= taken;
+            begin = ticket.last;
+        }
         if (ticket_.compare_exchange_weak(value, packed(ticket), std::memory_order_acq_rel, std::memory_order_acquire)) break;
     }
     for (unsigned i = 0; i < taken; ++i) call_(context_, begin + i);
