@@ -52,7 +52,6 @@ class Score(Method):
 
     def decode(self, run: Run) -> Work:
         """Computes every position, parents before their children."""
-        totals = [Likelihood(0.0, True) for _ in self.continuations]
         positions = grow(self.continuations, self.given)
         nodes = [run.tip]
         if all(position.above == index - 1 for index, position in enumerate(positions)):
@@ -63,11 +62,12 @@ class Score(Method):
                 nodes += run.tree.extend([nodes[position.above]], [position.token])
         follow = [[token for _, token in position.followed] for position in positions]
         found = yield run.target.logprobs_of(nodes, follow)
+        totals, greedy = [0.0] * len(self.continuations), [True] * len(self.continuations)
         for position, (best, logprobs) in zip(positions, found, strict=True):
             for index, token in position.followed:
-                logprob, greedy = totals[index]
-                totals[index] = Likelihood(logprob + logprobs[token], greedy and token == best)
-        self.likelihoods = totals
+                totals[index] += logprobs[token]
+                greedy[index] &= token == best
+        self.likelihoods = list(map(Likelihood, totals, greedy))
 
 
 def grow(continuations: Sequence[Sequence[int]], given: int = 0) -> list[Position]:

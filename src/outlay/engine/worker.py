@@ -124,6 +124,8 @@ class ModelWorker:
         room = CHUNK if any(0 < len(forward.pending) <= DECODE for forward in forwards) else ALONE
         for forward in sorted(forwards, key=lambda forward: len(forward.pending) > DECODE):
             limit = len(forward.pending) if len(forward.pending) <= DECODE else max(room, 0)
+            if not limit:
+                continue
             rows = [node for node in forward.pending if node not in taken][:limit]
             if len(rows) < len(forward.pending):  # what another run computes in this pass may lie above our own rows
                 rows = _reachable(rows, taken)

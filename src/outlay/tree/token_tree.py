@@ -166,8 +166,11 @@ class Tree:
     def append(self, tokens: Sequence[int]) -> None:
         """Decides `tokens`, one after the other behind the tip. Nothing may be loose."""
         assert not self.loose, "a trunk grows only when nothing is being tried"
+        region: Region | None = None
         for token in tokens:
-            above, self.tip = self.tip, Node(self, self.tip, token, self._room_below(self.tip))
+            if region is None or not region.room:
+                region = self._room_below(self.tip)
+            above, self.tip = self.tip, Node(self, self.tip, token, region)
             self._add_to_trunk(self.tip)
             if above is not None:
                 above.unpin()

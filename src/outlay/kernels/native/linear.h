@@ -61,10 +61,6 @@ template <class Format, int T, int R>
 inline void compute(const Job& job, const uint8_t* const* tiles, int tile, int64_t row) {
     const int k = job.layer.k, written = std::min(T, job.tile_end - tile);
     const auto out_of = [&](int r) { return job.to.out + (row + r) * job.to.stride; };
-    if constexpr (kPlain<Format>) {  // many rows: what they write is not in the caches
-        for (int r = 0; r < R; ++r)
-            for (int t = 0; t < written; ++t) fetch(reinterpret_cast<const uint8_t*>(out_of(r) + (tile + t) * outlay::kTile));
-    }
     alignas(64) float acc[R * T][outlay::kTile];
     if constexpr (kQ4Like<Format> || kQ8Like<Format>) {
         const int groups = k / outlay::kGroup;
