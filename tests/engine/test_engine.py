@@ -61,6 +61,15 @@ def test_requests_that_arrive_together_compute_their_shared_prompt_once(lm):
     assert len({tuple(result.tokens) for result in results}) == 1
 
 
+def test_a_shared_prompt_longer_than_a_pass_is_computed_once():
+    lm = tiny_lm(context=4096)
+    prompts = ["x" * 1500 + ending for ending in ("one", "two", "six")]
+    results = lm.generate_batch(prompts, max_tokens=1, ignore_eos=True)
+    assert sum(result.ledger.target_tokens for result in results) == 1500 + 3 * len("one")
+    for prompt, result in zip(prompts, results, strict=True):
+        assert tiny_lm(context=4096).generate(prompt, max_tokens=1, ignore_eos=True).tokens == result.tokens
+
+
 def test_a_stop_string_is_found_across_token_borders_and_cut(lm):
     whole = lm.generate("Once", max_tokens=60, ignore_eos=True)
     middle = len(whole.text) // 2

@@ -103,6 +103,8 @@ class ModelWorker:
         for forward in forwards:
             if not forward.pending and not forward.rows:
                 forward.pending = _pending(forward.nodes)
+            elif forward.pending and forward.pending[0].computed:  # by another run that shares it, while this one waited for room
+                forward.pending = _still_pending(forward)
         while chosen := self._choose([forward for forward in forwards if forward.run.finish_reason is None]):
             groups = _by_tree(chosen)
             plan = plan_pass(groups, self.cache.positions, self.decoder.config.windows)
@@ -222,9 +224,7 @@ def _settle(forward: Forward, nodes: list[Node], output: Output, places: dict[No
             forward.rows[node] = output, places[node]
             if output.logits is not None:
                 forward.run.remember(node, output.logits[places[node]])
-    forward.pending = [
-        node for node in forward.pending if not node.computed or (node in asked and node not in forward.rows)
-    ]
+    forward.pending = _still_pending(forward)
     if not forward.pending:
         rows = [forward.rows[node] for node in forward.nodes]
         named = bool(forward.named)
@@ -251,6 +251,12 @@ def _pending(nodes: Sequence[Node]) -> list[Node]:
         pending.update(dict.fromkeys(reversed(above)))
         pending[node] = None
     return list(pending)
+
+
+def _still_pending(forward: Forward) -> list[Node]:
+    """Returns the nodes that are pending and were not computed meanwhile, or whose row is asked for and missing."""
+    asked = set(forward.nodes)
+    return [node for node in forward.pending if not node.computed or (node in asked and node not in forward.rows)]
 
 
 def _reachable(rows: list[Node], taken: set[Node]) -> list[Node]:
