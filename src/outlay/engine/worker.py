@@ -103,7 +103,7 @@ class ModelWorker:
         for forward in forwards:
             if not forward.pending and not forward.rows:
                 forward.pending = _pending(forward.nodes)
-            elif forward.pending and forward.pending[0].computed:  # by another run that shares it, while this one waited for room
+            elif forward.pending and forward.pending[0].computed:  # by another run, while this one waited for room
                 forward.pending = _still_pending(forward)
         while chosen := self._choose([forward for forward in forwards if forward.run.finish_reason is None]):
             groups = _by_tree(chosen)
