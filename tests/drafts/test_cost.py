@@ -9,8 +9,10 @@ import torch
 
 from outlay import kernels
 from outlay.drafts import cost
-from outlay.drafts.cost import LONG, SHORT, WIDTHS, PassCosts, costs_of, measure
+from outlay.drafts.cost import LONG, SHORT, WIDTHS, PassCosts, Widths, costs_of, measure
 from outlay.drafts.head import untrained_head
+from outlay.engine.engine import Engine
+from outlay.engine.run import RunOptions, Seat
 from outlay.testing import tiny_model
 
 COSTS = PassCosts((1, 2, 4, 8), (0.010, 0.012, 0.013, 0.021), 1e-6)
@@ -73,6 +75,23 @@ def test_each_row_pays_for_the_text_beyond_the_short_one():
     assert COSTS(4, SHORT) == COSTS(4, 1) == COSTS(4)
     assert COSTS(4, SHORT + 1000) - COSTS(4) == pytest.approx(4 * 1000 * 1e-6)
     assert COSTS(1, SHORT + 1000) - COSTS(1) == pytest.approx(1000 * 1e-6)
+
+
+def test_passes_are_timed_behind_others_of_their_width(monkeypatch):
+    engine = Engine(prefix_cache=False)
+    model = tiny_model()
+    widths = Widths((1, 3), vectors=False)
+    passes, inner = [], Seat.top
+
+    def top(seat, nodes, k, **options):
+        passes.append(len(nodes))
+        return inner(seat, nodes, k, **options)
+
+    monkeypatch.setattr(Seat, "top", top)
+    engine.submit(model, widths, [1, 2, 3], RunOptions(max_tokens=1)).result()
+    engine.close()
+    assert passes[1:] == cost.TURNS * ([1] * cost.IN_A_ROW + [3] * cost.IN_A_ROW)
+    assert {len(seconds) for seconds in widths.seconds.values()} == {cost.TURNS * (cost.IN_A_ROW - 1)}
 
 
 def test_a_pass_is_never_free():

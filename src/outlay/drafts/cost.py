@@ -33,7 +33,7 @@ from outlay.tree.token_tree import Node
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SHORT, LONG = 64, 448  # tokens of text before the passes that are measured
-REPEATS = 5
+TURNS, IN_A_ROW = 2, 4  # of each width; the first of a row isn't counted
 SLOWEST = 8.0  # times its measured cost that a pass may seem to have taken
 
 
@@ -111,7 +111,7 @@ class PassCosts:
 
 
 class Widths(Method):
-    """Times passes over chains of each width, three times or more; commits nothing."""
+    """Times passes over chains of each width; commits nothing."""
 
     about: ClassVar[About] = About(
         name="widths", summary="times passes", paper="", family="measuring", spends="passes", saves=""
@@ -123,19 +123,23 @@ class Widths(Method):
         self._vectors = vectors
 
     def decode(self, run: Run) -> Work:
-        """Yields the passes in turn, so that a machine that drifts drifts for all; the first of each is not counted."""
+        """Yields a few passes of each width in a row, as decoding has them: behind a much wider one, which leaves less
+        of the weights in the caches, a narrow pass may take twice as long. The widths take turns, so that a machine
+        that drifts drifts for all.
+        """
         yield run.target.top([run.tip], 1)
-        for turn in range(REPEATS + 1):
+        for _ in range(TURNS):
             for width, seconds in self.seconds.items():
-                nodes: list[Node] = []
-                for token in range(width):
-                    vector = [torch.zeros(run.model.decoder.config.hidden_size)] if self._vectors else None
-                    nodes += run.tree.extend([nodes[-1] if nodes else run.tip], [token + 1], vectors=vector)
-                started = time.perf_counter()
-                yield run.target.top(nodes, 1)
-                if turn:
-                    seconds.append(time.perf_counter() - started)
-                run.tree.prune(())
+                for place in range(IN_A_ROW):
+                    nodes: list[Node] = []
+                    for token in range(width):
+                        vector = [torch.zeros(run.model.decoder.config.hidden_size)] if self._vectors else None
+                        nodes += run.tree.extend([nodes[-1] if nodes else run.tip], [token + 1], vectors=vector)
+                    started = time.perf_counter()
+                    yield run.target.top(nodes, 1)
+                    if place:
+                        seconds.append(time.perf_counter() - started)
+                    run.tree.prune(())
 
 
 def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
@@ -165,7 +169,8 @@ def costs_of(model: Model) -> PassCosts:
     """Returns the costs of a model's passes with the threads in use: measured before, or now."""
     threads = kernels.threads() if kernels.available() else torch.get_num_threads()
     device = str(model.decoder.device)
-    about = [model.fingerprint, model.format, device, kernels.isa(), str(threads), processor(), str(WIDTHS)]
+    measured = [WIDTHS, TURNS, IN_A_ROW]
+    about = [model.fingerprint, model.format, device, kernels.isa(), str(threads), processor(), str(measured)]
     return _costs(model, sha256("\n".join(about).encode()).hexdigest()[:24])
 
 
