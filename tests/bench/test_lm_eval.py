@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
-from outlay.bench.lm_eval import OutlayLM
+from outlay.bench.lm_eval import OutlayLM, _only_new_garbage
 from outlay.cli import main
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
@@ -188,3 +189,14 @@ def test_the_command_explains_itself(command):
         status, said = command(*words)
         assert status == 0
         assert "--model_args model=smollm2-135m" in said.out
+
+
+def test_what_was_there_before_is_searched_for_garbage_again_afterwards():
+    before = gc.get_freeze_count()
+    with pytest.raises(ZeroDivisionError), _only_new_garbage():
+        assert gc.get_freeze_count() > before
+        with _only_new_garbage():
+            pass
+        assert gc.get_freeze_count() > before, "who froze it unfreezes it"
+        raise ZeroDivisionError
+    assert gc.get_freeze_count() == before

@@ -258,6 +258,23 @@ def test_picked_logits_are_those_of_the_tokens_asked_for():
     assert top.picked.shape == (2, 0)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])  # the second caps its logits
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_that_are_not_kept_are_the_same(kind, threads):
+    n = 40
+    weights = make_weights("q4", KINDS[kind])
+    weights = replace(weights, head=kernels.pack_q8(*kernels.quantize_q8(rows_of(700, HIDDEN, 99))))
+    decoder, hidden, at = make_decoder(weights), rows_of(n, HIDDEN), torch.arange(n)
+    picks = torch.arange(2 * n).view(n, 2) * 8 % 700
+    kernels.set_threads(threads)
+    logits, kept = decoder.run(hidden.clone(), at, at, causal(0, n), top=2, lse=True, picks=picks)
+    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, n), logits=False, top=2, lse=True, picks=picks)
+    assert nothing is None
+    for name in ("tokens", "logits", "lse", "picked"):
+        assert torch.equal(getattr(top, name), getattr(kept, name))
+    assert torch.equal(top.picked, logits.gather(1, picks))
+
+
 def test_calls_from_several_threads():
     from concurrent.futures import ThreadPoolExecutor
 
