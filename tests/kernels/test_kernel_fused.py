@@ -275,6 +275,25 @@ def test_logits_that_are_not_kept_are_the_same(kind, threads):
     assert torch.equal(top.picked, logits.gather(1, picks))
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_features_are_what_the_head_reads_of_all_rows_by_slot(kind, threads):
+    kernels.set_threads(threads)
+    weights, hidden = make_weights("q4", KINDS[kind]), rows_of(9, HIDDEN)
+    at, slots, features = torch.arange(9), torch.arange(9).flip(0) + 30, torch.zeros(CAPACITY, HIDDEN)
+    plan = Plan([Piece(30, 9, slots=slots, limits=torch.arange(1, 10))], 9)
+    make_decoder(weights).run(hidden, at, slots, plan, torch.tensor([3]), features=features)
+    final = weights.final_norm
+    expected = (
+        kernels.layer_norm(hidden, final.weight, final.bias, EPS)
+        if final.bias is not None
+        else kernels.rms_norm(hidden, final.weight, EPS)
+    )
+    assert torch.equal(features[slots], expected)
+    assert not features[:30].any()
+    assert not features[39:].any()
+
+
 def test_calls_from_several_threads():
     from concurrent.futures import ThreadPoolExecutor
 
@@ -305,3 +324,8 @@ def test_refuses_what_does_not_fit():
             decoder.run(hidden, at, at, causal(0, 3), top=1, picks=picks)
     with pytest.raises(ValueError, match="picks"):
         decoder.run(hidden, at, at, causal(0, 3), top=1, picks=at)
+    for features in (torch.zeros(CAPACITY - 1, HIDDEN), torch.zeros(CAPACITY, HIDDEN + 1), torch.zeros(CAPACITY)):
+        with pytest.raises(ValueError, match="features"):
+            decoder.run(hidden, at, at, causal(0, 3), features=features)
+    with pytest.raises(ValueError, match="features"):
+        decoder.run(hidden, at, at, causal(0, 3), features=torch.zeros(CAPACITY, HIDDEN, dtype=torch.float64))

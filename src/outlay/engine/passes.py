@@ -140,10 +140,17 @@ class FusedPass:
         picks, named = _picks(want), []
         most, lse = (want.top, want.lse) if picks is None else (max(want.top, 1), True)
         logits, top = self._fused.run(
-            hidden, plan.positions, plan.slots, plans, chosen, logits=want.logits, top=most, lse=lse, picks=picks
+            hidden,
+            plan.positions,
+            plan.slots,
+            plans,
+            chosen,
+            logits=want.logits,
+            top=most,
+            lse=lse,
+            picks=picks,
+            features=self._cache.features,
         )
-        if self._cache.features is not None:
-            self._cache.features[plan.slots] = kernel_norm(self._decoder.final_norm, hidden)
         if top is not None and top.picked is not None and top.lse is not None:
             named = _named(want, top.tokens[:, 0], top.picked - top.lse[:, None])
         return Output(logits, top, named)
@@ -246,15 +253,6 @@ def _fused_layer(layer: Layer) -> FusedLayer | None:
 
 def _fused_linear(linear: Linear) -> FusedLinear | None:
     return FusedLinear(linear.packed, linear.bias) if isinstance(linear, NativeLinear) else None
-
-
-def kernel_norm(norm: Norm | None, x: Tensor) -> Tensor:
-    """What `norm` makes of x, float32 [n, size], by the kernels: a row's bits don't depend on the other rows."""
-    if norm is None:
-        return x
-    if isinstance(norm, LayerNorm):
-        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
-    return kernels.rms_norm(x, norm.weight, norm.eps)
 
 
 def _fused_norm(norm: Norm | None) -> FusedNorm | None:

@@ -159,6 +159,7 @@ class FusedDecoder:
         top: int = 0,
         lse: bool = False,
         picks: Tensor | None = None,
+        features: Tensor | None = None,
         layers: tuple[int, int] | None = None,
     ) -> tuple[Tensor | None, Top | None]:
         """One pass.
@@ -168,6 +169,7 @@ class FusedDecoder:
         plan: what the rows read (their own slots included), or one plan for each kind of layer.
         head_rows: int64, the rows that go through the head (None: all), if `logits` or `top` are wanted.
         picks: int64 [head rows, n], tokens whose logits are wanted with the `top` largest.
+        features: float32 [slots, hidden_size], where what the head reads of each row is kept, in the row's slot.
         layers: run only layers begin..end-1.
         Returns the logits float32 [head rows, vocabulary] and the `top` largest of each row, with their log-sum-exp if
         `lse` and those of `picks`; None for what is not wanted.
@@ -186,6 +188,13 @@ class FusedDecoder:
         begin, end = layers or (0, len(self._layers))
         if not 0 <= begin <= end <= len(self._layers):
             raise ValueError(f"expected layers within 0..{len(self._layers)}")
+        if features is not None and (
+            features.dtype != torch.float32
+            or features.shape != (len(features), self._hidden)
+            or len(features) < self._capacity
+            or not features.is_contiguous()
+        ):
+            raise ValueError(f"expected features to be contiguous float32 [{self._capacity}, {self._hidden}]")
         if head_rows is not None:
             head_rows = _indices(head_rows, len(head_rows), n)
         count = (n if head_rows is None else len(head_rows)) if logits or top else 0
@@ -216,6 +225,7 @@ class FusedDecoder:
             *((address(best.tokens), address(best.logits), address(best.lse)) if best is not None else (None,) * 3),
             0 if best is None or best.picked is None else best.picked.shape[1],
             *((address(picks), address(best.picked)) if best is not None else (None,) * 2),
+            address(features),
         )
         check(self._library.outlay_pass(byref(self._model), byref(request)))
         return rows, best

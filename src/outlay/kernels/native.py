@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 3
+_ABI = 4
 
 
 class LinearStruct(Structure):
@@ -132,6 +132,7 @@ class PassStruct(Structure):
         ("n_picks", c_int64),
         ("picks", c_void_p),
         ("picked", c_void_p),
+        ("features", c_void_p),
     ]
 
 

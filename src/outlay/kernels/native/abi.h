@@ -113,4 +113,5 @@ struct OutlayPass {
     int64_t n_picks;           // how many tokens of each row have their logit picked
     const int64_t* picks;      // [n_head_rows, n_picks] tokens
     float* picked;             // [n_head_rows, n_picks] their logits
+    float* features;           // [slots, hidden] where what the head reads of each row is kept, by its slot; null: nowhere
 };

@@ -213,6 +213,12 @@ void run_pass(const OutlayModel& model, const OutlayPass& pass) {
     if (int64_t(memory.spans.size()) < pass.n_plans) memory.spans.resize(pass.n_plans);
     for (int64_t i = 0; i < pass.n_plans; ++i) memory.spans[i].build(pass.plans[i], pass.n);
     for (int64_t i = pass.layer_begin; i < pass.layer_end; ++i) run_layer(model, model.layers[i], pass, memory);
+    if (pass.features) {
+        each_row(pass.n, [&](int64_t row) {
+            float* kept = pass.features + pass.slots[row] * model.hidden;
+            apply_norm(model.final_norm, model, pass.hidden + row * model.hidden, kept);
+        });
+    }
     if (pass.n_head_rows > 0) run_head(model, pass, memory);
 }
 
