@@ -103,6 +103,18 @@ def test_in_a_duel_the_faster_kind_gets_longer_turns_and_the_slower_its_least():
     assert drafted / rounds < 0.2, "2 of 18, but for the first turns"
 
 
+def test_a_new_text_is_tried_for_a_shorter_time_where_drafting_has_been_slower():
+    duel = Duel({True: 12, False: 6}, most=16)
+    assert duel.trial == 12, "nothing is known"
+    duel.observe(True, 2, 4.0)
+    assert duel.trial == 12, "nor of rounds without drafts"
+    duel.observe(False, 1, 1.0)
+    assert duel.trial == 6
+    for _ in range(100):
+        duel.observe(True, 3, 1.0)
+    assert duel.trial == 12
+
+
 def test_runs_that_share_a_round_take_the_same_turn_and_one_tells_of_rounds_without_drafts():
     duel = Duel({True: 1, False: 1}, most=8)
     for clock in range(6):

@@ -191,9 +191,15 @@ class Duel:
             self._seen_at = clock
             self.observe(drafting, tokens, seconds)
 
+    @property
+    def trial(self) -> int:
+        """How many rounds with drafts a new text begins with: the shorter turn, where drafting has been the slower."""
+        slower = self._all_seen and self.rate(True) < self.rate(False)
+        return min(self._least.values()) if slower else self._least[True]
+
     def turn(self, drafting: bool) -> int:
         """Returns how many rounds the next turn of a kind has, now that the other kind had its turn."""
-        if all(tokens.seen for tokens in self._tokens.values()):
+        if self._all_seen:
             faster = self.rate(True) >= self.rate(False)
             self._rounds[faster] = min(2 * self._rounds[faster], self._most)
             self._rounds[not faster] = self._least[not faster]
@@ -205,6 +211,10 @@ class Duel:
             self._drafting = not self._drafting
             self._until = clock + self.turn(self._drafting)
         return self._drafting
+
+    @property
+    def _all_seen(self) -> bool:
+        return all(tokens.seen for tokens in self._tokens.values())
 
     @property
     def best(self) -> float:

@@ -161,7 +161,7 @@ class _Planner:
         self._tokens, self._seconds = Average(1.0, RECENT), Average(1.0, RECENT)
         self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
         self._priced, self._one, self._dearer = (0, -1), 0.0, list[float]()
-        self._drafting, self._left = True, TURNS[True]
+        self._drafting, self._left = True, self._learned.duel.trial
 
     def drafts(self) -> bool:
         """Tells whether drafts are looked for in this round. Runs that share passes take their turns together."""
