@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outlay.drafts.planner import Average, Calibration, Candidates, Duel
+from outlay.drafts.planner import Average, Calibration, Candidates, Duel, Kept
 from outlay.drafts.tree import ROOT
 
 
@@ -88,6 +88,33 @@ def test_an_average_forgets():
     assert average.value == pytest.approx(1.0, abs=0.01)
     average.observe(2.0)
     assert average.value == pytest.approx(1.25)
+
+
+def test_what_is_kept_of_what_was_expected_is_learned_and_forgotten():
+    kept = Kept(0.9, 20.0)
+    assert kept.share == pytest.approx(0.9)
+    for turn in range(200):
+        kept.observe(2.0, turn % 2)
+    assert kept.share == pytest.approx(0.25, abs=0.12), "a half of two, with some of the first opinion"
+    for _ in range(200):
+        kept.observe(0.0, 0)
+    assert kept.share == pytest.approx(0.9, abs=0.01), "nothing was drafted meanwhile: texts change"
+    for _ in range(200):
+        kept.observe(1.0, 3)
+    assert kept.share == 1
+
+
+def test_where_less_is_kept_fewer_nodes_are_worth_their_price():
+    calibration, candidates, at = Calibration(), Candidates(), ROOT
+    for token in range(8):
+        at = candidates.add(at, token, "x", calibration, 0.8)
+    sizes = []
+    for kept in (1.0, 0.7, 0.4, 0.1):
+        tree, expected = candidates.chosen(lambda n: 0.2 * n, 8, 8, kept)
+        assert expected == pytest.approx(kept * sum(0.8**depth for depth in range(1, len(tree) + 1)))
+        sizes.append(len(tree))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1] == 0
 
 
 def test_in_a_duel_the_faster_kind_gets_longer_turns_and_the_slower_its_least():

@@ -102,9 +102,12 @@ class Candidates:
             proposal.chance, proposal.origin = chance, origin
         return known
 
-    def chosen(self, price: Callable[[int], float], most: int, depth: int) -> tuple[DraftTree, float]:
+    def chosen(
+        self, price: Callable[[int], float], most: int, depth: int, kept: float = 1.0
+    ) -> tuple[DraftTree, float]:
         """Returns the tree that is expected to give the most for its price, and how many of its nodes are expected to
-        be taken. `price(n)` is what n nodes cost, in tokens that the time would have made otherwise.
+        be taken, where the share `kept` of the chances is believed. `price(n)` is what n nodes cost, in tokens that the
+        time would have made otherwise.
 
         The likeliest nodes come first, and as many of them are taken as make expected tokens less price the greatest:
         a pass may cost the same over more rows, up to a width.
@@ -125,7 +128,7 @@ class Candidates:
             if -negative < UNLIKELY:
                 break
             order.append(node)
-            expected -= negative
+            expected -= negative * kept
             gain = expected - price(len(order))
             if gain > best[0]:
                 best, size = (gain, expected), len(order)
@@ -161,6 +164,27 @@ class Average:
         """Takes an observation in."""
         self.seen = min(self.seen + 1, self._memory)
         self.value += (value - self.value) / self.seen
+
+
+class Kept:
+    """How much of what rounds were expected to give, they gave of late. The best of many guesses are those that were
+    guessed too high, and some texts keep less than others.
+    """
+
+    def __init__(self, start: float, memory: float) -> None:
+        """`start` holds as long as nothing else is known, and again when what was has faded, in `memory` rounds."""
+        self._start, self._memory = start, memory
+        self._expected = self._given = 0.0
+
+    @property
+    def share(self) -> float:
+        """Returns the share, which is at most 1."""
+        return min(1.0, (self._given + self._start * PRIOR) / (self._expected + PRIOR))
+
+    def observe(self, expected: float, given: float) -> None:
+        """Takes in what a round was expected to give, of drafts, and gave."""
+        fade = 1 - 1 / self._memory
+        self._expected, self._given = fade * self._expected + expected, fade * self._given + given
 
 
 class Duel:

@@ -20,7 +20,7 @@ from outlay.drafts.cost import costs_of
 from outlay.drafts.drafter import Best, ModelDrafter
 from outlay.drafts.lookup import ORIGIN, LookupProposer
 from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.planner import RECALLED, UNLIKELY, Average, Calibration, Candidates, Duel
+from outlay.drafts.planner import RECALLED, UNLIKELY, Average, Calibration, Candidates, Duel, Kept
 from outlay.drafts.round import Room, judge
 from outlay.drafts.sources import own_table, table_of
 from outlay.drafts.tree import ROOT, DraftTree
@@ -47,7 +47,8 @@ SHARED = 24  # passes that runs share: without drafts, and divided by the runs, 
 LONGEST_TURN, LONGEST_BESIDE = 192, 512  # of the faster kind
 READING = 48  # rows more than in the pass before, from which on a pass is taken to read prompts: it tells nothing
 REPRICED = 8  # rounds after which the costs of rows are looked at again
-RECENT = 24.0  # rounds that a run's rate is taken over
+HOPED_KEPT = 0.9  # of what is expected, at first
+RECENT, LONG = 24.0, 400.0  # rounds that a run's rate, and what it keeps, is taken over; and all runs together
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,13 @@ class Auto(Method):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a round drafts, of which candidates, and what is expected of it."""
+    """What a round drafts, of which candidates, and what is expected of it, where `kept` of the chances is believed."""
 
     tree: DraftTree
     candidates: Candidates
     tokens: float
     seconds: float
+    kept: float = 1.0
     asked: bool = False
 
 
@@ -122,6 +124,7 @@ class _Learned:
     gains: dict[int, Average] = field(default_factory=dict)  # what the draft added to rounds, by what lookup had found
     # How many tokens more than expected such rounds gave: calibrations are slow to learn that a draft is of no use.
     surprise: Average = field(default_factory=lambda: Average(0.0, SURPRISES))
+    kept: Kept = field(default_factory=lambda: Kept(HOPED_KEPT, LONG))
     duel: Duel = field(default_factory=lambda: Duel(TURNS, LONGEST_TURN))
     patience: int = PATIENCE  # rounds after which a draft that does not pay is asked again
     beside: dict[int, Duel] = field(default_factory=dict)  # beside other runs, by how many these are, in octaves
@@ -159,6 +162,7 @@ class _Planner:
         self._table = method.ngrams(run)
         self._rows = 1.0  # of each run in the last pass
         self._tokens, self._seconds = Average(1.0, RECENT), Average(1.0, RECENT)
+        self._kept = Kept(self._learned.kept.share, RECENT)
         self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
         self._priced, self._one, self._dearer = (0, -1), 0.0, list[float]()
         self._drafting, self._left = True, self._learned.duel.trial
@@ -200,7 +204,7 @@ class _Planner:
     def plan(self) -> Generator[Request, Any, _Plan]:
         """Returns what to draft in this round."""
         run, room = self._run, Room(self._run, self._nodes, self._nodes)
-        rate, seconds, asked = self._rate(), 0.0, False
+        rate, kept, seconds, asked = self._rate(), self._kept.share, 0.0, False
         # Beside others a useless row costs all of them time: nothing is drafted on hope there.
         candidates, price = Candidates(careful=run.target.worker.seated > 1), self._price(rate)
         if room.depth == 0:
@@ -209,20 +213,22 @@ class _Planner:
             self._look_up(candidates, self._lookup, room)
         if self._table is not None:
             self._look_in(candidates, self._table, room)
-        tree, expected = candidates.chosen(price, room.nodes, room.depth)
+        tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
         if self._asks(expected, rate, price):
             worth, began, found = expected - price(len(tree)), time.perf_counter(), expected
             seconds = yield from self._ask(candidates, room, rate)
-            tree, expected = candidates.chosen(price, room.nodes, room.depth)
+            tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
             self._learned.gain(found).observe(expected - price(len(tree)) - worth)
             self._spent = time.perf_counter() - began
             run.count(asked=1)
             asked = True
-        return _Plan(tree, candidates, 1 + expected, seconds + self._cost(1 + len(tree)), asked)
+        return _Plan(tree, candidates, 1 + expected, seconds + self._cost(1 + len(tree)), kept, asked)
 
     def learn(self, plan: _Plan, decided: Sequence[int]) -> None:
         """Takes in what a round gave."""
         plan.candidates.learn(decided)
+        for kept in (self._kept, self._learned.kept):
+            kept.observe((plan.tokens - 1) / plan.kept, len(decided) - 1)
         if plan.asked:
             self._learned.surprise.observe(len(decided) - plan.tokens)
         seconds = self._round(len(decided))
