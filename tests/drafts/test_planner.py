@@ -130,6 +130,22 @@ def test_in_a_duel_the_faster_kind_gets_longer_turns_and_the_slower_its_least():
     assert drafted / rounds < 0.2, "2 of 18, but for the first turns"
 
 
+def test_where_drafting_has_been_faster_texts_share_its_long_turns():
+    duel = Duel({True: 12, False: 6}, most=96)
+    plain = drafted = 0
+    for _text in range(40):
+        kind, left = True, duel.trial
+        for _round in range(20):
+            if not left:
+                kind = not kind
+                left = duel.turn(kind)
+            left -= 1
+            duel.observe(kind, 2 if kind else 1, 1.0)
+            drafted, plain = drafted + kind, plain + (not kind)
+    assert duel.trial >= 12
+    assert 0.02 < plain / drafted < 0.15, "6 of 96, but for the first turns; not 6 of 12 in each text"
+
+
 def test_a_new_text_is_tried_for_a_shorter_time_where_drafting_has_been_slower():
     duel = Duel({True: 12, False: 6}, most=16)
     assert duel.trial == 12, "nothing is known"

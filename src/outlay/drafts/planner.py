@@ -203,11 +203,13 @@ class Duel:
         self._tokens = {kind: Average(1.0, recalled) for kind in rounds}
         self._seconds = {kind: Average(1.0, recalled) for kind in rounds}
         self._drafting, self._until, self._seen_at = True, 0, -1
+        self._drafted = 0  # rounds since one without drafts
 
     def observe(self, drafting: bool, tokens: int, seconds: float) -> None:
         """Takes in what a round gave."""
         self._tokens[drafting].observe(tokens)
         self._seconds[drafting].observe(seconds)
+        self._drafted = self._drafted + 1 if drafting else 0
 
     def observe_at(self, clock: int, drafting: bool, tokens: int, seconds: float) -> None:
         """As `observe`, for runs that share rounds: of those without drafts, one tells all."""
@@ -217,9 +219,12 @@ class Duel:
 
     @property
     def trial(self) -> int:
-        """How many rounds with drafts a new text begins with: the shorter turn, where drafting has been the slower."""
-        slower = self._all_seen and self.rate(True) < self.rate(False)
-        return min(self._least.values()) if slower else self._least[True]
+        """How many rounds with drafts a new text begins with: the shorter turn, where drafting has been the slower;
+        what is left of a turn of all texts together, where it has been the faster.
+        """
+        if self._all_seen and self.rate(True) < self.rate(False):
+            return min(self._least.values())
+        return max(self._rounds[True] - self._drafted, self._least[True])
 
     def turn(self, drafting: bool) -> int:
         """Returns how many rounds the next turn of a kind has, now that the other kind had its turn."""
