@@ -35,6 +35,7 @@ tau is the mean number of tokens of a round, with a chain of 5 drafted tokens at
 """
 TAU = (1.0, 6.0)  # what tau at depth 5 can be
 DEPTH = 5
+STUDY_BATCH = 256  # tokens: heads that see few tokens, once each, learn more from many small steps
 LAYERS = (1, 2, 3, 4, 6, 8, 10)
 CONTEXT = 256  # tokens of text that costs are taken at
 BATCHES = (1, 2, 4, 8, 16)
@@ -149,7 +150,7 @@ def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> 
     from outlay.train.head import HeadRecipe
     from outlay.train.study import HELD_TOKENS, measure_file, study_of
 
-    recipe = HeadRecipe(vocabulary=args.vocabulary, epochs=1, ahead=0, unroll=DEPTH, seed=args.seed)
+    recipe = HeadRecipe(vocabulary=args.vocabulary, epochs=1, ahead=0, unroll=DEPTH, batch=STUDY_BATCH, seed=args.seed)
     folder = args.work or fitted.own_path("head", lm.model).with_suffix(".study")
     if args.drafts:
         # What can't be used is named before hours are spent.
