@@ -223,7 +223,7 @@ class Duel:
         what is left of a turn of all texts together, where it has been the faster.
         """
         if self._all_seen and self.rate(True) < self.rate(False):
-            return min(self._least.values())
+            return self._shortest(True)
         return max(self._rounds[True] - self._drafted, self._least[True])
 
     def turn(self, drafting: bool) -> int:
@@ -231,7 +231,7 @@ class Duel:
         if self._all_seen:
             faster = self.rate(True) >= self.rate(False)
             self._rounds[faster] = min(2 * self._rounds[faster], self._most)
-            self._rounds[not faster] = self._least[not faster]
+            self._rounds[not faster] = self._shortest(not faster)
         return self._rounds[drafting]
 
     def drafts_at(self, clock: int) -> bool:
@@ -240,6 +240,10 @@ class Duel:
             self._drafting = not self._drafting
             self._until = clock + self.turn(self._drafting)
         return self._drafting
+
+    def _shortest(self, drafting: bool) -> int:
+        """How many rounds the slower kind gets, which needn't be found out about any more."""
+        return min(self._least[drafting], self._least[False])
 
     @property
     def _all_seen(self) -> bool:
