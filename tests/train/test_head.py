@@ -179,18 +179,6 @@ def test_a_checkpoint_of_another_recipe_is_refused(model, passages, tmp_path, mo
         HeadTrainer(model, HeadRecipe(vocabulary=100, epochs=2), passages[:2]).fit(tmp_path / "c", silent)
 
 
-def test_a_deeper_head_begins_as_the_shallow_one(model, passages):
-    batch = as_batch(passages[:3])
-    losses = []
-    for layers in (1, 3):
-        trainer = HeadTrainer(model, HeadRecipe(vocabulary=200, layers=layers), passages[:8])
-        loss, _ = trainer.loss(batch, 3, 0)
-        losses.append(loss)
-    assert torch.equal(*losses)
-    loss.backward()
-    assert all(layer.out.weight.grad.any() and layer.down.weight.grad.any() for layer in trainer.net.layers)
-
-
 def test_training_makes_it_better(model, passages):
     trainer = HeadTrainer(model, HeadRecipe(vocabulary=200, epochs=6, batch=400), passages[:8])
     before = trainer.measure(passages[:8])["steps"][0]

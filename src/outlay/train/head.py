@@ -288,9 +288,8 @@ def as_batch(passages: Sequence[Passage]) -> Batch:
 
 
 def _initialise(net: HeadNet, model: Model, passages: Sequence[Passage]) -> None:
-    """The last layer begins as the target's, and what it reads as the embeddings, with the features, as they were
-    before the last norm weighed them, a third as large beside them: it saves half of the training. Layers before it
-    begin as copies that add nothing, so that a deeper head begins as good as a shallow one.
+    """The layers begin as the target's last ones, and what they read as the embeddings, with the features, as they were
+    before the last norm weighed them, a third as large beside them: it saves half of the training.
     """
     decoder, hidden = model.decoder, net.config.hidden_size
     some = passages[0]
@@ -304,16 +303,8 @@ def _initialise(net: HeadNet, model: Model, passages: Sequence[Passage]) -> None
         net.final_norm.weight.copy_(weights)
         mean = net.fuse(torch.cat([features.mean(0), embeddings[1:].mean(0)]))
         net.prompts.copy_(mean + 0.5 * mean.std() * torch.randn(net.prompts.shape))
-        for place, layer in enumerate(net.layers, 1):
-            _copy_layer(layer, decoder.layers[-1])
-            if place < len(net.layers):
-                _silence(layer)
-
-
-def _silence(layer: Any) -> None:
-    """Has a layer add nothing, so far, to what goes through it."""
-    layer.out.weight.zero_()
-    layer.down.weight.zero_()
+        for layer, last in zip(net.layers, decoder.layers[-len(net.layers) :], strict=True):
+            _copy_layer(layer, last)
 
 
 def _copy_layer(layer: Any, last: Layer) -> None:
