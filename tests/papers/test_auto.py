@@ -78,6 +78,19 @@ def test_a_draft_that_is_never_right_is_soon_left_alone(costs):
     assert result.ledger.target_passes == 300
 
 
+def test_a_draft_that_did_not_pay_is_tried_less_where_it_has_a_prompt_to_read_first(costs):
+    costs(row=0.05, draft=0.3)
+    wrong, asked = markov_model(CIRCLE.flip(1), "wrong"), []
+    for length in (1, 300):
+        lm = LM(circle(), Engine())
+        prompt = [place % 16 for place in range(length)]
+        for first, tokens in (([0], 60), (prompt, 200)):
+            result = lm.generate(first, method=Auto(lookup=False), draft=wrong, max_tokens=tokens, ignore_eos=True)
+        asked.append(result.ledger.extras.get("asked", 0))
+    assert asked[0] > 0
+    assert asked[1] == 0
+
+
 @pytest.mark.parametrize(("row", "asked"), [(1.0, False), (0.05, True)])
 def test_a_draft_is_not_even_tried_where_the_best_would_not_pay(costs, row, asked):
     costs(row=row, draft=0.05)

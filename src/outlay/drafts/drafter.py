@@ -124,6 +124,14 @@ class ModelDrafter(Drafter):
         return torch.stack(rows)
 
     @property
+    def behind(self) -> int:
+        """How many tokens of the text the draft has not read yet: all of them before it is asked for the first time."""
+        unread, node = len(self._run.tokens) - self._known, self._tree.tip
+        while node is not None and not node.computed:
+            unread, node = unread + 1, node.parent
+        return unread
+
+    @property
     def ahead(self) -> int:
         """How many tokens a head guesses in one pass beside the next one: it has so many prompt tokens."""
         decoder = self._model.decoder

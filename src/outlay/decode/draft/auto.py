@@ -278,6 +278,13 @@ class _Planner:
         rows = self._tokens.value + self._drafter.ahead
         return self._draft.at_present(rows) / max(1, self._run.draft.worker.last.runs)
 
+    def _dear(self) -> float:
+        """Returns how many times more than usual the next pass of the draft costs: the first one reads the prompt."""
+        assert self._draft is not None
+        assert self._drafter is not None
+        usual = self._tokens.value + self._drafter.ahead
+        return self._draft(max(self._drafter.behind, usual)) / self._draft(usual)
+
     def _context(self) -> int:
         return self._run.tip.position + 1
 
@@ -338,7 +345,10 @@ class _Planner:
         self._unasked += 1
         learned, gain = self._learned, self._learned.gain(found)
         pays = gain.seen < TRIALS or gain.value + learned.surprise.value > rate * self._asking()
-        if (not pays and self._unasked <= learned.patience) or not self._drafter.begin():
+        # Where it has a prompt to read first, trying it costs more.
+        if not pays and (self._unasked <= learned.patience or self._unasked <= learned.patience * self._dear()):
+            return False
+        if not self._drafter.begin():
             return False
         learned.patience = PATIENCE if pays else min(2 * learned.patience, MOST_PATIENT)
         self._unasked = 0
