@@ -20,6 +20,8 @@ from outlay.engine.run import Run
 from outlay.kernels import Top
 from outlay.tree.token_tree import Node
 
+ORDER = 2  # the random stream of the order of equal drafts; 0 is the text's own, 1 that of drafts
+
 
 class Room:
     """How much a round may draft: nodes by the budget, depth by the tokens that may still be written."""
@@ -92,6 +94,10 @@ def choose(run: Run, tree: DraftTree, at: int, node: Node, logits: Tensor, verif
     if run.sampler.greedy or at not in tree.laws:
         return run.sampler.pick(logits, node)
     drafted = [tree.tokens[child] for child in tree.children(at) for _ in range(tree.copies[child])]
+    if len(set(drafted)) < len(drafted):
+        # Independent draws come in any order; that of a tree, which has equal tokens side by side, would favour them.
+        order = torch.randperm(len(drafted), generator=run.random.at(node.position, ORDER)).tolist()
+        drafted = [drafted[place] for place in order]
     q = run.sampler.probs(logits, node)
     return verify(q, tree.laws[at], drafted, run.random.at(node.position, 0))
 
