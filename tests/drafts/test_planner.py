@@ -158,6 +158,28 @@ def test_a_new_text_is_tried_for_a_shorter_time_where_drafting_has_been_slower()
     assert duel.trial == 12
 
 
+def test_drafts_that_have_been_slower_are_watched_until_they_would_pay_or_have_long_not_been_tried():
+    duel = Duel({True: 12, False: 6}, most=16, untried=20)
+    assert not duel.watches, "nothing is known"
+    for _ in range(24):
+        duel.observe(True, 2, 6.0)
+        duel.observe(False, 1, 2.0)
+    assert duel.watches
+    assert duel.trial == 12
+    for _ in range(100):
+        duel.observe(False, 1, 1.0)  # the machine has become faster, for both kinds
+    for _ in range(100):
+        duel.observe_watched(2)
+    assert duel.rate(True) / duel.rate(False) == pytest.approx(2 / 3, rel=0.03), "thrice the time of those without"
+    assert duel.watches
+    assert duel.overdue
+    for _ in range(12):
+        duel.observe_watched(5)
+    assert not duel.watches
+    duel.observe(True, 5, 3.0)
+    assert not duel.overdue
+
+
 def test_runs_that_share_a_round_take_the_same_turn_and_one_tells_of_rounds_without_drafts():
     duel = Duel({True: 1, False: 1}, most=8)
     for clock in range(6):

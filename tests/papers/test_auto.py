@@ -148,6 +148,40 @@ def test_it_learns_from_one_prompt_for_the_next(costs):
     assert lm.generate([0], method="auto", max_tokens=40, ignore_eos=True).ledger.target_passes == first.target_passes
 
 
+def test_drafts_that_have_not_paid_are_watched_and_tried_again_where_they_would_have(costs, monkeypatch):
+    """Half of the tokens follow one another in a circle, half do so every other time. By the costs that were measured
+    it pays to draft both; but by the clock a round with drafts takes three times as long as one without."""
+    costs(row=0.1)
+    monkeypatch.setitem(auto.TURNS, False, 6)
+    law = torch.full((16, 16), 1e-6)
+    for state in range(8):
+        law[state, (state + 1) % 8] = 1.0
+        law[8 + state, 8:] = 0.5 / 8
+        law[8 + state, 8 + (state + 1) % 8] = 0.5
+    lm, now, untried = LM(markov_model(law / law.sum(1, keepdim=True), "circle"), Engine()), [0.0], auto.UNTRIED
+    monkeypatch.setattr(auto.time, "perf_counter", lambda: now[0])
+    ends = auto._Planner._round
+
+    def end_of_round(planner, tokens):
+        now[0] += 1 if planner._run.target.worker.last.rows == 1 else 3
+        return ends(planner, tokens)
+
+    monkeypatch.setattr(auto._Planner, "_round", end_of_round)
+
+    def written(prompt, seed, tokens=90):
+        options = {"max_tokens": tokens, "ignore_eos": True, "temperature": 1.0, "seed": seed}
+        return lm.generate(prompt, method=Auto(table="none"), **options)
+
+    noise, circle = [8], list(range(8)) * 4
+    first = written(noise, 0, 400)
+    assert first.ledger.drafted > 0
+    drafted = [written(noise, seed).ledger.drafted for seed in range(1, 20)]
+    assert sum(count == 0 for count in drafted) >= 19 - 2 * -(-19 * 90 // untried), "tried now and then"
+    after = written(circle, 20)
+    assert after.ledger.target_passes < 60, "12 rounds are watched, and the rest drafted"
+    assert after.tokens == [place % 8 for place in range(90)]
+
+
 def test_drafts_without_a_model_are_refused():
     with pytest.raises(UsageError, match="looks up by itself"):
         tiny_lm().generate("a", method="auto", draft="lookup")

@@ -140,18 +140,11 @@ class Candidates:
 
     def learn(self, decided: Iterable[int]) -> None:
         """Tells all sources what became of their proposals: `decided` are the tokens that followed, drafted or not."""
-        at = ROOT
-        for token in decided:
-            followed = ROOT
+        path = self.tree.along(decided)
+        for at, token in zip([ROOT, *path], decided, strict=False):
             for child in self.tree.children(at):
-                right = self.tree.tokens[child] == token
                 for calibration, sure in self.proposals[child].said:
-                    calibration.observe(sure, right)
-                if right:
-                    followed = child
-            if followed == ROOT:
-                return
-            at = followed
+                    calibration.observe(sure, self.tree.tokens[child] == token)
 
 
 class Average:
@@ -191,25 +184,38 @@ class Duel:
     """Whether drafting pays at all, by the clock: rounds with and without it take turns, and the slower ones get fewer.
 
     Costs that are measured while drafting don't tell what decoding without it would take: what lies between passes
-    makes the passes themselves slower.
+    makes the passes themselves slower. What drafts would have given is known without drafting, once the text is
+    written: where they have been slower, they are only watched, and tried when they have long not been.
     """
 
-    def __init__(self, rounds: Mapping[bool, int], most: int, recalled: float = RECALLED) -> None:
+    def __init__(
+        self, rounds: Mapping[bool, int], most: int, recalled: float = RECALLED, untried: int | None = None
+    ) -> None:
         """`rounds`: how many of each kind, drafting or not, are tried at a time; `most` of the faster kind;
-        `recalled`: how many of each are looked back at.
+        `recalled`: how many of each are looked back at; `untried`: after how many rounds without them drafts are tried
+        again, where watching them doesn't say that they pay (None: they are never only watched).
         """
         self._least, self._most = dict(rounds), most
         self._rounds = dict(rounds)
         self._tokens = {kind: Average(1.0, recalled) for kind in rounds}
         self._seconds = {kind: Average(1.0, recalled) for kind in rounds}
         self._drafting, self._until, self._seen_at = True, 0, -1
-        self._drafted = 0  # rounds since one without drafts
+        self._drafted, self._plain = 0, 0  # rounds since one without drafts, and with them
+        self._untried = untried
+        self._dearer = 1.0  # the time of a round with drafts over that of one without, when there last was one
 
     def observe(self, drafting: bool, tokens: int, seconds: float) -> None:
         """Takes in what a round gave."""
         self._tokens[drafting].observe(tokens)
         self._seconds[drafting].observe(seconds)
-        self._drafted = self._drafted + 1 if drafting else 0
+        self._drafted, self._plain = (self._drafted + 1, 0) if drafting else (0, self._plain + 1)
+        if drafting and self._all_seen:
+            self._dearer = self._seconds[True].value / self._seconds[False].value
+
+    def observe_watched(self, tokens: int) -> None:
+        """Takes in what a round with drafts would have given, in the time that such rounds took when there were any."""
+        self._tokens[True].observe(tokens)
+        self._seconds[True].observe(self._dearer * self._seconds[False].value)
 
     def observe_at(self, clock: int, drafting: bool, tokens: int, seconds: float) -> None:
         """As `observe`, for runs that share rounds: of those without drafts, one tells all."""
@@ -218,11 +224,28 @@ class Duel:
             self.observe(drafting, tokens, seconds)
 
     @property
+    def slower(self) -> bool:
+        """Whether rounds with drafts have been slower than those without."""
+        return self._all_seen and self.rate(True) < self.rate(False)
+
+    @property
+    def watches(self) -> bool:
+        """Whether drafts are watched in their next turn, and not tried."""
+        return self._untried is not None and self.slower
+
+    @property
+    def overdue(self) -> bool:
+        """Whether drafts have long not been tried."""
+        return self._untried is not None and self._plain >= self._untried
+
+    @property
     def trial(self) -> int:
         """How many rounds with drafts a new text begins with: the shorter turn, where drafting has been the slower;
         what is left of a turn of all texts together, where it has been the faster.
         """
-        if self._all_seen and self.rate(True) < self.rate(False):
+        if self.watches:
+            return self._least[True]
+        if self.slower:
             return self._shortest(True)
         return max(self._rounds[True] - self._drafted, self._least[True])
 

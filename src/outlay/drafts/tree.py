@@ -63,6 +63,17 @@ class DraftTree:
         """Returns what was proposed after `parent`, in order."""
         return list(self._below.get(parent, {}).values())
 
+    def along(self, tokens: Sequence[int]) -> list[int]:
+        """Returns the nodes that `tokens` lead down, as far as they were proposed."""
+        nodes, at = [], ROOT
+        for token in tokens:
+            child = self.child(at, token)
+            if child is None:
+                break
+            nodes.append(child)
+            at = child
+        return nodes
+
     def way(self, node: int) -> list[int]:
         """Returns the nodes from the first one down to `node`."""
         nodes = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -43,6 +44,7 @@ TRIALS = 6  # times that a draft is asked before what it gave is believed
 PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
 SURPRISES = 48.0  # rounds that it is looked at over whether a draft keeps what it promises
 TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
+UNTRIED = 384  # rounds after which drafts that don't seem to pay are tried again
 SHARED = 24  # passes that runs share: without drafts, and divided by the runs, with them
 LONGEST_TURN, LONGEST_BESIDE = 192, 512  # of the faster kind
 READING = 48  # rows more than in the pass before, from which on a pass is taken to read prompts: it tells nothing
@@ -95,6 +97,7 @@ class Auto(Method):
         planner = _Planner(self, run)
         while True:
             if not planner.drafts():
+                planner.watch()
                 run.commit((yield from run.next_token(run.tip)))
                 planner.wrote()
                 continue
@@ -125,7 +128,7 @@ class _Learned:
     # How many tokens more than expected such rounds gave: calibrations are slow to learn that a draft is of no use.
     surprise: Average = field(default_factory=lambda: Average(0.0, SURPRISES))
     kept: Kept = field(default_factory=lambda: Kept(HOPED_KEPT, LONG))
-    duel: Duel = field(default_factory=lambda: Duel(TURNS, LONGEST_TURN))
+    duel: Duel = field(default_factory=lambda: Duel(TURNS, LONGEST_TURN, untried=UNTRIED))
     patience: int = PATIENCE  # rounds after which a draft that does not pay is asked again
     beside: dict[int, Duel] = field(default_factory=dict)  # beside other runs, by how many these are, in octaves
 
@@ -165,24 +168,41 @@ class _Planner:
         self._kept = Kept(self._learned.kept.share, RECENT)
         self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
         self._priced, self._one, self._dearer = (0, -1), 0.0, list[float]()
-        self._drafting, self._left = True, self._learned.duel.trial
+        self._watching = self._learned.duel.watches
+        self._drafting, self._left = not self._watching, self._learned.duel.trial
+        self._watched: deque[tuple[int, _Plan]] = deque()  # what was not drafted, and after how many tokens of the text
 
     def drafts(self) -> bool:
-        """Tells whether drafts are looked for in this round. Runs that share passes take their turns together."""
-        worker = self._run.target.worker
+        """Tells whether tokens are drafted in this round. Runs that share passes take their turns together."""
+        worker, duel = self._run.target.worker, self._learned.duel
         if worker.seated > 1:
+            self._watching = False
             self._drafting = self._learned.duel_beside(worker.seated).drafts_at(worker.passes)
-            return self._drafting
-        if self._left == 0 and TURNS[False]:
-            self._drafting = not self._drafting
-            self._left = self._learned.duel.turn(self._drafting)
+        elif self._left == 0 and TURNS[False] and not self._watched:
+            if self._watching:
+                self._drafting, self._watching = duel.overdue or not duel.slower, False
+            else:
+                self._watching = not self._drafting and duel.watches
+                self._drafting = not self._drafting and not self._watching
+            self._left = TURNS[True] if self._watching else duel.turn(self._drafting)
         return self._drafting
+
+    def watch(self) -> None:
+        """Plans a round that drafts nothing, where drafts are watched: the text will show what it would have given."""
+        if not self._watching or self._left == 0:
+            return
+        began, room = time.perf_counter(), Room(self._run, self._nodes, self._nodes)
+        candidates, kept = self._found(room), self._kept.share
+        tree, expected = candidates.chosen(self._price(self._rate()), room.nodes, room.depth, kept)
+        self._watched.append((len(self._run.tokens), _Plan(tree, candidates, 1 + expected, 0.0, kept)))
+        self._since += time.perf_counter() - began
 
     def wrote(self) -> None:
         """Takes in a round without drafts."""
         self._reprice()
         self._run.count(rounds=1, expected_tokens=1, expected_seconds=self._one)
         self._round(1)
+        self._settle()
 
     def _round(self, tokens: int) -> float | None:
         """Takes in that a round gave so many tokens; returns its seconds, None where its pass read a prompt as well."""
@@ -205,14 +225,9 @@ class _Planner:
         """Returns what to draft in this round."""
         run, room = self._run, Room(self._run, self._nodes, self._nodes)
         rate, kept, seconds, asked = self._rate(), self._kept.share, 0.0, False
-        # Beside others a useless row costs all of them time: nothing is drafted on hope there.
-        candidates, price = Candidates(careful=run.target.worker.seated > 1), self._price(rate)
+        candidates, price = self._found(room), self._price(rate)
         if room.depth == 0:
             return _Plan(DraftTree(), candidates, 1.0, self._cost(1))
-        if self._lookup is not None:
-            self._look_up(candidates, self._lookup, room)
-        if self._table is not None:
-            self._look_in(candidates, self._table, room)
         tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
         if self._asks(expected, rate, price):
             worth, began, found = expected - price(len(tree)), time.perf_counter(), expected
@@ -224,11 +239,38 @@ class _Planner:
             asked = True
         return _Plan(tree, candidates, 1 + expected, seconds + self._cost(1 + len(tree)), kept, asked)
 
-    def learn(self, plan: _Plan, decided: Sequence[int]) -> None:
-        """Takes in what a round gave."""
+    def _found(self, room: Room) -> Candidates:
+        """Returns what the text and the table propose."""
+        # Beside others a useless row costs all of them time: nothing is drafted on hope there.
+        candidates = Candidates(careful=self._run.target.worker.seated > 1)
+        if self._lookup is not None and room.depth:
+            self._look_up(candidates, self._lookup, room)
+        if self._table is not None and room.depth:
+            self._look_in(candidates, self._table, room)
+        return candidates
+
+    def _settle(self) -> None:
+        """Takes in what plans would have given that were watched, as far as the text tells by now."""
+        while self._watched:
+            begin, plan = self._watched[0]
+            decided = self._run.tokens[begin:]
+            proposed = plan.candidates.tree
+            path = proposed.along(decided)
+            if len(path) == len(decided) and proposed.children(path[-1] if path else ROOT):
+                return
+            self._watched.popleft()
+            taken = len(plan.tree.along(decided))
+            self._learn(plan, decided, taken)
+            self._learned.duel.observe_watched(1 + taken)
+
+    def _learn(self, plan: _Plan, decided: Sequence[int], taken: int) -> None:
         plan.candidates.learn(decided)
         for kept in (self._kept, self._learned.kept):
-            kept.observe((plan.tokens - 1) / plan.kept, len(decided) - 1)
+            kept.observe((plan.tokens - 1) / plan.kept, taken)
+
+    def learn(self, plan: _Plan, decided: Sequence[int]) -> None:
+        """Takes in what a round gave."""
+        self._learn(plan, decided, len(decided) - 1)
         if plan.asked:
             self._learned.surprise.observe(len(decided) - plan.tokens)
         seconds = self._round(len(decided))
