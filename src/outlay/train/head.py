@@ -51,7 +51,7 @@ class HeadRecipe:
     ahead: int = AHEAD
     decay: float = 0.8
     epochs: int = 2
-    batch: int = 1024
+    batch: int = 256
     lr: float = 2e-3
     warmup: float = 0.03
     clip: float = 0.5
