@@ -215,6 +215,19 @@ def test_a_checkpoint_of_other_options_is_refused(train, watch, refusal, tiny, t
     assert "another model or seed; choose another folder" in line
 
 
+@pytest.mark.parametrize("what", list(WORDS))
+def test_what_is_there_is_not_trained_again(train, refusal, tiny, tmp_path, what):
+    out = tmp_path / "out"
+    train(what, "--out", out)
+    before = out.read_bytes()
+    status, line = refusal("train", what, "--model", tiny, *WORDS[what], "--out", out, "--seed", 7)
+    assert (status, line) == (
+        2,
+        f"outlay: {out} is there already: remove it to train it anew, or name another file with --out\n",
+    )
+    assert out.read_bytes() == before
+
+
 def test_what_was_trained_for_another_model_is_refused(train, refusal, other, tmp_path):
     for what, words in (("draft", "--method speculative --draft {}"), ("ppd", "--method ppd:prompts={}")):
         path = tmp_path / f"{what}.safetensors"

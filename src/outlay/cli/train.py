@@ -218,10 +218,12 @@ def _load(args: argparse.Namespace) -> LM:
 
 
 def _out(args: argparse.Namespace, own: Path) -> Path:
-    """Returns where the file goes. Raises `UsageError` for where none can be, before hours are spent on it."""
+    """Returns where the file goes. Raises `UsageError` for where none can be, or one is there already."""
     out: Path = args.out or own
     if out.is_dir():
         raise UsageError(f"{out} is a folder; name a file in it")
+    if out.exists():
+        raise UsageError(f"{out} is there already: remove it to train it anew, or name another file with --out")
     if any(parent.exists() and not parent.is_dir() for parent in out.parents):
         raise UsageError(f"{out} can't be a file: a part of its path is one")
     return out
