@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=amounts, metavar="N,N,...", default=amounts("25k,50k,100k,200k,400k"),
                         help="training tokens of heads of one layer (25k,50k,100k,200k,400k)")  # fmt: skip
     parser.add_argument("--layers", type=amounts, metavar="N,N,...", default=amounts("1,2,4,8"),
-                        help="layers of heads on the second most of --tokens (1,2,4,8)")  # fmt: skip
+                        help="layers of heads on the median of --tokens (1,2,4,8)")  # fmt: skip
     parser.add_argument("--at", type=sizes, metavar="T:L,...", default=[],
                         help="also predict tau for T training tokens and L layers")  # fmt: skip
     parser.add_argument("--budget", type=amounts, metavar="N", help="the most training tokens (the most measured)")
@@ -159,8 +159,8 @@ def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> 
         return [measure_file(path, lm.model, study.held).point() for path in args.drafts]
     _refuse_too_few(args.tokens, args.layers)
     study = study_of(lm, recipe, max(args.tokens), folder, progress)
-    many = sorted(args.tokens)[-2:][0]  # enough for the larger ones, and less to train than the most
-    wanted = [(tokens, 1) for tokens in args.tokens] + [(many, layers) for layers in args.layers]
+    middle = args.tokens[len(args.tokens) // 2]
+    wanted = [(tokens, 1) for tokens in args.tokens] + [(middle, layers) for layers in args.layers]
     return [study.measure(tokens, layers, progress).point() for tokens, layers in dict.fromkeys(wanted)]
 
 

@@ -240,8 +240,8 @@ class Duel:
 
     @property
     def trial(self) -> int:
-        """How many rounds with drafts a new text begins with: the shorter turn, where drafting has been the slower;
-        what is left of a turn of all texts together, where it has been the faster.
+        """How many rounds with drafts, or watching them, a new text begins with: a short turn, where drafting has been
+        the slower; what is left of a turn of all texts together, where it has been the faster.
         """
         if self.watches:
             return self._least[True]

@@ -177,6 +177,7 @@ class _Planner:
         worker, duel = self._run.target.worker, self._learned.duel
         if worker.seated > 1:
             self._watching = False
+            self._watched.clear()
             self._drafting = self._learned.duel_beside(worker.seated).drafts_at(worker.passes)
         elif self._left == 0 and TURNS[False] and not self._watched:
             if self._watching:
