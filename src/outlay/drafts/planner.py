@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from outlay.drafts.tree import ROOT, DraftTree
@@ -138,7 +138,7 @@ class Candidates:
             at[node] = tree.add(at[self.tree.parents[node]], self.tree.tokens[node], self.proposals[node].origin)
         return tree, best[1]
 
-    def learn(self, decided: Iterable[int]) -> None:
+    def learn(self, decided: Sequence[int]) -> None:
         """Tells all sources what became of their proposals: `decided` are the tokens that followed, drafted or not."""
         path = self.tree.along(decided)
         for at, token in zip([ROOT, *path], decided, strict=False):
