@@ -215,6 +215,16 @@ def test_a_head_drafts_its_own_tokens_only(head, head_file, model):
     assert drafted <= set(head.vocabulary.tolist())
 
 
+def test_a_head_may_have_more_layers_than_its_target(model, passages):
+    depth = len(model.decoder.layers)
+    trainer = HeadTrainer(model, HeadRecipe(layers=depth + 2, vocabulary=200, epochs=1), passages[:4])
+    begun = [layer.out.weight for layer in trainer.net.layers]
+    assert all(torch.equal(begun[0], other) for other in begun[1:3]), "the first ones are the target's first layer"
+    assert len({float(weight.detach().sum()) for weight in begun}) == depth, "the others the target's others"
+    trainer.fit(None, lambda *_: None)
+    assert trainer.measure(passages[4:8])["steps"][0] > 0
+
+
 def test_parts_of_the_training():
     assert schedule(0, 100, 0.1) == pytest.approx(0.1)
     assert schedule(9, 100, 0.1) == 1.0

@@ -303,8 +303,8 @@ def _initialise(net: HeadNet, model: Model, passages: Sequence[Passage]) -> None
         net.final_norm.weight.copy_(weights)
         mean = net.fuse(torch.cat([features.mean(0), embeddings[1:].mean(0)]))
         net.prompts.copy_(mean + 0.5 * mean.std() * torch.randn(net.prompts.shape))
-        for layer, last in zip(net.layers, decoder.layers[-len(net.layers) :], strict=True):
-            _copy_layer(layer, last)
+        for back, layer in enumerate(reversed(net.layers), 1):  # a head may have more layers than the target
+            _copy_layer(layer, decoder.layers[-min(back, len(decoder.layers))])
 
 
 def _copy_layer(layer: Any, last: Layer) -> None:
