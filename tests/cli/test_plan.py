@@ -10,10 +10,9 @@ import pytest
 
 from outlay.bench.plan_report import TABLES
 from outlay.cli import plan
-from outlay.drafts import cost
-from outlay.drafts.cost import PassCosts
 from outlay.drafts.scaling import Point, fit_joint, fit_loglinear
 from outlay.train import study
+from outlay.train.study import RoundCosts
 
 # What the specification of Scylla measured on a small target: tau against tokens, and against layers.
 TOKENS = [
@@ -61,16 +60,14 @@ def refused(refusal, tmp_path):
 
 @pytest.fixture
 def priced(monkeypatch, little_text):
-    """A target whose passes take 1 ms a row, or whatever they hold, and heads that take `head` ms a layer."""
+    """A target whose passes take a millisecond and `a_row` for each row more, and heads that take `head` a layer."""
 
     def set_prices(head, a_row=0.0):
-        def measure(model):
-            layers = model.decoder.config.num_layers
-            seconds = (head * layers,) * 2 if model.name.startswith("untrained") else (1e-3, 1e-3 + 31 * a_row)
-            return PassCosts((1, 32), seconds, 0.0)
+        def costs(lm, sizes, vocabulary, batch, progress):
+            ends = {size: {depth: 1e-3 + depth * (head * size + a_row) for depth in (1, 8)} for size in sizes}
+            return RoundCosts(1e-3, ends)
 
-        monkeypatch.setattr(cost, "measure", measure)
-        monkeypatch.setattr(cost, "_KNOWN", {})
+        monkeypatch.setattr(study, "round_costs", costs)
 
     return set_prices
 
@@ -278,34 +275,30 @@ def test_the_documentation_says_what_the_command_printed(planned, priced, tiny):
     assert body == f"{out.rstrip()}\n```"
 
 
-def test_speed_ups_are_of_passes_that_were_timed(planned, little_text, tiny, monkeypatch):
-    """The target, and the smallest and largest head that is weighed: 49 chains at two batches are priced by them."""
-    measure, timed = cost.measure, []
+def test_speed_ups_are_of_rounds_that_were_timed(planned, little_text, tiny, monkeypatch):
+    """With the smallest and the largest head that is weighed, at each batch: 49 chains are priced by them."""
+    measure, timed = study.round_costs, {}
 
-    def record(model):
-        timed.append((model.decoder.config.num_layers, measure(model)))
-        return timed[-1][1]
+    def record(lm, sizes, vocabulary, batch, progress):
+        assert (sizes, vocabulary) == ([1, 10], 60)
+        timed[batch] = measure(lm, sizes, vocabulary, batch, progress)
+        return timed[batch]
 
-    monkeypatch.setattr(cost, "measure", record)
-    monkeypatch.setattr(cost, "_KNOWN", {})
-    _, found = planned(BOTH, "--model", tiny, "--batch", "1,4")
-    (_, target), (least, small), (most, large) = timed
-    assert (least, most) == (1, 10)
-    assert all(seconds > 0 for _, costs in timed for seconds in costs.seconds)
+    monkeypatch.setattr(study, "round_costs", record)
+    monkeypatch.setattr(study, "COST_TURNS", 1)
+    monkeypatch.setattr(study, "COST_WARM", 0)
+    _, found = planned(BOTH, "--model", tiny, "--batch", "1,4", "--vocabulary", 60)
     for batch in (1, 4):
-        every = found["choices"][str(batch)]["all"]
+        costs, every = timed[batch], found["choices"][str(batch)]["all"]
         assert len({(choice["layers"], choice["depth"]) for choice in every}) == 7 * 7
         for choice in every:
-            layers, depth = choice["layers"], choice["depth"]
-            share = (layers - least) / (most - least)
-            step = (1 - share) * small(batch, plan.CONTEXT) + share * large(batch, plan.CONTEXT)
-            seconds = depth * step + target(batch * (depth + 1), plan.CONTEXT)
-            assert choice["speedup"] == pytest.approx(choice["tau"] * target(batch, plan.CONTEXT) / seconds)
+            seconds = costs(choice["layers"], choice["depth"])
+            assert choice["speedup"] == pytest.approx(choice["tau"] * costs.plain / seconds)
+            assert choice["throughput"] == pytest.approx(batch * choice["tau"] / seconds)
 
 
-def test_heads_are_trained_once_and_kept_and_are_points_themselves(
-    outlay, watch, little_text, tiny, tmp_path, monkeypatch
-):
+def test_heads_are_trained_once_and_kept_and_are_points_themselves(outlay, watch, priced, tiny, tmp_path, monkeypatch):
+    priced(head=0.0)
     kept = ("--model", tiny, "--work", tmp_path / "work")
     words = ("plan", *kept, "--vocabulary", 60, "--tokens", "48,96,192,384", "--layers", "1", "--batch", "1")
     status, out, _ = outlay(*words)

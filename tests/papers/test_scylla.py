@@ -161,16 +161,31 @@ def test_the_choice_is_the_best_of_an_enumeration_and_plain_decoding_where_none_
         value = scaling.chain_tokens(0.6 + 0.05 * math.log2(layers), depth)
         return Prediction(value, value - 0.2, value + 0.2)
 
-    best, every = scaling.choose(tau, lambda rows: 8 + 0.3 * rows, lambda layers, rows: 0.4 * layers, tokens=1e6)
+    def seconds(layers, depth):
+        return 8 + 0.3 * (depth + 1) + 0.4 * layers * depth
+
+    best, every = scaling.choose(tau, seconds, 8.3, tokens=1e6, batch=3)
     assert best == max(every, key=lambda choice: choice.throughput)
     assert best.layers in (1, 2)
-    assert best.speedup > 1
-    none, _ = scaling.choose(tau, lambda rows: 8.0 * rows, lambda layers, rows: 0.4 * layers, tokens=1e6)
+    predicted = tau(best.layers, best.depth)
+    took = seconds(best.layers, best.depth)
+    assert best.throughput == pytest.approx(3 * predicted.value / took), "three requests"
+    gains = [value * 8.3 / took for value in (predicted.value, predicted.low, predicted.high)]
+    assert [best.speedup, best.low, best.high] == pytest.approx(gains)
+    assert best.low > 1
+    none, _ = scaling.choose(tau, lambda layers, depth: 8.0 * (depth + 1), 8.0, tokens=1e6)
     assert none is None
-    small, _ = scaling.choose(
-        tau, lambda rows: 8.0, lambda layers, rows: 0.01, tokens=1e6, fits=lambda layers: layers <= 2
-    )
+    small, _ = scaling.choose(tau, lambda layers, depth: 8.0, 8.0, tokens=1e6, fits=lambda layers: layers <= 2)
     assert small.layers == 2
+
+
+def test_what_a_chain_gives_is_carried_over_to_other_depths():
+    for share in (0.2, 0.7, 1.0):
+        tau = Prediction(scaling.chain_tokens(share, 5), 1.0, 6.0, "far")
+        for depth in (1, 5, 8):
+            found = scaling.at_depth(tau, 5, depth)
+            assert found.value == pytest.approx(scaling.chain_tokens(share, depth))
+            assert (found.low, found.high, found.warning) == (pytest.approx(1), pytest.approx(depth + 1), "far")
 
 
 def test_points_are_read_from_a_table():

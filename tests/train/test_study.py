@@ -18,7 +18,17 @@ from outlay.errors import UsageError
 from outlay.testing import tiny_lm, tiny_model
 from outlay.train.corpus import WARM_EVERY
 from outlay.train.head import HELD_OUT, HeadRecipe, own_tokens
-from outlay.train.study import DEPTH, DraftStudy, batch_speeds, measure, measure_file, study_of
+from outlay.train.study import (
+    COST_DEPTHS,
+    DEPTH,
+    DraftStudy,
+    RoundCosts,
+    batch_speeds,
+    measure,
+    measure_file,
+    round_costs,
+    study_of,
+)
 
 RECIPE = HeadRecipe(vocabulary=100, epochs=1, ahead=0, unroll=2, batch=300)
 
@@ -226,3 +236,44 @@ def test_speeds_are_points_in_the_batch_with_and_without_drafts(monkeypatch):
         assert {point.what for point in points} == {f"tokens a second, {name}"}
     assert [(done, total) for _, done, total in shown] == [(turn, 6) for turn in range(6)]
     assert asdict(found["plain"][0])["layers"] == 1
+
+
+def test_rounds_between_those_that_were_timed_are_on_a_line():
+    costs = RoundCosts(1.0, {1: {1: 2.0, 4: 5.0, 8: 7.0}, 5: {1: 6.0, 4: 9.0, 8: 23.0}})
+    for layers, depth, seconds in ((1, 1, 2.0), (5, 8, 23.0), (1, 2, 3.0), (1, 6, 6.0), (3, 1, 4.0), (2, 6, 8.5)):
+        assert costs(layers, depth) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rounds_are_timed_with_full_chains_and_without_what_reading_the_prompt_takes(monkeypatch, batch):
+    """Every timed run has as many target passes as is said, and drafts a whole chain in each."""
+    lm, shown, runs = tiny_lm(), [], []
+    inner = study_module._timed
+
+    def record(*args):
+        runs.append((args, inner(*args)))
+        return runs[-1][1]
+
+    monkeypatch.setattr(study_module, "_timed", record)
+    for name, count in (("TURNS", 3), ("WARM", 1), ("ROUNDS", 4)):
+        monkeypatch.setattr(study_module, f"COST_{name}", count)
+    found = round_costs(lm, (1, 2), 60, batch, lambda *at: shown.append(at))
+    assert list(found.drafted) == [1, 2]
+    assert found.plain > 0
+    turns = study_module.COST_WARM + study_module.COST_TURNS
+    assert len(runs) == len(shown) == turns * (1 + 2 * len(COST_DEPTHS))
+    seconds = {}
+    for place, ((_, prompts, method, draft, *_), (took, done)) in enumerate(runs):
+        depth = getattr(method, "depth", 0)
+        assert len(prompts) == len(done) == batch
+        assert len({tuple(prompt) for prompt in prompts}) == batch, "none shares another's text"
+        for result in done:
+            assert result.ledger.target_passes == study_module.COST_ROUNDS
+            assert result.ledger.target_tokens == study_module.COST_ROUNDS * (depth + 1)
+            assert result.ledger.drafted == study_module.COST_ROUNDS * depth
+        if place >= study_module.COST_WARM * (1 + 2 * len(COST_DEPTHS)):
+            kind = (draft.decoder.config.num_layers if draft is not None else 0, depth)
+            seconds.setdefault(kind, []).append(took / study_module.COST_ROUNDS)
+    middle = {kind: sorted(each)[len(each) // 2] for kind, each in seconds.items()}
+    assert middle.pop((0, 0)) == found.plain
+    assert middle == {(layers, depth): found.drafted[layers][depth] for layers in (1, 2) for depth in COST_DEPTHS}

@@ -36,7 +36,6 @@ tau is the mean number of tokens of a round, with a chain of 5 drafted tokens at
 TAU = (1.0, 6.0)  # what tau at depth 5 can be
 DEPTH = 5
 LAYERS = (1, 2, 3, 4, 6, 8, 10)
-CONTEXT = 256  # tokens of text that costs are taken at
 BATCHES = (1, 2, 4, 8, 16)
 
 
@@ -212,10 +211,9 @@ def _predict(found: _Found, tokens: float, layers: float) -> Prediction | None:
 
 
 def _choose(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> None:
-    """Finds the head that would give the most tokens a second at each batch, by measured costs of passes."""
+    """Finds the head that would give the most tokens a second at each batch, by what rounds take here."""
     from outlay.drafts import scaling
-    from outlay.drafts.cost import costs_of
-    from outlay.drafts.head import untrained_head
+    from outlay.train.study import round_costs
 
     if not found.points[0].what.startswith("tau") or "batch" in found.laws:
         return
@@ -224,30 +222,18 @@ def _choose(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal.
     if not layers:
         found.notes.append(f"no law reaches a head at {budget:,.0f} training tokens; give another --budget")
         return
-    target, ends = costs_of(lm.model), {}
-    for size in sorted({min(layers), max(layers)}):
-        progress(f"timing a head of {size} layers", 0, 0)
-        ends[size] = costs_of(untrained_head(lm.model, size, args.vocabulary))
-    least, most = min(ends), max(ends)
-
-    def draft(size: int, rows: float) -> float:
-        share = (size - least) / max(most - least, 1)
-        return ends[least](rows, CONTEXT) * (1 - share) + ends[most](rows, CONTEXT) * share
 
     def tau(size: int, depth: int) -> Prediction:
         at = _predict(found, budget, size)
         assert at is not None
-        value, low, high = (
-            scaling.chain_tokens(scaling.even_acceptance(tokens, DEPTH), depth)
-            for tokens in (at.value, at.low, at.high)
-        )
-        return scaling.Prediction(value, low, high, at.warning)
+        return scaling.at_depth(at, DEPTH, depth)
 
     for batch in args.batch:
+        costs = round_costs(lm, sorted({min(layers), max(layers)}), args.vocabulary, batch, progress)
         found.choices[batch] = scaling.choose(
             tau,
-            lambda rows: target(rows, CONTEXT),
-            draft,
+            costs,
+            costs.plain,
             tokens=budget,
             batch=batch,
             layers=layers,

@@ -340,10 +340,20 @@ class Choice:
     high: float
 
 
+def at_depth(tau: Prediction, measured: int, depth: int) -> Prediction:
+    """Returns what a chain of `depth` gives where one of `measured` gives `tau`, if every token of it is taken with the
+    same probability.
+    """
+    value, low, high = (
+        chain_tokens(even_acceptance(tokens, measured), depth) for tokens in (tau.value, tau.low, tau.high)
+    )
+    return Prediction(value, low, high, tau.warning)
+
+
 def choose(
     tau: Callable[[int, int], Prediction],
-    target: Callable[[float], float],
-    draft: Callable[[int, float], float],
+    seconds: Callable[[int, int], float],
+    plain: float,
     *,
     tokens: float,
     batch: int = 1,
@@ -354,17 +364,16 @@ def choose(
     """Returns the configuration with the highest predicted throughput, or None where none is sure to beat plain
     decoding, and all of them, the best first.
 
-    `tau(layers, depth)` predicts the tokens of a round; `target(rows)` and `draft(layers, rows)` are the seconds of
-    passes; `fits(layers)` says whether a size is within the budget.
+    `tau(layers, depth)` predicts the tokens of a round and `seconds(layers, depth)` what it takes with `batch` requests
+    together, `plain` what one without drafts does; `fits(layers)` says whether a size is within the budget.
     """
-    plain = batch / target(batch)
     found = []
     for size in filter(fits, layers):
         for depth in depths:
             predicted = tau(size, depth)
-            seconds = depth * draft(size, batch) + target(batch * (depth + 1))
-            rates = [batch * value / seconds for value in (predicted.value, predicted.low, predicted.high)]
-            found.append(Choice(size, tokens, depth, predicted.value, rates[0], *(rate / plain for rate in rates)))
+            took = seconds(size, depth)
+            gains = [value * plain / took for value in (predicted.value, predicted.low, predicted.high)]
+            found.append(Choice(size, tokens, depth, predicted.value, batch * predicted.value / took, *gains))
     found.sort(key=lambda choice: -choice.throughput)
     best = found[0] if found and found[0].low > 1 else None
     return best, found

@@ -7,20 +7,23 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, stdev
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from outlay.budget import Budget
 from outlay.decode.draft.speculative import Speculative
 from outlay.decode.greedy import Greedy
+from outlay.drafts.head import untrained_head
 from outlay.drafts.scaling import Point
 from outlay.engine.method import Method, Source
 from outlay.errors import UsageError
-from outlay.lm import LM
+from outlay.lm import LM, Result
 from outlay.models.load import Model
 from outlay.train.corpus import WARM_EVERY, Corpus, Passage
 from outlay.train.head import HELD_OUT, HeadRecipe, HeadTrainer, as_batch
@@ -31,6 +34,9 @@ CONTEXTS = 200  # texts on which a head is measured
 HELD_TOKENS = 200_000  # of which as many texts are held out, where nothing is trained
 RESAMPLES = 200
 BATCH_ROUNDS, BATCH_TOKENS = 3, 48
+COST_TURNS, COST_WARM, COST_ROUNDS = 5, 3, 12  # turns, those before them that are not counted, the rounds of each
+COST_CONTEXT = 128  # tokens of text before them
+COST_DEPTHS = (1, 4, 8)  # of the chains that are timed
 
 
 @dataclass(frozen=True)
@@ -192,12 +198,62 @@ def batch_speeds(
             progress(f"decoding {batch} at a time", place * (BATCH_ROUNDS + 1) + turn, turns)
             for name, method in methods.items():
                 some = [prompts[index % len(prompts)] for index in range(batch)]
-                lm.engine.clear()
-                lm.generate_batch(some, method=method, draft=draft, max_tokens=1)  # the prompts, which aren't counted
-                started = time.perf_counter()
-                done = lm.generate_batch(some, method=method, draft=draft, max_tokens=BATCH_TOKENS, ignore_eos=True)
+                seconds, done = _timed(lm, some, method, draft, BATCH_TOKENS, None)
                 if turn:
-                    speeds[name].append(sum(map(len, (each.tokens for each in done))) / (time.perf_counter() - started))
+                    speeds[name].append(sum(len(each.tokens) for each in done) / seconds)
         for name, each in speeds.items():
             found[name].append(Point(median(each), stdev(each), batch=batch, what=f"tokens a second, {name}"))
     return found
+
+
+@dataclass(frozen=True)
+class RoundCosts:
+    """The seconds of rounds with so many requests together: `plain` of one without drafts, `drafted[layers][depth]` of
+    one with a chain of `depth` from a head of `layers`. Between those that were timed they are taken to be linear.
+    """
+
+    plain: float
+    drafted: Mapping[int, Mapping[int, float]]
+
+    def __call__(self, layers: int, depth: int) -> float:
+        """Returns the seconds of a round."""
+        at = [np.interp(depth, list(timed), list(timed.values())) for timed in self.drafted.values()]
+        return float(np.interp(layers, list(self.drafted), at))
+
+
+def round_costs(lm: LM, sizes: Sequence[int], vocabulary: int, batch: int, progress: Progress) -> RoundCosts:
+    """Times rounds with `batch` requests together, without drafts and with chains from heads of some numbers of layers,
+    in ascending order. The heads are not trained: they take what trained ones do, and none of their tokens is kept. All
+    kinds of rounds take turns.
+    """
+    config = lm.model.decoder.config
+    context = max(1, min(COST_CONTEXT, config.max_positions - COST_ROUNDS * (max(COST_DEPTHS) + 1)))
+    prompts = [[(place + request) % config.vocab_size for place in range(context)] for request in range(batch)]
+    kinds: dict[tuple[int, int], tuple[Method, Model | None]] = {(0, 0): (Greedy(), None)}
+    for layers in sizes:
+        head = untrained_head(lm.model, layers, vocabulary)
+        kinds |= {(layers, depth): (Speculative(depth), head) for depth in COST_DEPTHS}
+    seconds: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
+    turns = COST_WARM + COST_TURNS
+    for turn in range(turns):
+        for place, (kind, (method, draft)) in enumerate(kinds.items()):
+            progress(f"timing rounds, {batch} at a time", turn * len(kinds) + place, turns * len(kinds))
+            most = COST_ROUNDS * (kind[1] + 1)
+            took, _ = _timed(lm, prompts, method, draft, most, Budget(target_passes=COST_ROUNDS))
+            if turn >= COST_WARM:
+                seconds[kind].append(took / COST_ROUNDS)
+    at = {kind: median(each) for kind, each in seconds.items()}
+    return RoundCosts(at[0, 0], {layers: {depth: at[layers, depth] for depth in COST_DEPTHS} for layers in sizes})
+
+
+def _timed(
+    lm: LM, prompts: Sequence[list[int]], method: Method, draft: Model | Source | None, most: int, budget: Budget | None
+) -> tuple[float, list[Result]]:
+    """Returns the seconds that up to `most` tokens behind each prompt take, and the results. That the target and the
+    draft read the prompts is not counted.
+    """
+    lm.engine.clear()
+    lm.generate_batch(prompts, method=method, draft=draft, max_tokens=3, ignore_eos=True)
+    started = time.perf_counter()
+    done = lm.generate_batch(prompts, method=method, draft=draft, max_tokens=most, ignore_eos=True, budget=budget)
+    return time.perf_counter() - started, done
