@@ -58,8 +58,8 @@ class Score(Method):
             run.tree.append([position.token for position in positions[1:]])  # a chain is planned as one span
             nodes = run.tip.path()[-len(positions) :]
         else:
-            for position in positions[1:]:
-                nodes += run.tree.extend([nodes[position.above]], [position.token])
+            below = positions[1:]
+            nodes += run.tree.graft([position.above - 1 for position in below], [position.token for position in below])
         follow = [[token for _, token in position.followed] for position in positions]
         found = yield run.target.logprobs_of(nodes, follow)
         totals, greedy = [0.0] * len(self.continuations), [True] * len(self.continuations)

@@ -46,3 +46,40 @@ def test_activations(kind, exactly):
     near = x.abs() < 5
     assert (kernels.activate(kind, x) - exactly(x.double()))[near].abs().max() < 1e-6
     assert torch.equal(kernels.activate(kind, x, up), kernels.activate(kind, x) * up)
+
+
+@pytest.mark.parametrize("with_mins", [False, True])
+def test_quantized_rows_are_those_that_torch_makes_of_them(with_mins):
+    """To the bit, with scales of every size that a half can have."""
+    m, k = 70, 96
+    q = (
+        torch.randint(0, 16, (m, k), dtype=torch.uint8)
+        if with_mins
+        else torch.randint(-128, 128, (m, k)).to(torch.int8)
+    )
+    halves = [torch.randint(-(2**15), 2**15, (m, k // 32)).to(torch.int16).view(torch.float16) for _ in range(2)]
+    scales, mins = (torch.where(half.isfinite(), half, torch.tensor(6e-8).half()) for half in halves)
+    assert (scales.abs() < 6.2e-5).any(), "some are too small for a normal half"
+    index = torch.tensor([3, 69, 0, 3])
+    expected = q[index].float().view(4, -1, 32) * scales[index].float()[..., None]
+    if with_mins:
+        expected += mins[index].float()[..., None]
+    found = kernels.quantized_rows(q, scales, mins if with_mins else None, index)
+    assert torch.equal(found, expected.view(4, k))
+    assert kernels.quantized_rows(q, scales, mins if with_mins else None, index[:0]).shape == (0, k)
+
+
+def test_quantized_rows_that_are_not_there_or_not_held_so_are_refused():
+    q, scales, index = torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2).half(), torch.tensor([1])
+    for args in (
+        (q, scales, None, torch.tensor([4])),
+        (q, scales, None, torch.tensor([-1])),
+        (q, scales, None, index.int()),
+        (q, scales.float(), None, index),
+        (q, scales[:, :1], None, index),
+        (q, scales, scales, index),
+        (q.to(torch.uint8), scales, scales[:2], index),
+        (q.T, scales, None, index),
+    ):
+        with pytest.raises(ValueError, match=r"expected|mins"):
+            kernels.quantized_rows(*args)

@@ -29,7 +29,6 @@ from outlay.engine.method import About, Method, Work
 from outlay.engine.run import Run, RunOptions
 from outlay.models import hub
 from outlay.models.load import Model
-from outlay.tree.token_tree import Node
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SHORT, LONG = 64, 448  # tokens of text before the passes that are measured
@@ -127,14 +126,13 @@ class Widths(Method):
         of the weights in the caches, a narrow pass may take twice as long. The widths take turns, so that a machine
         that drifts drifts for all.
         """
+        size = run.model.decoder.config.hidden_size
         yield run.target.top([run.tip], 1)
         for _ in range(TURNS):
             for width, seconds in self.seconds.items():
                 for place in range(IN_A_ROW):
-                    nodes: list[Node] = []
-                    for token in range(width):
-                        vector = [torch.zeros(run.model.decoder.config.hidden_size)] if self._vectors else None
-                        nodes += run.tree.extend([nodes[-1] if nodes else run.tip], [token + 1], vectors=vector)
+                    vectors = list(torch.zeros(width, size)) if self._vectors else None
+                    nodes = run.tree.graft(range(-1, width - 1), range(1, width + 1), vectors=vectors)
                     started = time.perf_counter()
                     yield run.target.top(nodes, 1)
                     if place:

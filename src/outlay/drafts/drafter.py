@@ -141,12 +141,10 @@ class ModelDrafter(Drafter):
         """Returns the k most probable of the next token, and of each of the `ahead` tokens behind it whatever stands
         between: [1 + ahead, k], in one pass of the head.
         """
-        decoder, tip = self._model.decoder, self._nodes[ROOT]
+        decoder = self._model.decoder
         assert isinstance(decoder, HeadDecoder)
-        nodes = [tip]
-        for vector in decoder.prompts[:ahead]:
-            nodes += self._tree.extend([nodes[-1]], [NO_TOKEN], vectors=[vector])
-        top: Top = yield self._seat.top(nodes, k, lse=True)
+        guessed = self._tree.graft(range(-1, ahead - 1), [NO_TOKEN] * ahead, vectors=decoder.prompts)
+        top: Top = yield self._seat.top([self._nodes[ROOT], *guessed], k, lse=True)
         assert top.lse is not None
         assert self._model.vocabulary is not None
         return Best(self._model.vocabulary[top.tokens], top.logits - top.lse[:, None])

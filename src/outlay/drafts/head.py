@@ -49,8 +49,8 @@ class HeadDecoder(Decoder):
         prompts: Tensor,
         device: torch.device,
     ) -> None:
-        """`prompts` [ahead, hidden_size]: the vectors of its prompt tokens."""
-        self.fuse, self.prompts = fuse, prompts
+        """`prompts` [ahead, hidden_size]: the vectors of its prompt tokens, float32."""
+        self.fuse, self.prompts = fuse, tuple(prompts)
         super().__init__(config, layers, embed, head, final_norm=final_norm, dtype=embed.dtype, device=device)
         self._fixed_bytes += fuse.nbytes
         self._row_multiplies += fuse.in_features * fuse.out_features
@@ -60,13 +60,15 @@ class HeadDecoder(Decoder):
         a token is a prompt token's, and stands as it is.
         """
         embeddings = self.embed(tokens)
-        features = torch.zeros_like(embeddings)
-        if given is not None:
-            features[given.rows.to(features.device)] = given.vectors.to(features)
-        fused = self.fuse(torch.cat([features, embeddings], dim=-1))
-        if given is not None and bool(given.alone.any()):
-            fused[given.rows[given.alone].to(fused.device)] = given.vectors[given.alone].to(fused)
-        return fused
+        if given is None:
+            return self.fuse(torch.cat([torch.zeros_like(embeddings), embeddings], dim=-1))
+        vectors, alone = given.vectors.to(embeddings), given.alone.to(embeddings.device)
+        if len(vectors) < len(tokens):
+            rows, some = given.rows.to(embeddings.device), (vectors, alone)
+            vectors, alone = torch.zeros_like(embeddings), alone.new_zeros(len(tokens))
+            vectors[rows], alone[rows] = some
+        fused = self.fuse(torch.cat([vectors, embeddings], dim=-1))
+        return torch.where(alone[:, None], vectors, fused)
 
 
 def head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderConfig:

@@ -49,10 +49,7 @@ def proposed(drafter: Drafter | Proposer, room: Room, grow: Callable[[Drafter, R
 
 def plant(run: Run, tree: DraftTree) -> list[Node]:
     """Grows the drafted nodes below the tip of the target's tree; returns them in the order of `tree`."""
-    nodes: list[Node] = []
-    for parent, token, origin in zip(tree.parents, tree.tokens, tree.origins, strict=True):
-        nodes += run.tree.extend([run.tip if parent == ROOT else nodes[parent]], [token], origin)
-    return nodes
+    return run.tree.graft(tree.parents, tree.tokens, tree.origins)
 
 
 def judge(

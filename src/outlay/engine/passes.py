@@ -5,7 +5,6 @@ elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +20,10 @@ from outlay.models.mlp import Mlp
 from outlay.models.norm import LayerNorm, Norm
 from outlay.tree.attention import TreeAttention
 from outlay.tree.cache import KV_DTYPES, Cache
-from outlay.tree.plan import Piece, Plan
+from outlay.tree.plan import Piece, Plan, indices
 
 
-@dataclass(frozen=True)
-class Want:
+class Want(NamedTuple):
     """What is wanted of the head's rows: all logits, the `top` largest, the log-sum-exp that goes with them, and the
     log-probabilities of the tokens `named` for each row (none where it is empty)."""
 
@@ -45,8 +43,7 @@ class NamedLogprobs(NamedTuple):
     logprobs: dict[int, float]
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What a pass gives: `logits` float32 [rows, vocab], `top` with [rows, k] of them, and `named` of the rows
     for which tokens were named."""
 
@@ -60,6 +57,8 @@ class Output:
             assert self.logits is not None, "the pass was not asked for logits"
             return self.logits[begin:end]
         assert self.top is not None, "the pass was not asked for the largest logits"
+        if (end - begin, top) == self.top.tokens.shape:
+            return self.top
         lse = self.top.lse if self.top.lse is None else self.top.lse[begin:end]
         return Top(self.top.tokens[begin:end, :top], self.top.logits[begin:end, :top], lse)
 
@@ -136,7 +135,7 @@ class FusedPass:
         hidden = self._decoder.inputs(plan.tokens, plan.positions, plan.given)
         rows = len(plan.keys_seen)
         plans = [kernels.Plan([_piece(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds]
-        chosen = None if len(heads) == rows else torch.tensor(heads, dtype=torch.int64)
+        chosen = None if len(heads) == rows else indices(heads)
         picks, named = _picks(want), []
         most, lse = (want.top, want.lse) if picks is None else (max(want.top, 1), True)
         logits, top = self._fused.run(

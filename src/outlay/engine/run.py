@@ -16,6 +16,7 @@ from outlay.engine.random import RandomStreams
 from outlay.engine.sampling import Sampling, distribution, draw, most_probable, penalize
 from outlay.engine.text import TextStream
 from outlay.engine.trace import Trace
+from outlay.tree.plan import indices
 from outlay.tree.token_tree import Node, Tree
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Seat:
         """
         store = self.worker.cache.features
         assert store is not None, "features are kept where a draft starts from them"
-        return store[torch.tensor([node.slot for node in nodes], device=store.device)]
+        return store[indices([node.slot for node in nodes]).to(store.device)]
 
     def fork(self, tree: Tree, node: Node | None = None) -> Tree:
         """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its

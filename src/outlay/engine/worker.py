@@ -168,37 +168,42 @@ class ModelWorker:
 
     def _costs(self, chosen: list[tuple[Forward, list[Node]]], plan: Plan, order: list[Node]) -> dict[Run, Ledger]:
         """Returns what this pass costs each run. What runs read together is split by rows, to the byte."""
-        config, decoder = self.decoder.config, self.decoder
-        owner = {node: forward.run for forward, nodes in chosen for node in nodes}
         wanted = {node for forward, _ in chosen for node in forward.nodes}
+        per_slot = self.cache.bytes_per_slot // max(1, self.decoder.config.num_layers)
+        weight = self.decoder.pass_weight_bytes(len(order))
+        read = [
+            (piece, count * piece.length * per_slot) for w, count in self._layers.items() for piece in plan.pieces[w]
+        ]
+        if len({forward.run for forward, _ in chosen}) == 1:
+            return {chosen[0][0].run: self._cost(order, plan.keys_seen, wanted, weight, sum(kv for _, kv in read))}
+        owner = {node: forward.run for forward, nodes in chosen for node in nodes}
         runs = [owner[node] for node in order]
-        weight = _split(decoder.pass_weight_bytes(len(order)), runs)
-        kv = dict.fromkeys(weight, 0)
-        per_slot = self.cache.bytes_per_slot // max(1, config.num_layers)
-        for window, count in self._layers.items():
-            for piece in plan.pieces[window]:
-                readers = [runs[row] for row in piece.rows]
-                for run, share in _split(count * piece.length * per_slot, readers).items():
-                    kv[run] += share
-        rows, heads, keys = dict.fromkeys(weight, 0), dict.fromkeys(weight, 0), dict.fromkeys(weight, 0)
-        for node, run, seen in zip(order, runs, plan.keys_seen, strict=True):
-            rows[run] += 1
-            heads[run] += node in wanted
-            for window, count in self._layers.items():
-                keys[run] += count * min(seen, window or seen)
-        passes, tokens = f"{self.role}_passes", f"{self.role}_tokens"
-        costs = {}
-        for run, count in rows.items():
-            attention = 4 * config.num_heads * config.head_dim * keys[run]
-            cost = costs[run] = Ledger(
-                flops=decoder.linear_flops(count, heads[run]) + attention,
-                weight_bytes=weight[run],
-                kv_bytes=kv[run],
-                ran_on=self._ran_on,
-            )
-            setattr(cost, passes, 1)
-            setattr(cost, tokens, count)
-        return costs
+        weights = _split(weight, runs)
+        shares = dict.fromkeys(weights, 0)
+        for piece, kv in read:
+            for run, share in _split(kv, [runs[row] for row in piece.rows]).items():
+                shares[run] += share
+        own: dict[Run, tuple[list[Node], list[int]]] = {run: ([], []) for run in weights}
+        for run, node, seen in zip(runs, order, plan.keys_seen, strict=True):
+            own[run][0].append(node)
+            own[run][1].append(seen)
+        return {run: self._cost(*own[run], wanted, weights[run], shares[run]) for run in own}
+
+    def _cost(self, nodes: list[Node], seen: list[int], wanted: set[Node], weight: int, kv: int) -> Ledger:
+        """Returns the cost of some rows, of which each sees so many keys."""
+        config = self.decoder.config
+        keys = sum(
+            count * (sum(min(keys, w) for keys in seen) if w else sum(seen)) for w, count in self._layers.items()
+        )
+        heads = sum(node in wanted for node in nodes)
+        own: dict[str, Any] = {f"{self.role}_passes": 1, f"{self.role}_tokens": len(nodes)}
+        return Ledger(
+            flops=self.decoder.linear_flops(len(nodes), heads) + 4 * config.num_heads * config.head_dim * keys,
+            weight_bytes=weight,
+            kv_bytes=kv,
+            ran_on=self._ran_on,
+            **own,
+        )
 
 
 def _want(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
@@ -218,18 +223,20 @@ def _want(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
 
 def _settle(forward: Forward, nodes: list[Node], output: Output, places: dict[Node, int]) -> None:
     """Hands a request its rows of a pass that computed `nodes` for it, and finishes it when it has all."""
-    asked = set(forward.nodes)
-    for node in nodes:
-        if node in asked:
-            forward.rows[node] = output, places[node]
-            if output.logits is not None:
-                forward.run.remember(node, output.logits[places[node]])
-    forward.pending = _still_pending(forward)
-    if not forward.pending:
+    if output.logits is not None and forward.run.options.logprobs is not None:
+        for node in {*nodes} & {*forward.nodes}:
+            forward.run.remember(node, output.logits[places[node]])
+    if not forward.rows and len(nodes) == len(forward.pending):  # one pass computes all of it
+        rows = [(output, places[node]) for node in forward.nodes]
+    else:
+        asked = set(forward.nodes)
+        forward.rows.update((node, (output, places[node])) for node in nodes if node in asked)
+        forward.pending = _still_pending(forward)
+        if forward.pending:
+            return
         rows = [forward.rows[node] for node in forward.nodes]
-        named = bool(forward.named)
-        forward.result = [output.named[row] for output, row in rows] if named else _gather(rows, forward.top)
-        forward.done = True
+    forward.result = [each.named[row] for each, row in rows] if forward.named else _gather(rows, forward.top)
+    forward.done = True
 
 
 def _gather(rows: Sequence[tuple[Output, int]], top: int) -> Tensor | Top:

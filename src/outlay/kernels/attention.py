@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,7 @@ from outlay.kernels.native import CacheStruct, PieceStruct, PlanStruct, address,
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A run of keys and the rows of the pass that read it."""
 
     start: int  # the first slot
@@ -34,9 +34,7 @@ class Plan:
         self.n = n
         self.reach = 0  # one more than the last slot that is read
         self._alive: list[Tensor] = []  # the structures hold bare pointers
-        listed = torch.tensor([row for piece in pieces for row in piece.rows or ()], dtype=torch.int64)
-        self._check_rows(listed)
-        at = self._pointer(listed, torch.int64, tuple(listed.shape)) or 0
+        at = self._listed([row for piece in pieces for row in piece.rows or ()])
         structs = []
         for piece in pieces:
             rows = n if piece.rows is None else len(piece.rows)
@@ -59,11 +57,16 @@ class Plan:
         self._pieces = (PieceStruct * len(structs))(*structs)
         self.struct = PlanStruct(self._pieces, len(structs))
 
-    def _check_rows(self, listed: Tensor) -> None:
-        if len(listed):
-            low, high = (int(end) for end in listed.aminmax())
-            if low < 0 or high >= self.n:
-                raise ValueError(f"pieces are read by rows {low}..{high} of a pass with {self.n} rows")
+    def _listed(self, rows: list[int]) -> int:
+        """Returns where the kernels find these rows; 0 where there are none."""
+        if not rows:
+            return 0
+        low, high = min(rows), max(rows)
+        if low < 0 or high >= self.n:
+            raise ValueError(f"pieces are read by rows {low}..{high} of a pass with {self.n} rows")
+        listed = torch.tensor(rows, dtype=torch.int64)
+        self._alive.append(listed)
+        return listed.data_ptr()
 
     def _reach(self, piece: Piece) -> None:
         """Notes up to where a piece reads the cache."""
@@ -71,7 +74,8 @@ class Plan:
             return
         first, last = piece.start, piece.start + piece.length - 1
         if piece.slots is not None:
-            first, last = (int(end) for end in piece.slots.aminmax())
+            slots = piece.slots.tolist()
+            first, last = min(slots), max(slots)
         if first < 0:
             raise ValueError(f"a piece begins at slot {first}")
         self.reach = max(self.reach, last + 1)

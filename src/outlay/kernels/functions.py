@@ -36,3 +36,24 @@ def exp(x: Tensor) -> Tensor:
     x, out = x.contiguous(), torch.empty(x.shape)
     check(library().outlay_exp(x.data_ptr(), x.numel(), out.data_ptr()))
     return out
+
+
+def quantized_rows(q: Tensor, scales: Tensor, mins: Tensor | None, index: Tensor) -> Tensor:
+    """The rows `index`, int64 [n], of a matrix held as integers q [m, k], int8 or, where there are `mins`, uint8, as
+    float32 [n, k]: q * scales + mins, float16 [m, k / 32], for each group of 32 columns.
+    """
+    listed, (m, k) = index.tolist(), q.shape
+    if listed and not 0 <= min(listed) <= max(listed) < m:
+        raise ValueError(f"expected rows in 0..{m - 1}, not {min(listed)}..{max(listed)}")
+    expected = (torch.int8 if mins is None else torch.uint8, (m, k // 32))
+    if (q.dtype, scales.shape) != expected or k % 32 or any(not part.is_contiguous() for part in (q, scales, index)):
+        raise ValueError(f"expected contiguous {expected[0]} [m, k] with scales [m, k / 32], not {q.dtype} {[m, k]}")
+    if mins is not None and (mins.shape != scales.shape or mins.dtype != scales.dtype or not mins.is_contiguous()):
+        raise ValueError("mins are held as scales are")
+    if scales.dtype != torch.float16 or index.dtype != torch.int64:
+        raise ValueError(f"expected float16 scales and int64 rows, not {scales.dtype} and {index.dtype}")
+    out = torch.empty(len(listed), k)
+    library().outlay_rows(
+        q.data_ptr(), scales.data_ptr(), address(mins), index.data_ptr(), len(listed), k, out.data_ptr()
+    )
+    return out

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from ctypes import byref, c_float
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,8 +78,7 @@ class FusedWeights:
     gated: bool = True
 
 
-@dataclass(frozen=True)
-class Top:
+class Top(NamedTuple):
     """The largest logits of each row, in descending order, the lower token first among equals.
 
     `tokens` is int64 and `logits` float32, both [rows, k]; `lse` [rows] is the log-sum-exp of all of a row's logits,
@@ -240,7 +240,8 @@ def _indices(tensor: Tensor, n: int, end: int | None) -> Tensor:
     if tensor.dtype != torch.int64 or tensor.shape != (n,):
         raise ValueError(f"expected int64 [{n}], not {tensor.dtype} {list(tensor.shape)}")
     if n and end is not None:
-        low, high = (int(limit) for limit in tensor.aminmax())
+        values = tensor.tolist()
+        low, high = min(values), max(values)
         if low < 0 or high >= end:
             raise ValueError(f"expected indices in 0..{end - 1}, not {low}..{high}")
     return tensor.contiguous()

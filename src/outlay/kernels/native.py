@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 4
+_ABI = 5
 
 
 class LinearStruct(Structure):
@@ -146,6 +146,7 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_layer_norm": ([*[c_void_p] * 3, c_int64, c_int32, c_float, c_void_p], c_int32),
     "outlay_activate": ([c_int32, c_void_p, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
+    "outlay_rows": ([*[c_void_p] * 4, *[c_int64] * 2, c_void_p], None),
     "outlay_attend": (
         [c_void_p, POINTER(CacheStruct), c_int64, *[c_int32] * 3, *[c_float] * 2, POINTER(PlanStruct), *[c_void_p] * 2],
         c_int32,

@@ -86,6 +86,7 @@ class Decoder:
         if config.rope is not None:
             self.cos, self.sin = config.rope.tables(config.max_positions, self.device)
         self._fixed_bytes = self._count_fixed_bytes()
+        self._pass_bytes: dict[int, int] = {}  # by tokens
         self._row_multiplies, self._head_multiplies = self._count_multiplies()
 
     @torch.inference_mode()
@@ -174,10 +175,13 @@ class Decoder:
 
     def pass_weight_bytes(self, tokens: int) -> int:
         """Returns the bytes of weights that a pass over `tokens` rows reads; of the experts, at most those chosen."""
-        lookups = self.embed.row_bytes
-        if self.positions is not None:
-            lookups += self.positions.shape[1] * self.positions.element_size()
-        return self._fixed_bytes + tokens * lookups + sum(layer.mlp.pass_bytes(tokens) for layer in self.layers)
+        if tokens not in self._pass_bytes:
+            lookups = self.embed.row_bytes
+            if self.positions is not None:
+                lookups += self.positions.shape[1] * self.positions.element_size()
+            inner = sum(layer.mlp.pass_bytes(tokens) for layer in self.layers)
+            self._pass_bytes[tokens] = self._fixed_bytes + tokens * lookups + inner
+        return self._pass_bytes[tokens]
 
     def linear_flops(self, n_rows: int, n_head_rows: int) -> int:
         """Returns the FLOPs of the linear layers, two for each multiply-add; attention's own are the caller's."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from outlay import kernels
+
 GROUP = 32
 
 
@@ -42,6 +44,8 @@ class QuantizedWeight:
     def rows(self, index: Tensor | None) -> Tensor:
         """Returns the rows `index` (None: all) in float32."""
         q, scales, mins = self.q, self.scales, self.mins
+        if index is not None and index.ndim == 1 and q.device.type == "cpu" and kernels.available():
+            return kernels.quantized_rows(q, scales, mins, index)
         if index is not None:
             q, scales = q[index], scales[index]
             mins = mins[index] if mins is not None else None

@@ -11,7 +11,8 @@ slots they took: what it reads depends on its path alone, not on what was tried,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """`length` keys, read by `rows` (indices into the pass), each of which sees at least one.
 
     The keys lie in slots [start, start + length), or in `slots` [length]. Row i sees the first `limits[i]` of them
@@ -64,8 +64,7 @@ class Plan:
         return sum(len(piece.rows) for piece in self.pieces[window]) == len(self.keys_seen)
 
 
-@dataclass(frozen=True)
-class _Reader:
+class _Reader(NamedTuple):
     """Rows that see the first `seen` tokens of a span."""
 
     span: Span
@@ -100,9 +99,9 @@ def plan_pass(
         pieces += _share(readers)
     pieces.sort(key=lambda piece: (piece.base, piece.start))
     return Plan(
-        tokens=torch.tensor([max(node.token, 0) for node in nodes]),
+        tokens=indices([max(node.token, 0) for node in nodes]),
         positions=torch.from_numpy(positions),
-        slots=torch.tensor([node.slot for node in nodes]),
+        slots=indices([node.slot for node in nodes]),
         pieces={window: _within(pieces, window, slot_positions, positions) for window in set(windows)},
         keys_seen=[node.position + 1 for node in nodes],
         given=_given(nodes),
@@ -113,8 +112,13 @@ def _given(nodes: Sequence[Node]) -> Given | None:
     found = [(row, node, node.vector) for row, node in enumerate(nodes) if node.vector is not None]
     if not found:
         return None
-    rows, alone = torch.tensor([row for row, _, _ in found]), torch.tensor([node.token < 0 for _, node, _ in found])
-    return Given(rows, torch.stack([vector for _, _, vector in found]), alone)
+    alone = torch.from_numpy(np.array([node.token < 0 for _, node, _ in found]))
+    return Given(indices([row for row, _, _ in found]), torch.stack([vector for _, _, vector in found]), alone)
+
+
+def indices(values: Sequence[int]) -> torch.Tensor:
+    """Returns integers as int64 [n]: a third of the time that `torch.tensor` takes."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def _plan_limited(span: Span, rows: tuple[int, ...], positions: Ints) -> list[Piece]:
@@ -130,27 +134,28 @@ def _plan_limited(span: Span, rows: tuple[int, ...], positions: Ints) -> list[Pi
 
 def _plan_loose(tree: Tree, group: Sequence[Node], first: int) -> list[Piece]:
     """Returns the piece of what rows see because it is tried, not decided; none where they see nothing of that kind."""
-    seen: dict[Node, list[int]] = {}
-    for row, node in enumerate(group):
+    loose = tree.loose
+    rows, paths = [], list[list[Node]]()
+    for row, node in enumerate(group, first):
+        path = []
         walk: Node | None = node
-        while walk is not None and walk in tree.loose:
-            seen.setdefault(walk, []).append(row)
+        while walk is not None and walk in loose:
+            path.append(walk)
             walk = walk.parent
-    if not seen:
+        if path:
+            rows.append(row)
+            paths.append(path)
+    if not paths:
         return []
-    keys = sorted(seen, key=lambda node: (node.position, node.slot))
-    mask = np.zeros((len(group), len(keys)), dtype=np.bool_)
-    for column, node in enumerate(keys):
-        mask[seen[node], column] = True
-    piece = Piece(
-        keys[0].position,
-        keys[0].slot,
-        len(keys),
-        tuple(range(first, first + len(group))),
-        _unless_straight(np.array([node.slot for node in keys])),
-        mask=mask,
-    )
-    return _tidy(piece)
+    keys = sorted({node for path in paths for node in path}, key=lambda node: (node.position, node.slot))
+    column = {node: place for place, node in enumerate(keys)}
+    mask = bytearray(len(rows) * len(keys))
+    for place, path in enumerate(paths):
+        for node in path:
+            mask[place * len(keys) + column[node]] = 1
+    seen = None if all(mask) else np.frombuffer(mask, dtype=np.bool_).reshape(len(rows), len(keys))
+    slots = _unless_straight([node.slot for node in keys])
+    return [Piece(keys[0].position, keys[0].slot, len(keys), tuple(rows), slots, mask=seen)]
 
 
 def _share(readers: list[_Reader], begin: int = 0) -> list[Piece]:
@@ -201,8 +206,8 @@ def _slots(span: Span, begin: int, end: int) -> Ints | None:
     return None if span.slots is None else np.array(span.slots[begin:end])
 
 
-def _unless_straight(slots: Ints) -> Ints | None:
-    return None if (np.diff(slots) == 1).all() else slots
+def _unless_straight(slots: list[int]) -> Ints | None:
+    return None if slots == list(range(slots[0], slots[0] + len(slots))) else np.array(slots)
 
 
 def _within(pieces: list[Piece], window: int | None, slot_positions: Ints, positions: Ints) -> list[Piece]:
@@ -217,7 +222,7 @@ def _within(pieces: list[Piece], window: int | None, slot_positions: Ints, posit
             seen &= np.arange(piece.length) < piece.limits[:, None]
         if piece.mask is not None:
             seen &= piece.mask
-        narrowed += _tidy(replace(piece, limits=None, mask=seen))
+        narrowed += _tidy(piece._replace(limits=None, mask=seen))
     return narrowed
 
 

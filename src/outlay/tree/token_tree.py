@@ -163,6 +163,32 @@ class Tree:
             self.watch.grew(grown)
         return grown
 
+    def graft(
+        self,
+        parents: Sequence[int],
+        tokens: Sequence[int],
+        origins: Sequence[str] | None = None,
+        vectors: Sequence[Tensor] | None = None,
+    ) -> list[Node]:
+        """Grows a tree of loose nodes below the tip: node i follows node `parents[i]`, an earlier one of them, or the
+        tip where that is -1. The rest as in `extend`, with an origin for each node.
+        """
+        grown: list[Node] = []
+        try:
+            for place, (parent, token) in enumerate(zip(parents, tokens, strict=True)):
+                above = self.tip if parent < 0 else grown[parent]
+                node = Node(self, above, token, self._room_below(above), origins[place] if origins is not None else "")
+                if vectors is not None:
+                    node.vector = vectors[place]
+                grown.append(node)
+                self.loose[node] = None
+        except FailureError:
+            self._drop(grown)
+            raise
+        if self.watch is not None and grown:
+            self.watch.grew(grown)
+        return grown
+
     def append(self, tokens: Sequence[int]) -> None:
         """Decides `tokens`, one after the other behind the tip. Nothing may be loose."""
         assert not self.loose, "a trunk grows only when nothing is being tried"

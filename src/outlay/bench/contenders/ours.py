@@ -18,7 +18,6 @@ from outlay.engine.method import Method, Work
 from outlay.engine.run import Run
 from outlay.lm import LM
 from outlay.models.load import Model, load_model
-from outlay.tree.token_tree import Node
 
 WITHOUT_KERNELS = "/torch"  # behind a format: with torch's operators only
 
@@ -148,9 +147,7 @@ class ChainPasses(Method):
         yield run.target.forward([run.tip])
         for width, seconds in self.seconds.items():
             for _ in range(self._repeats + 1):
-                nodes: list[Node] = []
-                for token in range(width):
-                    nodes += run.tree.extend([nodes[-1] if nodes else run.tip], [token])
+                nodes = run.tree.graft(range(-1, width - 1), range(width))
                 started = time.perf_counter()
                 yield run.target.forward(nodes)
                 seconds.append(time.perf_counter() - started)

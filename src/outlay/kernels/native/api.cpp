@@ -150,7 +150,7 @@ OUTLAY_API const char* outlay_choose(const char* limit) {
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 4; }
+OUTLAY_API int32_t outlay_abi() { return 5; }
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
@@ -198,6 +198,34 @@ OUTLAY_API int32_t outlay_activate(int32_t kind, const float* gate, const float*
 
 OUTLAY_API int32_t outlay_exp(const float* x, int32_t n, float* out) {
     return guarded([&] { active_kernels()->exp(x, n, out); });
+}
+
+static float from_half(uint16_t half) {
+    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
+    uint32_t bits = magnitude << 13;
+    if (magnitude >= 0x7c00) bits |= 0x7f800000;  // infinite, or none
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    if (magnitude < 0x7c00) value *= 0x1p112f;  // the exponents' biases differ by 112; exact, for the smallest too
+    std::memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Rows `index` [n] of a matrix of integers [., k], signed where there are no minima, times the half scale of each group of
+// 32 (+ its minimum), to out [n, k].
+OUTLAY_API void outlay_rows(const uint8_t* q, const uint16_t* scales, const uint16_t* mins, const int64_t* index, int64_t n,
+                            int64_t k, float* out) {
+    for (int64_t row = 0; row < n; ++row) {
+        for (int64_t group = 0; group < k / kGroup; ++group, out += kGroup) {
+            const int64_t at = index[row] * (k / kGroup) + group;
+            const uint8_t* from = q + at * kGroup;
+            const float scale = from_half(scales[at]), least = mins ? from_half(mins[at]) : 0.0f;
+            for (int i = 0; i < kGroup; ++i)
+                out[i] = mins ? float(from[i]) * scale + least : float(int8_t(from[i])) * scale;
+        }
+    }
 }
 
 // Writes k and v [n, n_kv_heads, head_dim] to slots [n] of the cache.
