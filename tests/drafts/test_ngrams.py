@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from outlay.drafts import ngrams
 from outlay.drafts.ngrams import Learned, NgramTable, TextNgrams, _hash_contexts, hash_context, tokenizer_fingerprint
 from outlay.errors import UsageError
 from outlay.testing import tiny_model
@@ -154,3 +155,15 @@ def test_triples_that_are_raised_by_nothing_are_no_successors():
     learned.raise_by(0.0, [1, 2, 3, 4])
     assert learned.successors(1, 2) == []
     assert len(learned) == 0
+
+
+def test_what_was_looked_up_before_is_what_is_looked_up_again(monkeypatch):
+    """The longest end of a context that is known, and what follows it; the same from memory, which has an end."""
+    monkeypatch.setattr(ngrams, "REMEMBERED", 3)
+    found = table(lengths=(1, 2), successors=None)
+    for _ in range(2):
+        assert found.backoff([9, 1, 2]) == (2, *found.entry([1, 2])), "of the last two tokens"
+        assert found.backoff([8, 7]) == (1, 1, [(8, 1.0)]), "of the last one, where two are not known"
+        assert found.backoff([2]) == (1, *found.entry([2]))
+        assert found.backoff([6, 6]) == found.backoff([]) == (0, 0, [])
+        assert len(found._looked_up) <= 3

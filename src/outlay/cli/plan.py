@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Fits the scaling laws of drafts to measurements, predicts, and says which draft to train (Scylla)."
 EXAMPLES = """where the measurements come from:
-  (nothing)       heads trained for this: on --tokens with one layer, and of --layers on the median of --tokens
+  (nothing)       heads trained for this: on --tokens with one layer, and of --layers on the most but one of --tokens
   --drafts FILE   heads that you have trained, measured on text that the model writes
   --table FILE    a table of yours, JSON: [{"value": 2.1, "error": 0.05, "tokens": 100000, "layers": 1}, ...]
 
 examples:
-  outlay plan                                         # an hour or two for the default model; can be stopped
+  outlay plan                                         # some hours for the default model; can be stopped
   outlay plan --tokens 10k,20k,40k,80k --layers 1 --batch 1,8
   outlay plan --table points.json --at 1M:1,1M:2,10M:1
   outlay plan --drafts small.safetensors medium.safetensors large.safetensors huge.safetensors
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=amounts, metavar="N,N,...", default=amounts("25k,50k,100k,200k,400k"),
                         help="training tokens of heads of one layer (25k,50k,100k,200k,400k)")  # fmt: skip
     parser.add_argument("--layers", type=amounts, metavar="N,N,...", default=amounts("1,2,4,8"),
-                        help="layers of heads on the median of --tokens (1,2,4,8)")  # fmt: skip
+                        help="layers of heads on the most but one of --tokens (1,2,4,8)")  # fmt: skip
     parser.add_argument("--at", type=sizes, metavar="T:L,...", default=[],
                         help="also predict tau for T training tokens and L layers")  # fmt: skip
     parser.add_argument("--budget", type=amounts, metavar="N", help="the most training tokens (the most measured)")
@@ -158,8 +158,8 @@ def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> 
         return [measure_file(path, lm.model, study.held).point() for path in args.drafts]
     _refuse_too_few(args.tokens, args.layers)
     study = study_of(lm, recipe, max(args.tokens), folder, progress)
-    middle = args.tokens[len(args.tokens) // 2]
-    wanted = [(tokens, 1) for tokens in args.tokens] + [(middle, layers) for layers in args.layers]
+    many = args.tokens[-2:][0]
+    wanted = [(tokens, 1) for tokens in args.tokens] + [(many, layers) for layers in args.layers]
     return [study.measure(tokens, layers, progress).point() for tokens, layers in dict.fromkeys(wanted)]
 
 

@@ -26,6 +26,7 @@ from outlay.models.tokenizer import Tokenizer
 
 Successors = list[tuple[int, float]]  # tokens with their weights, the heaviest first, the lowest id among equals
 
+REMEMBERED = 4096  # contexts that were looked up
 _FACTOR = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -77,6 +78,7 @@ class NgramTable:
 
     def __init__(self, orders: Mapping[int, _Order], tokenizer: str) -> None:
         self._orders, self.tokenizer = dict(orders), tokenizer
+        self._looked_up: dict[tuple[int, ...], tuple[int, int, Successors]] = {}
 
     @property
     def order(self) -> int:
@@ -95,6 +97,20 @@ class NgramTable:
         span = slice(int(order.starts[place]), int(order.starts[place + 1]))
         found = zip(order.tokens[span].tolist(), order.probs[span].tolist(), strict=True)
         return int(order.totals[place]), list(found)
+
+    def backoff(self, context: Sequence[int]) -> tuple[int, int, Successors]:
+        """Returns the length of the longest end of `context` that something followed, 0 where there is none, and what
+        `entry` says of it. The last few thousand answers are kept, as the next round asks for most contexts again.
+        """
+        longest = self.order - 1
+        key = tuple(context[-longest:])
+        known = self._looked_up.get(key)
+        if known is None:
+            if len(self._looked_up) >= REMEMBERED:
+                self._looked_up.clear()
+            ends = ((length, *self.entry(key[-length:])) for length in range(len(key), 0, -1))
+            known = self._looked_up[key] = next((end for end in ends if end[2]), (0, 0, []))
+        return known
 
     def successors(self, context: Sequence[int]) -> Successors:
         """Returns what followed the whole of `context`, with its probability; [] where that was never seen."""

@@ -357,11 +357,8 @@ class _Planner:
             if not heap:
                 return
             negative, depth, parent, context = heappop(heap)
-            for length in range(longest, 0, -1):
-                seen, found = table.entry(context[-length:])
-                if found:
-                    break
-            else:
+            length, seen, found = table.backoff(context)
+            if not found:
                 continue
             calibration = self._learned.calibration(TABLE, longest * min(seen, COUNTED) + length)
             known = seen / (seen + DOUBT / length)
