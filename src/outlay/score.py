@@ -59,7 +59,7 @@ class Score(Method):
             nodes = run.tip.path()[-len(positions) :]
         else:
             below = positions[1:]
-            nodes += run.tree.graft([position.above - 1 for position in below], [position.token for position in below])
+            nodes += run.tree.extend([position.above - 1 for position in below], [position.token for position in below])
         follow = [[token for _, token in position.followed] for position in positions]
         found = yield run.target.logprobs_of(nodes, follow)
         totals, greedy = [0.0] * len(self.continuations), [True] * len(self.continuations)

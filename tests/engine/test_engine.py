@@ -252,6 +252,19 @@ def test_a_cache_too_small_for_all_evicts_old_prefixes_and_says_when_it_is_full(
     assert lm.engine.workers[0].cache.in_use == 0
 
 
+def test_what_runs_asked_room_for_and_do_not_use_serves_others():
+    """Twenty runs that may write 200 tokens each, and write 15, in a cache of 800: each asks for all of it at once."""
+    lm = outlay.LM(tiny_lm().model, outlay.lm.Engine(cache_tokens=800, prefix_cache=False))
+    asked = {"max_tokens": 200, "budget": outlay.Budget(target_passes=15), "ignore_eos": True}
+    prompts = [f"number {number}" for number in range(20)]
+    together = lm.generate_batch(prompts, **asked)
+    assert [len(result.tokens) for result in together] == [15] * 20
+    assert [result.tokens for result in together] == [lm.generate(prompt, **asked).tokens for prompt in prompts]
+    cache = lm.engine.workers[0].cache
+    assert cache.in_use == 0
+    assert cache.free_slots() == 800, "and all of it comes back"
+
+
 MIX = [
     ("greedy", {}),
     ("sample", {"temperature": 0.8, "top_p": 0.9}),

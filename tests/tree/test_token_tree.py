@@ -92,6 +92,12 @@ class Laws(RuleBasedStateMachine):
         tree.append([data.draw(st.integers(0, VOCAB - 1)) for _ in range(count)])
         self._compute(tree, tree.tip.path(before))
 
+    @rule()
+    def squeeze(self):
+        """As where the cache is full: what regions hold back for later goes to whoever asks next."""
+        self.cache._squeezed()
+        assert all(region.size == region.top for region in self.cache._regions)
+
     @precondition(lambda self: len(self.trees) < 4)
     @rule(data=st.data())
     def fork(self, data):
@@ -198,6 +204,25 @@ def test_trees_that_leave_a_span_at_different_points_share_its_beginning():
     assert_fresh(toy, toy.compute(cache, work))
 
 
+def test_a_whole_tree_is_grown_at_once_by_the_places_of_parents():
+    """The tip's children by -1; each node with its own origin and vector."""
+    toy = Toy()
+    cache = toy.cache()
+    tree = Tree(cache)
+    tree.append([1, 2])
+    [before] = tree.extend([tree.tip], [9])
+    vectors = list(torch.arange(10.0).view(5, 2))
+    grown = tree.extend([-1, 0, -1, 1, before], [3, 4, 5, 6, 7], ["a", "b", "c", "d", "e"], vectors)
+    assert list(map(tokens_of, grown)) == [[1, 2, 3], [1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 4, 6], [1, 2, 9, 7]]
+    assert [node.origin for node in grown] == ["a", "b", "c", "d", "e"]
+    assert all(node.vector is vector for node, vector in zip(grown, vectors, strict=True))
+    assert list(tree.loose) == [before, *grown]
+    held = cache.in_use
+    tree.free(before)
+    assert cache.in_use == held - 2
+    assert tree.extend([], []) == []
+
+
 def test_a_full_cache_says_what_was_asked_for_and_leaves_the_tree_as_it_was():
     toy = Toy()
     cache = toy.cache(limit=80, capacity=16)
@@ -208,9 +233,10 @@ def test_a_full_cache_says_what_was_asked_for_and_leaves_the_tree_as_it_was():
     with pytest.raises(FailureError, match=r"the cache is full: 80 of at most 80 tokens"):
         tree.extend([tree.tip], [1])
     held = cache.in_use
-    with pytest.raises(FailureError):
-        tree.extend([tree.tip] * 30, [1] * 30)
-    assert cache.in_use == held
+    for parents in ([tree.tip] * 30, range(-1, 29)):
+        with pytest.raises(FailureError):
+            tree.extend(parents, [1] * 30)
+        assert cache.in_use == held
     tree.release()
     assert cache.in_use == 0
 

@@ -132,7 +132,7 @@ class Widths(Method):
             for width, seconds in self.seconds.items():
                 for place in range(IN_A_ROW):
                     vectors = list(torch.zeros(width, size)) if self._vectors else None
-                    nodes = run.tree.graft(range(-1, width - 1), range(1, width + 1), vectors=vectors)
+                    nodes = run.tree.extend(range(-1, width - 1), range(1, width + 1), vectors=vectors)
                     started = time.perf_counter()
                     yield run.target.top(nodes, 1)
                     if place:

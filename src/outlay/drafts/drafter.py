@@ -143,7 +143,7 @@ class ModelDrafter(Drafter):
         """
         decoder = self._model.decoder
         assert isinstance(decoder, HeadDecoder)
-        guessed = self._tree.graft(range(-1, ahead - 1), [NO_TOKEN] * ahead, vectors=decoder.prompts)
+        guessed = self._tree.extend(range(-1, ahead - 1), [NO_TOKEN] * ahead, vectors=decoder.prompts)
         top: Top = yield self._seat.top([self._nodes[ROOT], *guessed], k, lse=True)
         assert top.lse is not None
         assert self._model.vocabulary is not None

@@ -49,7 +49,7 @@ def proposed(drafter: Drafter | Proposer, room: Room, grow: Callable[[Drafter, R
 
 def plant(run: Run, tree: DraftTree) -> list[Node]:
     """Grows the drafted nodes below the tip of the target's tree; returns them in the order of `tree`."""
-    return run.tree.graft(tree.parents, tree.tokens, tree.origins)
+    return run.tree.extend(tree.parents, tree.tokens, tree.origins)
 
 
 def judge(

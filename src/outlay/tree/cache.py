@@ -75,9 +75,9 @@ class Region:
         self.size += size
         return True
 
-    def trim(self) -> None:
-        """Gives the untouched slots back and lets another tree continue the region."""
-        self.owner = None
+    def trim(self, owner: object | None = None) -> None:
+        """Gives the untouched slots back, and lets another tree continue the region, or only its `owner`."""
+        self.owner = owner
         if self.size > self.top:
             self.cache.release(self.start + self.top, self.size - self.top)
             self.size = self.top
@@ -106,6 +106,7 @@ class Cache:
         self.features: Tensor | None = None
         self.positions = np.empty(0, dtype=np.int64)  # of the token in each slot, where one is
         self._free: list[tuple[int, int]] = []  # (start, size), sorted by start, never adjacent
+        self._regions: set[Region] = set()
         self._grow(min(capacity, limit))
 
     @property
@@ -147,7 +148,7 @@ class Cache:
         while index is None and self._growable() < size and self.reclaim is not None and self.reclaim():
             index = self._fit(size)
         if index is None:
-            size = min(size, max(self._growable(), *(length for _, length in self._free), 0))
+            size = min(size, self._longest() or self._squeezed())
             if size == 0:
                 raise FailureError(
                     f"the cache is full: {self.in_use} of at most {self.limit} tokens are held and more were asked "
@@ -162,7 +163,9 @@ class Cache:
             del self._free[index]
         else:
             self._free[index] = (start + size, length - size)
-        return Region(self, start, size)
+        region = Region(self, start, size)
+        self._regions.add(region)
+        return region
 
     def claim(self, start: int, size: int) -> bool:
         """Takes the slots [start, start + size) if they are free, or can be had by growing; tells whether it did."""
@@ -182,6 +185,7 @@ class Cache:
     def give(self, region: Region) -> None:
         """Takes an empty region back."""
         self.release(region.start, region.size)
+        self._regions.discard(region)
         region.size = 0
         region.holes.clear()
         region.top = 0
@@ -189,6 +193,16 @@ class Cache:
     def free_slots(self) -> int:
         """Returns how many slots are in no region, counting those that the cache may still grow by."""
         return sum(size for _, size in self._free) + self.limit - self.capacity
+
+    def _longest(self) -> int:
+        """Returns how many slots a region could have at most."""
+        return max(self._growable(), *(length for _, length in self._free), 0)
+
+    def _squeezed(self) -> int:
+        """Takes back what regions have not touched yet, which their trees may never need, and returns `_longest`."""
+        for region in sorted(self._regions, key=lambda region: region.start):
+            region.trim(region.owner)
+        return self._longest()
 
     def _tail(self) -> int:
         """Returns how many slots are free at the cache's end."""

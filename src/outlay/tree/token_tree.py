@@ -136,48 +136,27 @@ class Tree:
 
     def extend(
         self,
-        parents: Sequence[Node | None],
+        parents: Sequence[Node | int | None],
         tokens: Sequence[int],
-        origin: str = "",
+        origin: str | Sequence[str] = "",
         vectors: Sequence[Tensor] | None = None,
     ) -> list[Node]:
-        """Grows one loose node for each parent and token; a parent is the tip or loose. Siblings may share a token.
-        `origin` says what proposed them, such as "lookup" or "draft"; results, traces and the terminal show it.
-        `vectors` [hidden_size] are the nodes' own.
+        """Grows one loose node for each parent and token. A parent is the tip, or loose, or the index of an earlier one
+        of those that are grown here, -1 for the tip. Siblings may share a token. `origin` says what proposed them, such
+        as "lookup" or "draft", each of them or all; results, traces and the terminal show it. `vectors` [hidden_size]
+        are the nodes' own.
 
         Raises `FailureError` when the cache is full; the tree is then as it was.
         """
         grown: list[Node] = []
         try:
-            for parent, token in zip(parents, tokens, strict=True):
-                assert parent is self.tip or parent in self.loose, "a tree grows from its tip and its loose nodes"
-                node = Node(self, parent, token, self._room_below(parent), origin)
-                if vectors is not None:
-                    node.vector = vectors[len(grown)]
-                grown.append(node)
-                self.loose[node] = None
-        except FailureError:
-            self._drop(grown)
-            raise
-        if self.watch is not None:
-            self.watch.grew(grown)
-        return grown
-
-    def graft(
-        self,
-        parents: Sequence[int],
-        tokens: Sequence[int],
-        origins: Sequence[str] | None = None,
-        vectors: Sequence[Tensor] | None = None,
-    ) -> list[Node]:
-        """Grows a tree of loose nodes below the tip: node i follows node `parents[i]`, an earlier one of them, or the
-        tip where that is -1. The rest as in `extend`, with an origin for each node.
-        """
-        grown: list[Node] = []
-        try:
             for place, (parent, token) in enumerate(zip(parents, tokens, strict=True)):
-                above = self.tip if parent < 0 else grown[parent]
-                node = Node(self, above, token, self._room_below(above), origins[place] if origins is not None else "")
+                if isinstance(parent, int):
+                    parent = self.tip if parent < 0 else grown[parent]
+                else:
+                    assert parent is self.tip or parent in self.loose, "a tree grows from its tip and its loose nodes"
+                by = origin if isinstance(origin, str) else origin[place]
+                node = Node(self, parent, token, self._room_below(parent), by)
                 if vectors is not None:
                     node.vector = vectors[place]
                 grown.append(node)

@@ -147,7 +147,7 @@ class ChainPasses(Method):
         yield run.target.forward([run.tip])
         for width, seconds in self.seconds.items():
             for _ in range(self._repeats + 1):
-                nodes = run.tree.graft(range(-1, width - 1), range(width))
+                nodes = run.tree.extend(range(-1, width - 1), range(width))
                 started = time.perf_counter()
                 yield run.target.forward(nodes)
                 seconds.append(time.perf_counter() - started)
