@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from outlay.bench.contenders.speculators import LlamaSpeculative, OurMethod
-from outlay.bench.speculation import Settings
+from outlay.bench.interleave import Outcome
+from outlay.bench.speculation import Settings, joined
 from outlay.bench.speculation_report import overview, report
 
 SETTINGS = {
@@ -89,3 +90,28 @@ def test_the_overview_has_a_row_for_each_method_but_greedy():
     page = overview(found(row("outlay greedy", [100]), row("outlay auto", [130], tokens_per_pass=1.9)))
     assert "| **auto** | **1.30x, 1.9** | **-** |" in page
     assert "| greedy" not in page
+
+
+def test_each_prompt_alone_is_a_task_and_a_round_is_the_sum_of_them():
+    everything = settings(()).tasks()
+    alone = [task for task in everything if task.batch == 1]
+    assert [(task.prompts, task.temperature, task.first, task.count) for task in alone] == [
+        (name, temperature, place, 1) for temperature in (0.0, 0.6) for name in ("chat", "code") for place in range(8)
+    ]
+    first, second = alone[:2]
+    counted = {"target_passes": 8.0, "drafted": 20.0, "draft_passes": 4.0, "rounds": 8.0, "tried_1": 8.0}
+    parts = {
+        first: [{"tokens": 10.0, "seconds": 1.0, "digest": 5.0, "taken_1": 2.0, **counted}, None],
+        second: [{"tokens": 30.0, "seconds": 3.0, "digest": 6.0, "taken_1": 6.0, **counted}, {"tokens": 1.0}],
+    }
+    outcome = Outcome({("outlay auto", task): rounds for task, rounds in parts.items()})
+    assert joined(outcome) == [
+        {
+            "contender": "outlay auto", "prompts": "chat", "temperature": 0.0, "batch": 1, "beside": False,
+            "rounds": [
+                {"tokens_per_second": 10.0, "digest": 11.0, "tokens_per_pass": 2.5, "drafted_per_token": 1.0,
+                 "draft_passes_per_pass": 0.5, "accepted_1": 0.5},
+                None,
+            ],
+        }
+    ]  # fmt: skip

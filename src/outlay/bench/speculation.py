@@ -7,11 +7,12 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from outlay.bench.contenders.speculators import LlamaSpeculative, OurMethod, Speculate, TransformersAssisted
-from outlay.bench.interleave import Contender, interleave
+from outlay.bench.contenders.speculators import LlamaSpeculative, OurMethod, Speculate, TransformersAssisted, summed
+from outlay.bench.interleave import Contender, Outcome, Values, interleave
 from outlay.bench.machine import describe
 from outlay.bench.options import check_folder_of, names
 from outlay.bench.progress import Progress
@@ -58,11 +59,13 @@ class Settings:
     beside: tuple[int, int]  # prompts and tokens beside other engines, some of which take a second for a few tokens
 
     def tasks(self) -> list[Speculate]:
-        """Returns all tasks: every set at every temperature, alone and beside peers; in a batch at temperature 0."""
+        """Returns all tasks: every set at every temperature, alone and beside peers; in a batch at temperature 0. Each
+        prompt alone is a task, so that contenders take turns every few hundred milliseconds.
+        """
         pairs = [(name, temperature) for temperature in self.temperatures for name in self.sets]
         count, new = self.beside
         return [
-            *(Speculate(*pair, self.threads, self.count, self.new) for pair in pairs),
+            *(Speculate(*p, self.threads, 1, self.new, first=place) for p in pairs for place in range(self.count)),
             *(Speculate(name, 0.0, self.threads, self.batch, self.new, self.batch) for name in self.sets),
             *(Speculate(*pair, self.threads, count, new, beside=True) for pair in pairs if self.peers),
         ]
@@ -109,11 +112,7 @@ def run(args: argparse.Namespace) -> int:
         },
         "contenders": [contender.name for contender in everyone],
         "failures": outcome.failures,
-        "values": [
-            {"contender": name, "prompts": task.prompts, "temperature": task.temperature, "batch": task.batch,
-             "beside": task.beside, "rounds": rounds}
-            for (name, task), rounds in outcome.values.items() if isinstance(task, Speculate)
-        ],
+        "values": joined(outcome),
     }  # fmt: skip
     if args.out is not None:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -122,6 +121,24 @@ def run(args: argparse.Namespace) -> int:
     if all(name in outcome.failures for name in ours):
         raise FailureError(f"none of our own methods could be measured: {outcome.failures[ours[0]]}")
     return 0
+
+
+def joined(outcome: Outcome) -> list[dict[str, Any]]:
+    """Returns what was measured of each contender on each set, a round at a time: None where a prompt has no answer."""
+    parts: dict[tuple[str, Speculate], list[list[Values | None]]] = {}
+    for (name, task), rounds in outcome.values.items():
+        if isinstance(task, Speculate):
+            parts.setdefault((name, replace(task, first=0)), []).append(rounds)
+    return [
+        {"contender": name, "prompts": task.prompts, "temperature": task.temperature, "batch": task.batch,
+         "beside": task.beside, "rounds": list(map(_round, *rounds))}
+        for (name, task), rounds in parts.items()
+    ]  # fmt: skip
+
+
+def _round(*parts: Values | None) -> Values | None:
+    answered = [part for part in parts if part is not None]
+    return summed(answered) if len(answered) == len(parts) else None
 
 
 def name_of(method: str, draft: str | None) -> str:

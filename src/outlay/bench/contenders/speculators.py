@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,12 +19,15 @@ from outlay.errors import FailureError
 
 BESIDE = ("greedy", "auto")  # methods that are measured beside other engines
 BATCHED = (*BESIDE, "lookup", "speculative")  # and in a batch
+LEDGER = ("target_passes", "draft_passes", "drafted", "rounds")  # what is counted of it
 DEPTHS = 4  # of drafted tokens whose acceptance is reported
 
 
 @dataclass(frozen=True)
 class Speculate:
-    """Decodes `count` prompts of a set, `new` tokens each at most, `batch` at a time; `beside` other engines or not."""
+    """Decodes `count` prompts of a set, from the one with index `first` on, `new` tokens each at most, `batch` at a
+    time; `beside` other engines or not.
+    """
 
     prompts: str
     temperature: float
@@ -32,16 +36,39 @@ class Speculate:
     new: int
     batch: int = 1
     beside: bool = False
+    first: int = 0
 
 
-def prompts_of(folder: Path, name: str, count: int) -> list[str]:
-    """Returns the first prompts of a set, a file of JSON lines."""
+def prompts_of(folder: Path, name: str, count: int, first: int = 0) -> list[str]:
+    """Returns some prompts of a set, a file of JSON lines."""
     lines = (folder / f"{name}.jsonl").read_text().splitlines()
-    return [json.loads(line)["prompt"] for line in lines[:count]]
+    return [json.loads(line)["prompt"] for line in lines[first : first + count]]
+
+
+def summed(parts: Sequence[Values]) -> Values:
+    """Returns what is reported of tasks that were measured one by one: rates over all of them, and one `digest`."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    found = {"tokens_per_second": total["tokens"] / total["seconds"], "digest": total["digest"]}
+    if passes := total["target_passes"]:
+        found |= {
+            "tokens_per_pass": total["tokens"] / passes,
+            "drafted_per_token": total["drafted"] / total["tokens"],
+            "draft_passes_per_pass": total["draft_passes"] / passes,
+        }
+    for depth in range(1, DEPTHS + 1):
+        if tried := total[f"tried_{depth}"]:
+            found[f"accepted_{depth}"] = total[f"taken_{depth}"] / tried
+    if expected := total["expected_tokens"]:
+        found["expected_per_pass"] = expected / max(total["rounds"], 1)
+    return found
 
 
 class Speculator(Contender):
-    """A contender that answers prompts. The first time that it gets a task it answers one of them, to warm up."""
+    """A contender that answers prompts. The first time that it gets a task it answers the first prompt of a set, or the
+    first batch, to warm up.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -52,17 +79,18 @@ class Speculator(Contender):
         return isinstance(task, Speculate) and task.beside
 
     def measure(self, task: Speculate) -> Values:
-        """Returns `tokens_per_second`, a `digest` of what was written, and what else the contender counts."""
-        count = task.count if task in self._met else max(1, task.batch)
+        """Returns what `summed` adds up: the `tokens`, the `seconds` that they took, a `digest` of them, and what else the
+        contender counts.
+        """
+        count = task.count if task in self._met else 0 if task.first else max(1, task.batch)
         self._met.add(task)
         self.use(task.threads)
-        texts = [self.encode(prompt) for prompt in prompts_of(self.folder, task.prompts, count)]
+        texts = [self.encode(prompt) for prompt in prompts_of(self.folder, task.prompts, count, task.first)]
         started = time.perf_counter()
         written, counted = self.answer(texts, task)
         seconds = time.perf_counter() - started
-        tokens = sum(map(len, written))
         digest = int.from_bytes(blake2b(json.dumps(written).encode(), digest_size=6).digest(), "big")
-        return {"tokens_per_second": tokens / seconds, "digest": float(digest), **counted}
+        return {"tokens": float(sum(map(len, written))), "seconds": seconds, "digest": float(digest), **counted}
 
     def use(self, threads: int) -> None:
         """Computes with so many threads from now on."""
@@ -114,7 +142,7 @@ class OurMethod(Speculator):
         """Through the engine, as anyone would; greedy decodes at temperature 0 only, and sample draws in its place."""
         from outlay.budget import Ledger
 
-        self._lm.engine.clear()
+        self._lm.engine.clear(learned=task.first == 0)  # what one set has taught doesn't count for the next
         method = "sample" if self.method == "greedy" and task.temperature else self.method
         options: dict[str, Any] = {"method": method, "draft": self.draft, "temperature": task.temperature}
         results = []
@@ -127,16 +155,8 @@ class OurMethod(Speculator):
                 ]
             results += [handle.result() for handle in handles]
         ledger = sum((result.ledger for result in results), start=Ledger())
-        shares = ledger.acceptance()[:DEPTHS]
-        counted = {
-            "tokens_per_pass": ledger.tokens_out / ledger.target_passes,
-            "drafted_per_token": ledger.drafted / ledger.tokens_out,
-            "draft_passes_per_pass": ledger.draft_passes / ledger.target_passes,
-            **{f"accepted_{depth}": share for depth, share in enumerate(shares, 1)},
-        }
-        if expected := ledger.extras.get("expected_tokens"):
-            counted["expected_per_pass"] = expected / max(ledger.rounds, 1)
-        return [result.tokens for result in results], counted
+        counted = {name: float(getattr(ledger, name)) for name in LEDGER}
+        return [result.tokens for result in results], counted | ledger.extras
 
 
 class TransformersAssisted(Speculator):
