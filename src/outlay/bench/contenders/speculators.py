@@ -79,8 +79,8 @@ class Speculator(Contender):
         return isinstance(task, Speculate) and task.beside
 
     def measure(self, task: Speculate) -> Values:
-        """Returns what `summed` adds up: the `tokens`, the `seconds` that they took, a `digest` of them, and what else the
-        contender counts.
+        """Returns what `summed` adds up: the `tokens`, the `seconds` that they took, a `digest` of them, and what else
+        the contender counts.
         """
         count = task.count if task in self._met else 0 if task.first else max(1, task.batch)
         self._met.add(task)
