@@ -167,3 +167,10 @@ def test_what_was_looked_up_before_is_what_is_looked_up_again(monkeypatch):
         assert found.backoff([2]) == (1, *found.entry([2]))
         assert found.backoff([6, 6]) == found.backoff([]) == (0, 0, [])
         assert len(found._looked_up) <= 3
+
+
+def test_a_tokenizers_fingerprint_is_worked_out_once():
+    """Each request with a draft model asks for it, and for a large vocabulary it takes a tenth of a second."""
+    tokenizer = tiny_model().tokenizer
+    assert tokenizer_fingerprint(tokenizer) is tokenizer_fingerprint(tokenizer)
+    assert tokenizer_fingerprint(tiny_model(1).tokenizer) == tokenizer_fingerprint(tokenizer)

@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _FACTOR = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
+@cache
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """Returns the same string for tokenizers that give every text the same tokens."""
     vocabulary = json.dumps(sorted(tokenizer.inner.get_vocab(with_added_tokens=True).items()), ensure_ascii=True)

@@ -198,6 +198,7 @@ def batch_speeds(
             progress(f"decoding {batch} at a time", place * (BATCH_ROUNDS + 1) + turn, turns)
             for name, method in methods.items():
                 some = [prompts[index % len(prompts)] for index in range(batch)]
+                lm.engine.clear()
                 seconds, done = _timed(lm, some, method, draft, BATCH_TOKENS, None)
                 if turn:
                     speeds[name].append(sum(len(each.tokens) for each in done) / seconds)
@@ -252,7 +253,6 @@ def _timed(
     """Returns the seconds that up to `most` tokens behind each prompt take, and the results. That the target and the
     draft read the prompts is not counted.
     """
-    lm.engine.clear()
     lm.generate_batch(prompts, method=method, draft=draft, max_tokens=3, ignore_eos=True)
     started = time.perf_counter()
     done = lm.generate_batch(prompts, method=method, draft=draft, max_tokens=most, ignore_eos=True, budget=budget)
