@@ -1,5 +1,5 @@
-"""What a pass of a model costs on this machine, by its rows: measured once, kept in the user's cache, and corrected by
-what passes take while they run.
+"""What a pass of a model costs on this machine, by its rows: measured by the first few processes that want it, kept in
+the user's cache, and corrected by what passes take while they run.
 
 The time of a pass depends on its rows, on the weights' format, the processor and the threads, and on how much text each
 row attends to. It is measured for some widths after a short text, and once more after a long one; between the widths it
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,7 @@ from outlay.models.load import Model
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SHORT, LONG = 64, 448  # tokens of text before the passes that are measured
 TURNS, IN_A_ROW = 2, 4  # of each width; the first of a row isn't counted
+PROCESSES = 3  # that measure: to the first, the machine may have been busy, as it is after an installation
 SLOWEST = 8.0  # times its measured cost that a pass may seem to have taken
 
 
@@ -141,7 +142,9 @@ class Widths(Method):
 
 
 def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
-    """Measures the passes of a model, in an engine of its own."""
+    """Measures the passes of a model, in an engine of its own: the fastest of each width, the nearest to what it takes
+    where nothing else runs. By how much passes are slower at present is for the pace to say.
+    """
     engine = Engine(prefix_cache=False)
     config = model.decoder.config
     most, context = min(50, config.vocab_size - 1), max(1, config.max_positions - max(widths) - 2)
@@ -151,7 +154,7 @@ def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
         method = Widths(widths, vectors=model.decoder.reads_features)
         prompt = [1 + place % most for place in range(length)]
         engine.submit(model, method, prompt, RunOptions(max_tokens=1)).result()
-        return {width: median(seconds) for width, seconds in method.seconds.items()}
+        return {width: min(seconds) for width, seconds in method.seconds.items()}
 
     short = timed(shorter, widths)
     for width, narrower in zip(widths[:0:-1], widths[-2::-1], strict=True):  # fewer rows never take longer
@@ -164,7 +167,7 @@ def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
 
 
 def costs_of(model: Model) -> PassCosts:
-    """Returns the costs of a model's passes with the threads in use: measured before, or now."""
+    """Returns the costs of a model's passes with the threads in use: measured before, now, or both."""
     threads = kernels.threads() if kernels.available() else torch.get_num_threads()
     device = str(model.decoder.device)
     measured = [WIDTHS, TURNS, IN_A_ROW]
@@ -179,30 +182,37 @@ def _costs(model: Model, key: str) -> PassCosts:
     if key not in _KNOWN:
         path = hub.cache_folder().parent / "costs" / f"{key}.json"
         found = _read(path)
-        if found is None:
-            found = measure(model)
+        if len(found) < PROCESSES:
+            found.append(measure(model))
             _write(path, found)
-        _KNOWN[key] = found
+        _KNOWN[key] = _fastest(found)
     return _KNOWN[key]
 
 
-def _read(path: Path) -> PassCosts | None:
+def _fastest(found: Sequence[PassCosts]) -> PassCosts:
+    """Returns the least that each width took. A slope is the difference of two measurements, so the middle one counts."""
+    seconds = tuple(map(min, zip(*(each.seconds for each in found), strict=True)))
+    return PassCosts(found[0].widths, seconds, median_low(each.slope for each in found))
+
+
+def _read(path: Path) -> list[PassCosts]:
+    """Returns what was measured before; nothing where the file doesn't hold that."""
     try:
         held = json.loads(path.read_text())
-        widths, seconds = tuple(map(int, held["widths"])), tuple(map(float, held["seconds"]))
-        if len(widths) < 2 or len(widths) != len(seconds):
-            return None
-        return PassCosts(widths, seconds, float(held["slope"]))
+        widths = tuple(map(int, held["widths"]))
+        found = [PassCosts(widths, tuple(map(float, seconds)), float(slope)) for seconds, slope in held["measured"]]
+        return found if len(widths) > 1 and all(len(each.seconds) == len(widths) for each in found) else []
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return []
 
 
-def _write(path: Path, costs: PassCosts) -> None:
+def _write(path: Path, found: Sequence[PassCosts]) -> None:
     """Keeps what was measured; a cache that can't be written is measured again next time."""
+    held = {"widths": found[0].widths, "measured": [[each.seconds, each.slope] for each in found]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps({name: getattr(costs, name) for name in ("widths", "seconds", "slope")}))
+        part.write_text(json.dumps(held))
         part.replace(path)
     except OSError:
         return
