@@ -190,7 +190,7 @@ def _costs(model: Model, key: str) -> PassCosts:
 
 
 def _fastest(found: Sequence[PassCosts]) -> PassCosts:
-    """Returns the least that each width took. A slope is the difference of two measurements, so the middle one counts."""
+    """Returns the least that each width took, and of the slopes, which are differences, the middle one."""
     seconds = tuple(map(min, zip(*(each.seconds for each in found), strict=True)))
     return PassCosts(found[0].widths, seconds, median_low(each.slope for each in found))
 

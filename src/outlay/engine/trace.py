@@ -20,7 +20,6 @@ class Trace:
         self._numbers: dict[Node, int] = {}
         self._spellings: dict[int, dict[str, str]] = {}
         self._last = 0
-        tokenizer.bytes_of(0)  # makes its table now, so that the first event is not late by that
         self._started = time.perf_counter()
         self.error: Exception | None = None
 

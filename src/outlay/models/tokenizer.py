@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import tokenizers
@@ -35,6 +35,7 @@ class Tokenizer:
         self.special_token_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._special_text = _any_of(entry.content for entry in added.values() if entry.special)
         self._added = {token: entry.content for token, entry in added.items()}
+        self._bytes = dict.fromkeys(self.special_token_ids, b"")  # of the tokens that were asked for
 
     @property
     def vocab_size(self) -> int:
@@ -72,7 +73,11 @@ class Tokenizer:
 
     def bytes_of(self, token: int) -> bytes:
         """Returns the bytes that `token` stands for; b"" for special tokens and for ids that no token has."""
-        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
+        known = self._bytes.get(token)
+        if known is None:
+            piece = self.inner.id_to_token(token) if 0 <= token < 1 << 32 else None
+            known = self._bytes[token] = b"" if piece is None else self._piece_bytes(piece)
+        return known
 
     def name_of(self, token: int) -> str:
         """Returns the name of an added token such as "<|im_end|>"; "" for other tokens."""
@@ -98,19 +103,12 @@ class Tokenizer:
         return "Metaspace" in self._decoder or '"Strip"' in self._decoder
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
+    def _piece_bytes(self) -> Callable[[str], bytes]:
         if "ByteLevel" in self._decoder:
-            piece_bytes = _byte_level
-        elif "ByteFallback" in self._decoder or "Metaspace" in self._decoder:
-            piece_bytes = _sentencepiece
-        else:
-            raise UsageError("this tokenizer does not decode by ByteLevel, ByteFallback or Metaspace, as outlay does")
-        table = [b""] * (max(self.inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1)
-        for piece, token in self.inner.get_vocab(with_added_tokens=True).items():
-            table[token] = piece_bytes(piece)
-        for token in self.special_token_ids:
-            table[token] = b""
-        return table
+            return _byte_level
+        if "ByteFallback" in self._decoder or "Metaspace" in self._decoder:
+            return _sentencepiece
+        raise UsageError("this tokenizer does not decode by ByteLevel, ByteFallback or Metaspace, as outlay does")
 
 
 class DecoderStream:
