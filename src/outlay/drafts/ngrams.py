@@ -35,8 +35,8 @@ _MASK = (1 << 64) - 1
 @cache
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """Returns the same string for tokenizers that give every text the same tokens."""
-    vocabulary = json.dumps(sorted(tokenizer.inner.get_vocab(with_added_tokens=True).items()), ensure_ascii=True)
-    return sha256(vocabulary.encode()).hexdigest()
+    pieces = sorted((token, piece) for piece, token in tokenizer.inner.get_vocab(with_added_tokens=True).items())
+    return sha256("\0".join([f"{token} {piece}" for token, piece in pieces]).encode()).hexdigest()
 
 
 def hash_context(tokens: Sequence[int]) -> int:

@@ -57,29 +57,25 @@ class PackedLinear:
 
     def rows(self, index: Tensor) -> Tensor:
         """The weights of the output channels `index` as float32 [len(index), in_features]."""
-        tiles, place = (index // _TILE).unique(return_inverse=True)
-        some = self.data.view(-(-self.out_features // _TILE), -1)[tiles].flatten()
-        few = PackedLinear(some, self.format, len(tiles) * _TILE, self.in_features)
-        return few.dequantize()[place * _TILE + index % _TILE]
+        tile, place = index // _TILE, index % _TILE
+        groups = self.in_features // _GROUP
+        if self.format == "q4":
+            blocks = self.data.view(-1, groups, 320)
+            scales, minima = (blocks[..., i : i + 32].view(torch.float16)[tile, :, place].float() for i in (0, 32))
+            packed = blocks[..., 64:].unflatten(2, (4, _TILE, 4))[tile, :, :, place]
+            q = torch.stack([packed & 15, packed >> 4], dim=2).flatten(2)
+            return (scales[..., None] * q + minima[..., None]).flatten(1)
+        if self.format == "q8":
+            blocks = self.data.view(-1, groups, 544)
+            scales = blocks[..., :32].view(torch.float16)[tile, :, place].float()
+            q = blocks[..., 32:].view(torch.int8).unflatten(2, (8, _TILE, 4))[tile, :, :, place].flatten(2)
+            return (scales[..., None] * q).flatten(1)
+        dtype = torch.bfloat16 if self.format == "bf16" else torch.float32
+        return self.data.view(dtype).view(-1, self.in_features, _TILE)[tile, :, place].float()
 
     def dequantize(self) -> Tensor:
         """The weights as float32 [out_features, in_features]."""
-        tiles = -(-self.out_features // _TILE)
-        groups = self.in_features // _GROUP
-        if self.format == "q4":
-            blocks = self.data.view(tiles, groups, 320)
-            scales, minima = (_unpack_scales(blocks[..., i : i + 32]) for i in (0, 32))
-            packed = blocks[..., 64:].view(tiles, groups, 4, _TILE, 4).permute(0, 3, 1, 2, 4)
-            q = torch.stack([packed & 15, packed >> 4], dim=3).reshape(tiles * _TILE, groups, _GROUP)
-            weight = scales[..., None] * q + minima[..., None]
-        elif self.format == "q8":
-            blocks = self.data.view(tiles, groups, 544)
-            q = blocks[..., 32:].contiguous().view(torch.int8).view(tiles, groups, 8, _TILE, 4).permute(0, 3, 1, 2, 4)
-            weight = _unpack_scales(blocks[..., :32])[..., None] * q.reshape(tiles * _TILE, groups, _GROUP)
-        else:
-            dtype = torch.bfloat16 if self.format == "bf16" else torch.float32
-            weight = self.data.view(dtype).view(tiles, self.in_features, _TILE).transpose(1, 2).float()
-        return weight.reshape(tiles * _TILE, self.in_features)[: self.out_features].contiguous()
+        return self.rows(torch.arange(self.out_features))
 
 
 def _pad(rows: Tensor) -> Tensor:
@@ -93,11 +89,6 @@ def _pad(rows: Tensor) -> Tensor:
 def _pack_scales(scales: Tensor) -> Tensor:
     """[m, groups] -> bytes [tiles, groups, 32]."""
     return _pad(scales.to(torch.float16)).transpose(1, 2).contiguous().view(torch.uint8)
-
-
-def _unpack_scales(blocks: Tensor) -> Tensor:
-    """Bytes [tiles, groups, 32] -> float32 [tiles * 16, groups]."""
-    return blocks.contiguous().view(torch.float16).transpose(1, 2).reshape(-1, blocks.shape[1]).float()
 
 
 def _check_groups(q: Tensor, *scales: Tensor) -> None:
