@@ -10,9 +10,11 @@ import json
 import math
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ Progress = Callable[[str, int, int], None]
 CONTEXT = 128  # tokens before a model's own words that the head reads in training
 PROMPTS_FASTER = 5.0  # the learning rate of the prompt tokens, over that of the layers
 KEEP_EVERY = 200  # steps between checkpoints
+FASTER = 1.5  # times that products in bfloat16 must be, to be worth their rounding
 HELD_OUT = 16  # every so many passages one is kept for measuring
 
 
@@ -122,7 +125,7 @@ class HeadTrainer:
         plan = [batch for epoch in range(recipe.epochs) for batch in batches(passages, recipe, epoch)]
         layers = [parameter for name, parameter in self.net.named_parameters() if name != "prompts"]
         groups = [{"params": layers, "speed": 1.0}, {"params": [self.net.prompts], "speed": PROMPTS_FASTER}]
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
         step = self._resume(checkpoint, optimizer)
         for step in range(step, len(plan)):  # noqa: B020 - goes on from there
             for group in optimizer.param_groups:
@@ -130,7 +133,8 @@ class HeadTrainer:
             warming = recipe.epochs > 1 and step < len(plan) // recipe.epochs
             depth = (1, 0) if warming else (recipe.unroll, recipe.ahead)
             draw = torch.Generator().manual_seed(mix(recipe.seed, step) >> 1)
-            loss, hits = self.loss(as_batch([passages[index] for index in plan[step]]), *depth, draw)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_faster()):
+                loss, hits = self.loss(as_batch([passages[index] for index in plan[step]]), *depth, draw)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
             optimizer.step()
@@ -152,7 +156,7 @@ class HeadTrainer:
         with torch.no_grad():
             embeddings = self.embed(batch.tokens.flatten()).view(*batch.tokens.shape, -1)
             teacher = batch.own.new_zeros((*batch.own.shape, len(self.vocabulary)), dtype=torch.float32)
-            teacher[batch.own] = (batch.wanted[batch.own] @ self.head.T).softmax(-1)
+            teacher[batch.own] = (batch.wanted[batch.own] @ self.head.T).float().softmax(-1)
         begin = int(batch.own.any(0).float().argmax())
         starts = torch.arange(begin, batch.own.shape[1] - max(unroll - 1, ahead))
         if draw is not None:
@@ -165,7 +169,7 @@ class HeadTrainer:
                 judged.append((kind, depth, output, batch.own[:, starts] & batch.own[:, starts + depth]))
         for kind, depth, output, seen in judged:
             wanted = (teacher if output is first else teacher[:, starts + depth])[seen]
-            logits = output[seen] @ self.head.T
+            logits = (output[seen] @ self.head.T).float()
             entropy = -(wanted * logits.log_softmax(-1)).sum()
             total = total + self.recipe.decay**depth * entropy / max(1, len(wanted))
             right = (logits.argmax(-1) == wanted.argmax(-1)).sum()
@@ -232,6 +236,22 @@ def train_head(
     trainer.save(out, lm.model, right=found)
     shutil.rmtree(work)
     return found
+
+
+@cache
+def bfloat16_is_faster() -> bool:
+    """Tells whether the processor multiplies in bfloat16 by instructions of its own, such as AMX's or AVX-512's."""
+    x, weight = torch.randn(256, 576), torch.randn(1024, 576)
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b, taken = x.to(dtype), weight.to(dtype), []
+        for _ in range(10):
+            started = time.perf_counter()
+            a @ b.T
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    return FASTER * seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def own_tokens(passages: Sequence[Passage]) -> int:

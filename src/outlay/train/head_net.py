@@ -97,15 +97,19 @@ class HeadNet(nn.Module):
         """
         time = features.shape[1]
         past: list[list[Keys]] = [[] for _ in self.layers]
-        first = self._step(self.fuse(torch.cat([features, embeddings], dim=-1)), past, torch.arange(time), 0)
+        first = self._step(self._fused(features, embeddings), past, torch.arange(time), 0)
         steps, guesses = [first[:, starts]], []
         behind = [list(memory) for memory in past]
         for depth, prompt in enumerate(self.prompts.unbind()[:ahead], 1):
             guesses.append(self._step(prompt.expand_as(steps[0]), behind, starts, depth))
         for depth in range(1, unroll):
-            x = self.fuse(torch.cat([steps[-1], embeddings[:, starts + depth]], dim=-1))
+            x = self._fused(steps[-1], embeddings[:, starts + depth])
             steps.append(self._step(x, past, starts, depth))
         return first, steps, guesses
+
+    def _fused(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        fused: Tensor = self.fuse(torch.cat([features, embeddings], dim=-1))
+        return fused.float()  # so that layers add up in float32 where products are of bfloat16
 
     def _step(self, x: Tensor, past: list[list[Keys]], starts: Tensor, depth: int) -> Tensor:
         rotation = self.cos[starts + depth], self.sin[starts + depth]
