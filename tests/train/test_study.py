@@ -17,7 +17,7 @@ from outlay.drafts.head import head_rows
 from outlay.errors import UsageError
 from outlay.testing import tiny_lm, tiny_model
 from outlay.train.corpus import WARM_EVERY
-from outlay.train.head import HELD_OUT, HeadRecipe, own_tokens
+from outlay.train.head import HELD_OUT, HeadRecipe, HeadTrainer, own_tokens
 from outlay.train.study import (
     COST_DEPTHS,
     DEPTH,
@@ -112,11 +112,10 @@ def test_errors_are_those_of_a_mean_over_texts():
 
 def test_heads_are_trained_on_the_first_tokens_and_measured_on_texts_that_were_held_out(study, greedy, monkeypatch):
     trained, measured = [], []
-    inner = study_module.measure
+    inner, fit = study_module.measure, HeadTrainer.fit
+    monkeypatch.setattr(study_module, "measure", lambda trainer, texts: measured.append(texts) or inner(trainer, texts))
     monkeypatch.setattr(
-        study_module,
-        "measure",
-        lambda trainer, texts: trained.append(trainer.passages) or measured.append(texts) or inner(trainer, texts),
+        HeadTrainer, "fit", lambda trainer, *rest: trained.append(trainer.passages) or fit(trainer, *rest)
     )
     small, large = study.measure(300, 1, silent), study.measure(2000, 1, silent)
     assert (small.tokens, large.tokens) == (300, 2000)

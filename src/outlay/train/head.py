@@ -38,7 +38,7 @@ from outlay.train.muon import Muon
 Progress = Callable[[str, int, int], None]
 CONTEXT = 128  # tokens before a model's own words that the head reads in training
 # Learning rates over the recipe's: of the matrices, by Muon, and of the prompt tokens.
-MATRICES_FASTER, PROMPTS_FASTER = 2.0, 5.0
+MATRICES_FASTER, PROMPTS_FASTER = 4.0, 5.0
 KEEP_EVERY = 200  # steps between checkpoints
 FASTER = 1.5  # times that products in bfloat16 must be, to be worth their rounding
 HELD_OUT = 16  # every so many passages one is kept for measuring

@@ -87,7 +87,7 @@ class DraftStudy:
         trainer = HeadTrainer(self.model, replace(self.recipe, layers=layers, tokens=tokens), self._first(tokens))
         trainer.fit(self.head(tokens, layers).with_suffix(".checkpoint"), progress)
         trainer.save(self.head(tokens, layers), self.model)
-        measured = replace(measure(trainer, self.held), tokens=tokens)
+        measured = replace(measure_file(self.head(tokens, layers), self.model, self.held), tokens=tokens)
         self.found.append(measured)
         kept = {"recipe": asdict(self.recipe), "heads": [asdict(each) for each in self.found]}
         self._file.write_text(json.dumps(kept, indent=1))
