@@ -155,9 +155,12 @@ def test_timing_leaves_the_model_as_it_was(measured):
     assert all(torch.equal(a, layer.qkv.weight) for a, layer in zip(before, model.decoder.layers, strict=True))
 
 
-def test_what_was_measured_is_kept_and_read_back(kept, tmp_path):
+def test_what_was_measured_is_kept_and_read_back(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "PROCESSES", 1)
     first = costs_of(tiny_model())
     assert costs_of(tiny_model()) is first
+    forget()
+    assert costs_of(tiny_model()) == first
     assert len(kept) == 1
     assert json.loads(only_file(tmp_path).read_text()) == {"widths": [1, 2], "measured": [[[0.5, 1.0], 0.25]]}
 
@@ -199,13 +202,16 @@ def test_another_model_or_number_of_threads_is_measured_anew(kept):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"widths": [1, 2]}'])
-def test_a_damaged_file_is_measured_again_and_replaced(kept, tmp_path, damage):
+def test_a_damaged_file_is_measured_again_and_replaced(kept, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(cost, "PROCESSES", 1)
     costs_of(tiny_model())
     path = only_file(tmp_path)
     path.write_bytes(damage)
     forget()
     found = costs_of(tiny_model())
     assert found == kept[1] != kept[0]
+    forget()
+    assert costs_of(tiny_model()) == found
     assert only_file(tmp_path) == path, "nothing else is left in the folder"
 
 

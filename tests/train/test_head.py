@@ -179,11 +179,14 @@ def test_a_checkpoint_of_another_recipe_is_refused(model, passages, tmp_path, mo
         HeadTrainer(model, HeadRecipe(vocabulary=100, epochs=2), passages[:2]).fit(tmp_path / "c", silent)
 
 
-def test_training_makes_it_better(model, passages):
+@pytest.mark.parametrize("narrow", [False, True])
+def test_training_makes_it_better_in_either_precision(model, passages, monkeypatch, narrow):
+    monkeypatch.setattr("outlay.train.head.bfloat16_is_faster", lambda: narrow)
     trainer = HeadTrainer(model, HeadRecipe(vocabulary=200, epochs=6, batch=400), passages[:8])
     before = trainer.measure(passages[:8])["steps"][0]
     trainer.fit(None, silent)
     assert trainer.measure(passages[:8])["steps"][0] > before
+    assert {parameter.dtype for parameter in trainer.net.parameters()} == {torch.float32}
 
 
 def test_a_head_of_another_model_is_refused(head_file, tmp_path):

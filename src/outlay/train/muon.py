@@ -1,5 +1,7 @@
 """The Muon optimizer (Jordan et al. 2024): a step goes equally far along every direction of a matrix, also along those
-in which its gradient is small. Small drafts learn from half of the text, or less, what AdamW teaches them.
+in which its gradient is small.
+
+torch's own computes directions in bfloat16 on every processor, also where that is emulated.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A quintic that is steep at 0 and stays near 1 beyond: five times over it takes singular values to 0.7 to 1.2.
+# A quintic that is steep at 0 and stays near 1 beyond: five times over it takes singular values to about 0.7 to 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
