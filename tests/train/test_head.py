@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(model, passages, tmp_path, mo
 
     monkeypatch.setattr(module, "KEEP_EVERY", 1)
     trainer = HeadTrainer(model, HeadRecipe(vocabulary=100, epochs=1), passages[:2])
-    trainer._keep(tmp_path / "c", trainer._optimizers(), 1)
+    trainer._keep(tmp_path / "c", torch.optim.AdamW(trainer.net.parameters()), 1)
     with pytest.raises(UsageError, match="another recipe"):
         HeadTrainer(model, HeadRecipe(vocabulary=100, epochs=2), passages[:2]).fit(tmp_path / "c", silent)
 

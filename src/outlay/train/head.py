@@ -33,12 +33,10 @@ from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
 from outlay.train.corpus import Corpus, Passage
 from outlay.train.head_net import HeadNet
-from outlay.train.muon import Muon
 
 Progress = Callable[[str, int, int], None]
 CONTEXT = 128  # tokens before a model's own words that the head reads in training
-# Learning rates over the recipe's: of the matrices, by Muon, and of the prompt tokens.
-MATRICES_FASTER, PROMPTS_FASTER = 4.0, 5.0
+PROMPTS_FASTER = 5.0  # the learning rate of the prompt tokens, over that of the layers
 KEEP_EVERY = 200  # steps between checkpoints
 FASTER = 1.5  # times that products in bfloat16 must be, to be worth their rounding
 HELD_OUT = 16  # every so many passages one is kept for measuring
@@ -125,10 +123,12 @@ class HeadTrainer:
         """Trains on all passages, `recipe.epochs` times; keeps a checkpoint now and then, and removes it at the end."""
         recipe, passages = self.recipe, self.passages
         plan = [batch for epoch in range(recipe.epochs) for batch in batches(passages, recipe, epoch)]
-        optimizers = self._optimizers()
-        step = self._resume(checkpoint, optimizers)
+        layers = [parameter for name, parameter in self.net.named_parameters() if name != "prompts"]
+        groups = [{"params": layers, "speed": 1.0}, {"params": [self.net.prompts], "speed": PROMPTS_FASTER}]
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+        step = self._resume(checkpoint, optimizer)
         for step in range(step, len(plan)):  # noqa: B020 - goes on from there
-            for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            for group in optimizer.param_groups:
                 group["lr"] = group["speed"] * recipe.lr * schedule(step, len(plan), recipe.warmup)
             warming = recipe.epochs > 1 and step < len(plan) // recipe.epochs
             depth = (1, 0) if warming else (recipe.unroll, recipe.ahead)
@@ -137,13 +137,12 @@ class HeadTrainer:
                 loss, hits = self.loss(as_batch([passages[index] for index in plan[step]]), *depth, draw)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
-            for optimizer in optimizers:
-                optimizer.step()
-            self.net.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             shown = ", ".join(" ".join(f"{hit:.0%}" for hit in kind) for kind in hits.values())
             progress(f"training, loss {loss.item():.3f}, right {shown}", step + 1, len(plan))
             if checkpoint is not None and (step + 1) % KEEP_EVERY == 0:
-                self._keep(checkpoint, optimizers, step + 1)
+                self._keep(checkpoint, optimizer, step + 1)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
 
@@ -203,34 +202,20 @@ class HeadTrainer:
         about = {"layers": self.recipe.layers, "recipe": recipe, "trained_on": own_tokens(self.passages), **measured}
         fitted.write(path, KIND, model, {**tensors, "vocabulary": self.vocabulary.int()}, **about)
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Returns Muon for the matrices, AdamW for the rest."""
-        lr, prompts = self.recipe.lr, self.net.prompts
-        others = [parameter for parameter in self.net.parameters() if parameter is not prompts]
-        matrices, rest = ([each for each in others if each.ndim == dimensions] for dimensions in (2, 1))
-        dtype = torch.bfloat16 if bfloat16_is_faster() else torch.float32
-        groups = [{"params": rest, "speed": 1.0}, {"params": [prompts], "speed": PROMPTS_FASTER}]
-        return [
-            Muon([{"params": matrices, "speed": MATRICES_FASTER}], lr, dtype=dtype),
-            torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
-        ]
-
-    def _resume(self, checkpoint: Path | None, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    def _resume(self, checkpoint: Path | None, optimizer: torch.optim.Optimizer) -> int:
         if checkpoint is None or not checkpoint.exists():
             return 0
         held = torch.load(checkpoint, weights_only=True)
         if held["recipe"] != json.dumps(asdict(self.recipe)):
             raise UsageError(f"{checkpoint} is of another recipe; remove it, or train into another file")
         self.net.load_state_dict(held["net"])
-        for optimizer, state in zip(optimizers, held["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        optimizer.load_state_dict(held["optimizer"])
         return int(held["step"])
 
-    def _keep(self, checkpoint: Path, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
+    def _keep(self, checkpoint: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
         part = checkpoint.with_suffix(".part")
         held = {"recipe": json.dumps(asdict(self.recipe)), "step": step}
-        states = [optimizer.state_dict() for optimizer in optimizers]
-        torch.save({**held, "net": self.net.state_dict(), "optimizers": states}, part)
+        torch.save({**held, "net": self.net.state_dict(), "optimizer": optimizer.state_dict()}, part)
         part.replace(checkpoint)
 
 
