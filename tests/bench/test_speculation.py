@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from outlay.bench.contenders.speculators import LlamaSpeculative, OurMethod
+import pytest
+
+from outlay.bench.contenders.speculators import LlamaSpeculative, OurMethod, prompts_of
 from outlay.bench.interleave import Outcome
 from outlay.bench.speculation import Settings, joined
 from outlay.bench.speculation_report import overview, report
@@ -46,6 +49,12 @@ def test_peers_take_the_short_tasks_and_all_of_ours_the_long_ones():
     ]
     assert [task for task in everything if auto.takes(task)] == everything
     assert not any(task.beside for task in settings(()).tasks())
+
+
+@pytest.mark.parametrize(("spread", "places"), [(1, [0]), (4, [0, 2, 5, 7]), (10, range(10)), (16, range(10))])
+def test_prompts_are_spread_over_the_set(tmp_path, spread, places):
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"prompt": str(place)}) + "\n" for place in range(10)))
+    assert prompts_of(tmp_path, "chat", spread) == list(map(str, places))
 
 
 def test_ratios_are_medians_over_rounds_and_a_goal_is_met_or_not():
@@ -95,8 +104,11 @@ def test_the_overview_has_a_row_for_each_method_but_greedy():
 def test_each_prompt_alone_is_a_task_and_a_round_is_the_sum_of_them():
     everything = settings(()).tasks()
     alone = [task for task in everything if task.batch == 1]
-    assert [(task.prompts, task.temperature, task.first, task.count) for task in alone] == [
-        (name, temperature, place, 1) for temperature in (0.0, 0.6) for name in ("chat", "code") for place in range(8)
+    assert [(task.prompts, task.temperature, task.spread, task.first, task.count) for task in alone] == [
+        (name, temperature, 8, place, 1)
+        for temperature in (0.0, 0.6)
+        for name in ("chat", "code")
+        for place in range(8)
     ]
     first, second = alone[:2]
     counted = {"target_passes": 8.0, "drafted": 20.0, "draft_passes": 4.0, "rounds": 8.0, "tried_1": 8.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outlay.drafts.planner import Average, Calibration, Candidates, Duel, Kept
+from outlay.drafts.planner import Asking, Average, Calibration, Candidates, Duel, Kept
 from outlay.drafts.tree import ROOT
 
 
@@ -134,7 +134,7 @@ def test_where_drafting_has_been_faster_texts_share_its_long_turns():
     duel = Duel({True: 12, False: 6}, most=96)
     plain = drafted = 0
     for _text in range(40):
-        kind, left = True, duel.trial
+        kind, left = True, duel.trial(watching=False)
         for _round in range(20):
             if not left:
                 kind = not kind
@@ -142,20 +142,20 @@ def test_where_drafting_has_been_faster_texts_share_its_long_turns():
             left -= 1
             duel.observe(kind, 2 if kind else 1, 1.0)
             drafted, plain = drafted + kind, plain + (not kind)
-    assert duel.trial >= 12
+    assert duel.trial(watching=False) >= 12
     assert 0.02 < plain / drafted < 0.15, "6 of 96, but for the first turns; not 6 of 12 in each text"
 
 
 def test_a_new_text_is_tried_for_a_shorter_time_where_drafting_has_been_slower():
     duel = Duel({True: 12, False: 6}, most=16)
-    assert duel.trial == 12, "nothing is known"
+    assert duel.trial(watching=False) == 12, "nothing is known"
     duel.observe(True, 2, 4.0)
-    assert duel.trial == 12, "nor of rounds without drafts"
+    assert duel.trial(watching=False) == 12, "nor of rounds without drafts"
     duel.observe(False, 1, 1.0)
-    assert duel.trial == 6
+    assert duel.trial(watching=False) == 6
     for _ in range(100):
         duel.observe(True, 3, 1.0)
-    assert duel.trial == 12
+    assert duel.trial(watching=False) == 12
 
 
 def test_drafts_that_have_been_slower_are_watched_until_they_would_pay_or_have_long_not_been_tried():
@@ -165,7 +165,7 @@ def test_drafts_that_have_been_slower_are_watched_until_they_would_pay_or_have_l
         duel.observe(True, 2, 6.0)
         duel.observe(False, 1, 2.0)
     assert duel.watches
-    assert duel.trial == 12
+    assert duel.trial(watching=True) == 12
     for _ in range(100):
         duel.observe(False, 1, 1.0)  # the machine has become faster, for both kinds
     for _ in range(100):
@@ -178,6 +178,49 @@ def test_drafts_that_have_been_slower_are_watched_until_they_would_pay_or_have_l
     assert not duel.watches
     duel.observe(True, 5, 3.0)
     assert not duel.overdue
+
+
+def asked(asking, rounds, added, price=0.3, dear=1.0):
+    """In how many of some rounds a draft is asked that adds so many tokens to each."""
+    count = 0
+    for place in range(rounds):
+        if asking.asks(price, dear):
+            asking.observe(added(place))
+            count += 1
+    return count
+
+
+def test_a_draft_is_asked_where_it_adds_more_than_asking_costs():
+    assert asked(Asking(), 300, lambda _: 0.4) == 300
+    assert asked(Asking(), 300, lambda place: float(place % 2)) == 300, "half a token, on average"
+    assert asked(Asking(), 300, lambda _: 0.5, price=0.6) <= 24, "not where tokens are made faster without it"
+
+
+def test_a_draft_that_does_not_pay_is_tried_again_later_and_later():
+    asking = Asking()
+    first, later = asked(asking, 100, lambda _: 0.0), asked(asking, 1000, lambda _: 0.0)
+    assert 6 <= first <= 24
+    assert 6 <= later <= 36, "some times in a row, after 32, 64, 128 and 256 rounds"
+    assert asked(asking, 300, lambda _: 0.9) > 30, "the text has changed"
+    assert asking.pays(0.3)
+    assert asked(asking, 300, lambda _: 0.9) == 300
+
+
+def test_early_bad_luck_of_a_draft_is_made_good():
+    asking = Asking()
+    assert asked(asking, 40, lambda _: -0.5) < 20
+    assert not asking.pays(0.3)
+    assert asked(asking, 600, lambda place: 0.5) > 450
+
+
+def test_trying_a_draft_that_has_much_to_read_first_takes_longer_to_begin():
+    waits = []
+    for dear in (1.0, 4.0):
+        asking = Asking()
+        asked(asking, 12, lambda _: 0.0)
+        wait = next(place for place in range(300) if asking.asks(0.3, dear))
+        waits.append(wait)
+    assert waits[1] > 3 * waits[0] > 0
 
 
 def test_runs_that_share_a_round_take_the_same_turn_and_one_tells_of_rounds_without_drafts():

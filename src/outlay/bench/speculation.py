@@ -63,11 +63,11 @@ class Settings:
         prompt alone is a task, so that contenders take turns every few hundred milliseconds.
         """
         pairs = [(name, temperature) for temperature in self.temperatures for name in self.sets]
-        count, new = self.beside
+        threads, count, batch, (few, short) = self.threads, self.count, self.batch, self.beside
         return [
-            *(Speculate(*p, self.threads, 1, self.new, first=place) for p in pairs for place in range(self.count)),
-            *(Speculate(name, 0.0, self.threads, self.batch, self.new, self.batch) for name in self.sets),
-            *(Speculate(*pair, self.threads, count, new, beside=True) for pair in pairs if self.peers),
+            *(Speculate(*pair, threads, count, 1, self.new, first=place) for pair in pairs for place in range(count)),
+            *(Speculate(name, 0.0, threads, batch, batch, self.new, batch) for name in self.sets),
+            *(Speculate(*pair, threads, few, few, short, beside=True) for pair in pairs if self.peers),
         ]
 
 
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", default=",".join(SETS), metavar="A,B", help="sets of prompts (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where the sets are, as SET.jsonl")
     parser.add_argument("--temperatures", default="0,0.6", metavar="T,T", help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument("--prompts", type=int, default=8, metavar="N", help="of each set (%(default)s)")
     parser.add_argument("--new", type=int, default=96, metavar="N", help="tokens of an answer (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="after the warm-up (%(default)s)")

@@ -59,16 +59,16 @@ class HeadDecoder(Decoder):
         """As `Decoder.inputs`. `given` are the features before the tokens, zeros where there are none; a vector without
         a token is a prompt token's, and stands as it is.
         """
-        embeddings = self.embed(tokens)
         if given is None:
+            embeddings = self.embed(tokens)
             return self.fuse(torch.cat([torch.zeros_like(embeddings), embeddings], dim=-1))
-        vectors, alone = given.vectors.to(embeddings), given.alone.to(embeddings.device)
-        if len(vectors) < len(tokens):
-            rows, some = given.rows.to(embeddings.device), (vectors, alone)
-            vectors, alone = torch.zeros_like(embeddings), alone.new_zeros(len(tokens))
-            vectors[rows], alone[rows] = some
-        fused = self.fuse(torch.cat([vectors, embeddings], dim=-1))
-        return torch.where(alone[:, None], vectors, fused)
+        x, alone = given.vectors.to(tokens.device, self.dtype), given.alone.to(tokens.device)
+        if len(x) < len(tokens):
+            rows = given.rows.to(tokens.device)
+            x = x.new_zeros(len(tokens), x.shape[1]).index_put_((rows,), x)
+            alone = alone.new_zeros(len(tokens)).index_put_((rows,), alone)
+        read = (~alone).nonzero()[:, 0]
+        return x.index_put((read,), self.fuse(torch.cat([x[read], self.embed(tokens[read])], dim=-1)))
 
 
 def head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderConfig:
@@ -145,7 +145,7 @@ def untrained_head(target: Model, layers: int, vocabulary: int) -> Model:
 def _build(tensors: dict[str, Tensor], layers: int, target: Model, name: str, fingerprint: str) -> Model:
     config = head_config(target.decoder.config, layers, len(tensors["vocabulary"]))
     device = target.decoder.device
-    held = "int8" if native_kernels() and device.type == "cpu" else "bfloat16" if device.type != "cpu" else "float32"
+    held = "int4" if native_kernels() and device.type == "cpu" else "bfloat16" if device.type != "cpu" else "float32"
 
     def linear(name: str) -> Linear:
         return pack(tensors[f"{name}.weight"].float(), held, tensors.get(f"{name}.bias"), device=device)

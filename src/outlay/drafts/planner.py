@@ -22,6 +22,10 @@ RECALLED = 24.0  # rounds of each kind that a duel looks back at
 PRIOR = 6.0  # observations that a proposal's own word counts for
 DOUBTS = 2.0  # standard deviations
 UNLIKELY = 0.03  # no row is as cheap as a node that is less likely
+ADDED = 0.5  # tokens that a draft is taken to add to a round, before it has been asked
+ASKED = 64.0  # rounds in which a draft was asked that are looked back at
+TRIALS = 6  # rounds in a row in which a draft is tried again, and what was known before then counts for
+PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is tried again: at first, at most
 
 
 @dataclass
@@ -148,15 +152,53 @@ class Candidates:
 
 
 class Average:
-    """A running mean that forgets: the last `memory` observations count."""
+    """A running mean that forgets: the last `memory` observations count; `start` counts for `weight` of them."""
 
-    def __init__(self, start: float, memory: float) -> None:
-        self.value, self._memory, self.seen = start, memory, 0.0
+    def __init__(self, start: float, memory: float, weight: float = 0.0) -> None:
+        self.value, self._memory, self.seen = start, memory, weight
 
     def observe(self, value: float) -> None:
         """Takes an observation in."""
         self.seen = min(self.seen + 1, self._memory)
         self.value += (value - self.value) / self.seen
+
+    def fade(self, weight: float) -> None:
+        """Lets what has been observed count for so many observations at most."""
+        self.seen = min(self.seen, weight)
+
+
+class Asking:
+    """Whether a draft is worth asking: by how many tokens more rounds gave than they would have given without it.
+
+    Once a round is decided it is known what either tree gave, so this is no guess; but it scatters. Where the draft
+    seems not to pay, it is tried again after a while, several times in a row, and later and later.
+    """
+
+    def __init__(self) -> None:
+        self._added = Average(ADDED, ASKED, TRIALS)
+        self._trials, self._waited, self._patience = 0, 0, PATIENCE
+
+    def pays(self, price: float) -> bool:
+        """Tells whether it has added more than `price`, in tokens."""
+        return self._added.value > price
+
+    def asks(self, price: float, dear: float) -> bool:
+        """Tells whether to ask in this round, where asking costs `price`, and the first time `dear` times as much."""
+        if self.pays(price):
+            self._waited, self._patience = 0, PATIENCE
+            return True
+        if not self._trials:
+            self._waited += 1
+            if self._waited <= self._patience * max(dear, 1.0):
+                return False
+            self._waited, self._patience, self._trials = 0, min(2 * self._patience, MOST_PATIENT), TRIALS
+            self._added.fade(TRIALS)
+        return True
+
+    def observe(self, added: float) -> None:
+        """Takes in by how much a round in which it was asked gave more, of what that was worth."""
+        self._added.observe(added)
+        self._trials = max(0, self._trials - 1)
 
 
 class Kept:
@@ -238,12 +280,11 @@ class Duel:
         """Whether drafts have long not been tried."""
         return self._untried is not None and self._plain >= self._untried
 
-    @property
-    def trial(self) -> int:
-        """How many rounds with drafts, or watching them, a new text begins with: a short turn, where drafting has been
-        the slower; what is left of a turn of all texts together, where it has been the faster.
+    def trial(self, watching: bool) -> int:
+        """Returns how many rounds with drafts, or `watching` them, a new text begins with: a short turn, where drafting
+        has been the slower; what is left of a turn of all texts together, where it has been the faster.
         """
-        if self.watches:
+        if watching:
             return self._least[True]
         if self.slower:
             return self._shortest(True)

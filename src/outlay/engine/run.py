@@ -16,7 +16,6 @@ from outlay.engine.random import RandomStreams
 from outlay.engine.sampling import Sampling, distribution, draw, most_probable, penalize
 from outlay.engine.text import TextStream
 from outlay.engine.trace import Trace
-from outlay.tree.plan import indices
 from outlay.tree.token_tree import Node, Tree
 
 if TYPE_CHECKING:
@@ -80,13 +79,13 @@ class Seat:
         """
         return Forward(self.run, self, tuple(nodes), named=tuple(tokens))
 
-    def features(self, nodes: Sequence[Node]) -> Tensor:
-        """Returns what the model's head read for computed nodes, float32 [len(nodes), hidden_size]; zeros for those
-        that were computed before anybody asked to `Cache.keep_features`.
+    def features(self, nodes: Sequence[Node]) -> list[Tensor]:
+        """Returns what the model's head read for computed nodes, float32 [hidden_size] each, in the cache's own memory;
+        zeros for those that were computed before anybody asked to `Cache.keep_features`.
         """
         store = self.worker.cache.features
         assert store is not None, "features are kept where a draft starts from them"
-        return store[indices([node.slot for node in nodes]).to(store.device)]
+        return [store[node.slot] for node in nodes]
 
     def fork(self, tree: Tree, node: Node | None = None) -> Tree:
         """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its

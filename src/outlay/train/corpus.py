@@ -67,7 +67,8 @@ class Harvest(Method):
             tokens = torch.tensor([node.token for node in path])
             features = torch.zeros(len(path), run.target.worker.cache.config.hidden_size, dtype=torch.float16)
             computed = [node for node in path if node.computed]
-            features[: len(computed)] = run.target.features(computed).half()
+            for row, feature in zip(features, run.target.features(computed), strict=False):
+                row.copy_(feature)
             self.passage = Passage(tokens, len(run.prompt), features)
 
 

@@ -25,13 +25,14 @@ DEPTHS = 4  # of drafted tokens whose acceptance is reported
 
 @dataclass(frozen=True)
 class Speculate:
-    """Decodes `count` prompts of a set, from the one with index `first` on, `new` tokens each at most, `batch` at a
-    time; `beside` other engines or not.
+    """Decodes `count` of the prompts that are `spread` over a set, from the one with index `first` on, at most `new`
+    tokens each, `batch` at a time; `beside` other engines or not.
     """
 
     prompts: str
     temperature: float
     threads: int
+    spread: int
     count: int
     new: int
     batch: int = 1
@@ -39,10 +40,13 @@ class Speculate:
     first: int = 0
 
 
-def prompts_of(folder: Path, name: str, count: int, first: int = 0) -> list[str]:
-    """Returns some prompts of a set, a file of JSON lines."""
+def prompts_of(folder: Path, name: str, spread: int) -> list[str]:
+    """Returns so many prompts of a set, a file of JSON lines, or all that there are: evenly spread over it, since those
+    beside each other are often of one kind.
+    """
     lines = (folder / f"{name}.jsonl").read_text().splitlines()
-    return [json.loads(line)["prompt"] for line in lines[first : first + count]]
+    spread = min(spread, len(lines))
+    return [json.loads(lines[place * len(lines) // spread])["prompt"] for place in range(spread)]
 
 
 def summed(parts: Sequence[Values]) -> Values:
@@ -85,7 +89,8 @@ class Speculator(Contender):
         count = task.count if task in self._met else 0 if task.first else max(1, task.batch)
         self._met.add(task)
         self.use(task.threads)
-        texts = [self.encode(prompt) for prompt in prompts_of(self.folder, task.prompts, count, task.first)]
+        prompts = prompts_of(self.folder, task.prompts, task.spread)[task.first : task.first + count]
+        texts = [self.encode(prompt) for prompt in prompts]
         started = time.perf_counter()
         written, counted = self.answer(texts, task)
         seconds = time.perf_counter() - started

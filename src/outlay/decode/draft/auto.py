@@ -21,7 +21,7 @@ from outlay.drafts.cost import costs_of
 from outlay.drafts.drafter import Best, ModelDrafter
 from outlay.drafts.lookup import ORIGIN, LookupProposer
 from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.planner import RECALLED, UNLIKELY, Average, Calibration, Candidates, Duel, Kept
+from outlay.drafts.planner import RECALLED, UNLIKELY, Asking, Average, Calibration, Candidates, Duel, Kept
 from outlay.drafts.round import Room, judge
 from outlay.drafts.sources import own_table, table_of
 from outlay.drafts.tree import ROOT, DraftTree
@@ -40,9 +40,6 @@ DOUBT = 6.0  # times that something else is taken to have followed a context of 
 COPIED = 12  # tokens that are copied from where they stood
 SURE = (0.2, 0.5, 0.6, 0.7, 0.8, 0.87, 0.9, 0.92, 0.93)  # how sure a match of 1, 2, ... tokens is, at first
 HOPED = (0.7, 0.5, 0.35, 0.25)  # the chances of a chain of a good draft's, one after the other
-TRIALS = 6  # times that a draft is asked before what it gave is believed
-PATIENCE, MOST_PATIENT = 16, 256  # rounds after which a draft that does not pay is asked again: at first, at most
-SURPRISES = 48.0  # rounds that it is looked at over whether a draft keeps what it promises
 TURNS = {True: 12, False: 6}  # rounds with and without drafts that take turns, at least
 UNTRIED = 384  # rounds after which drafts that don't seem to pay are tried again
 SHARED = 24  # passes that runs share: without drafts, and divided by the runs, with them
@@ -109,14 +106,18 @@ class Auto(Method):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a round drafts, of which candidates, and what is expected of it, where `kept` of the chances is believed."""
+    """What a round drafts, of which candidates, and what is expected of it, where `kept` of the chances is believed.
+    Where the draft was asked, `without` it this other tree would have been drafted, which costs `cheaper` tokens less.
+    """
 
     tree: DraftTree
     candidates: Candidates
     tokens: float
     seconds: float
     kept: float = 1.0
-    asked: bool = False
+    asked: Asking | None = None
+    without: DraftTree = field(default_factory=DraftTree)
+    cheaper: float = 0.0
 
 
 @dataclass
@@ -124,21 +125,15 @@ class _Learned:
     """What the runs of one model at one temperature learn together."""
 
     calibrations: dict[tuple[str, int], Calibration] = field(default_factory=dict)
-    gains: dict[int, Average] = field(default_factory=dict)  # what the draft added to rounds, by what lookup had found
-    # How many tokens more than expected such rounds gave: calibrations are slow to learn that a draft is of no use.
-    surprise: Average = field(default_factory=lambda: Average(0.0, SURPRISES))
+    # Whether the draft is asked: where lookup has found little, and much.
+    asking: tuple[Asking, Asking] = field(default_factory=lambda: (Asking(), Asking()))
     kept: Kept = field(default_factory=lambda: Kept(HOPED_KEPT, LONG))
     duel: Duel = field(default_factory=lambda: Duel(TURNS, LONGEST_TURN, untried=UNTRIED))
-    patience: int = PATIENCE  # rounds after which a draft that does not pay is asked again
     beside: dict[int, Duel] = field(default_factory=dict)  # beside other runs, by how many these are, in octaves
 
     def calibration(self, kind: str, level: int) -> Calibration:
         """Returns that of a kind of proposals."""
         return self.calibrations.setdefault((kind, level), Calibration())
-
-    def gain(self, found: float) -> Average:
-        """Returns what the draft has added where lookup had found so many tokens."""
-        return self.gains.setdefault(int(found > 0.5), Average(0.5, 16.0))
 
     def duel_beside(self, runs: int) -> Duel:
         """Returns that of rounds in passes which so many runs share."""
@@ -166,10 +161,10 @@ class _Planner:
         self._rows = 1.0  # of each run in the last pass
         self._tokens, self._seconds = Average(1.0, RECENT), Average(1.0, RECENT)
         self._kept = Kept(self._learned.kept.share, RECENT)
-        self._since, self._spent, self._unasked, self._rounds = time.perf_counter(), 0.0, 0, 0
+        self._since, self._spent, self._rounds = time.perf_counter(), 0.0, 0
         self._priced, self._one, self._dearer = (0, -1), 0.0, list[float]()
-        self._watching = self._learned.duel.watches
-        self._drafting, self._left = not self._watching, self._learned.duel.trial
+        self._watching = self._watches()
+        self._drafting, self._left = not self._watching, self._learned.duel.trial(self._watching)
         self._watched: deque[tuple[int, _Plan]] = deque()  # what was not drafted, and after how many tokens of the text
 
     def drafts(self) -> bool:
@@ -183,10 +178,17 @@ class _Planner:
             if self._watching:
                 self._drafting, self._watching = duel.overdue or not duel.slower, False
             else:
-                self._watching = not self._drafting and duel.watches
+                self._watching = not self._drafting and self._watches()
                 self._drafting = not self._drafting and not self._watching
             self._left = TURNS[True] if self._watching else duel.turn(self._drafting)
         return self._drafting
+
+    def _watches(self) -> bool:
+        """Tells whether drafts are only watched in their next turn. Where it pays to ask the draft they are tried: what
+        it would have added can't be known without.
+        """
+        pays = self._drafter is not None and self._learned.asking[False].pays(self._rate() * self._asking())
+        return self._learned.duel.watches and not pays
 
     def watch(self) -> None:
         """Plans a round that drafts nothing, where drafts are watched: the text will show what it would have given."""
@@ -225,20 +227,22 @@ class _Planner:
     def plan(self) -> Generator[Request, Any, _Plan]:
         """Returns what to draft in this round."""
         run, room = self._run, Room(self._run, self._nodes, self._nodes)
-        rate, kept, seconds, asked = self._rate(), self._kept.share, 0.0, False
+        rate, kept = self._rate(), self._kept.share
         candidates, price = self._found(room), self._price(rate)
         if room.depth == 0:
             return _Plan(DraftTree(), candidates, 1.0, self._cost(1))
         tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
-        if self._asks(expected, rate, price):
-            worth, began, found = expected - price(len(tree)), time.perf_counter(), expected
-            seconds = yield from self._ask(candidates, room, rate)
-            tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
-            self._learned.gain(found).observe(expected - price(len(tree)) - worth)
-            self._spent = time.perf_counter() - began
-            run.count(asked=1)
-            asked = True
-        return _Plan(tree, candidates, 1 + expected, seconds + self._cost(1 + len(tree)), kept, asked)
+        asking = self._learned.asking[expected > 0.5]
+        if not self._asks(asking, rate, price):
+            return _Plan(tree, candidates, 1 + expected, self._cost(1 + len(tree)), kept)
+        without, began = tree, time.perf_counter()
+        seconds = yield from self._ask(candidates, room, rate)
+        tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
+        self._spent = time.perf_counter() - began
+        run.count(asked=1)
+        cheaper = price(len(tree)) - price(len(without))
+        seconds += self._cost(1 + len(tree))
+        return _Plan(tree, candidates, 1 + expected, seconds, kept, asking, without, cheaper)
 
     def _found(self, room: Room) -> Candidates:
         """Returns what the text and the table propose."""
@@ -272,8 +276,8 @@ class _Planner:
     def learn(self, plan: _Plan, decided: Sequence[int]) -> None:
         """Takes in what a round gave."""
         self._learn(plan, decided, len(decided) - 1)
-        if plan.asked:
-            self._learned.surprise.observe(len(decided) - plan.tokens)
+        if plan.asked is not None:
+            plan.asked.observe(len(decided) - 1 - len(plan.without.along(decided)) - plan.cheaper)
         seconds = self._round(len(decided))
         if seconds is not None:
             self._target.observe(self._run.target.worker.last.rows, self._context(), seconds - self._spent)
@@ -371,28 +375,13 @@ class _Planner:
                 if depth + 1 < room.depth:
                     heappush(heap, (-reach, depth + 1, node, [*context[1:], token]))
 
-    def _asks(self, found: float, rate: float, price: Callable[[int], float]) -> bool:
-        """Tells whether the draft is asked in this round, where lookup has found so many tokens.
-
-        It is where that has paid; otherwise now and then, less and less often, since texts change; and never where the
-        best of drafts would not pay.
-        """
+    def _asks(self, asking: Asking, rate: float, price: Callable[[int], float]) -> bool:
+        """Tells whether the draft is asked in this round: never where the best of drafts would not pay."""
         if self._drafter is None:
             return False
         hoped = max(sum(HOPED[:nodes]) - price(nodes) for nodes in range(min(self._nodes, len(HOPED)) + 1))
-        if hoped <= rate * self._asking():
-            return False
-        self._unasked += 1
-        learned, gain = self._learned, self._learned.gain(found)
-        pays = gain.seen < TRIALS or gain.value + learned.surprise.value > rate * self._asking()
-        # Where it has a prompt to read first, trying it costs more.
-        if not pays and (self._unasked <= learned.patience or self._unasked <= learned.patience * self._dear()):
-            return False
-        if not self._drafter.begin():
-            return False
-        learned.patience = PATIENCE if pays else min(2 * learned.patience, MOST_PATIENT)
-        self._unasked = 0
-        return True
+        spent = rate * self._asking()
+        return hoped > spent and asking.asks(spent, self._dear()) and self._drafter.begin()
 
     def _ask(self, candidates: Candidates, room: Room, rate: float) -> Generator[Request, Any, float]:
         """Adds what the draft proposes; returns the seconds that this was expected to take."""
