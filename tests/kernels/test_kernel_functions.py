@@ -64,22 +64,61 @@ def test_quantized_rows_are_those_that_torch_makes_of_them(with_mins):
     expected = q[index].float().view(4, -1, 32) * scales[index].float()[..., None]
     if with_mins:
         expected += mins[index].float()[..., None]
-    found = kernels.quantized_rows(q, scales, mins if with_mins else None, index)
-    assert torch.equal(found, expected.view(4, k))
-    assert kernels.quantized_rows(q, scales, mins if with_mins else None, index[:0]).shape == (0, k)
+    table = kernels.Table(q, scales, mins if with_mins else None)
+    assert torch.equal(table.rows(index), expected.view(4, k))
+    assert table.rows(index[:0]).shape == (0, k)
 
 
-def test_quantized_rows_that_are_not_there_or_not_held_so_are_refused():
-    q, scales, index = torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2).half(), torch.tensor([1])
+def test_tables_that_are_not_held_so_are_refused():
+    q, scales = torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2).half()
     for args in (
-        (q, scales, None, torch.tensor([4])),
-        (q, scales, None, torch.tensor([-1])),
-        (q, scales, None, index.int()),
-        (q, scales.float(), None, index),
-        (q, scales[:, :1], None, index),
-        (q, scales, scales, index),
-        (q.to(torch.uint8), scales, scales[:2], index),
-        (q.T, scales, None, index),
+        (q, scales.float()),
+        (q, scales[:, :1]),
+        (q, scales, scales),
+        (q.to(torch.uint8), scales, scales[:2]),
+        (q.T, scales),
     ):
         with pytest.raises(ValueError, match=r"expected|mins"):
-            kernels.quantized_rows(*args)
+            kernels.Table(*args)
+    table = kernels.Table(q, scales)
+    for index in (torch.tensor([4]), torch.tensor([-1]), torch.tensor([1]).int(), torch.tensor([[1]])):
+        with pytest.raises(ValueError, match="expected"):
+            table.rows(index)
+
+
+@pytest.mark.parametrize("pack", ["q4", "q8", "f32"])
+def test_what_a_head_reads_is_the_layer_of_a_vector_and_a_tables_row_or_the_vector(pack):
+    m, k = 40, 64
+    table = kernels.Table(torch.randint(-128, 128, (m, k)).to(torch.int8), torch.rand(m, k // 32).half() / 100)
+    weight, bias = torch.randn(k, 2 * k), torch.randn(k)
+    layer = {
+        "q4": lambda: kernels.pack_q4(*kernels.quantize_q4(weight)),
+        "q8": lambda: kernels.pack_q8(*kernels.quantize_q8(weight)),
+        "f32": lambda: kernels.pack_f32(weight),
+    }[pack]()
+    store = torch.randn(9, k)
+    tokens, vectors = [3, -1, 39, 0, -1], [store[4], store[0], None, store[8], store[4]]
+    found = kernels.fuse(layer, bias, table, tokens, vectors)
+    assert torch.equal(found[[1, 4]], store[[0, 4]])
+    before = torch.stack([store[4], torch.zeros(k), store[8]])
+    pairs = torch.cat([before, table.rows(torch.tensor([3, 39, 0]))], dim=1)
+    assert torch.equal(found[[0, 2, 3]], layer(pairs, bias))
+    alone = [kernels.fuse(layer, bias, table, [token], [vector]) for token, vector in zip(tokens, vectors, strict=True)]
+    assert torch.equal(torch.cat(alone), found)
+    assert kernels.fuse(layer, bias, table, [], []).shape == (0, k)
+
+
+def test_what_no_head_can_read_is_refused():
+    table = kernels.Table(torch.zeros(4, 32, dtype=torch.int8), torch.ones(4, 1).half())
+    layer, vector = kernels.pack_f32(torch.randn(32, 64)), torch.zeros(32)
+    for args in (
+        (kernels.pack_f32(torch.randn(32, 32)), None, table, [1], [vector]),
+        (layer, torch.zeros(31), table, [1], [vector]),
+        (layer, None, table, [4], [vector]),
+        (layer, None, table, [1, 2], [vector]),
+        (layer, None, table, [1], [vector.double()]),
+        (layer, None, table, [1], [torch.zeros(64)[::2]]),
+        (layer, None, table, [-1], [None]),
+    ):
+        with pytest.raises(ValueError, match=r"expected|a row has"):
+            kernels.fuse(*args)

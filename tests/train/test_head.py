@@ -31,7 +31,7 @@ class Look(Method):
         self.tokens, self.found = tokens, {}
 
     def decode(self, run):
-        from outlay.drafts.drafter import ModelDrafter
+        from outlay.drafts.drafter import Best, ModelDrafter
         from outlay.drafts.tree import ROOT, DraftTree
 
         drafter = ModelDrafter(run)
@@ -40,7 +40,8 @@ class Look(Method):
         run.commit(self.tokens[0])
         assert drafter.begin()
         vocab = len(run.draft.worker.model.vocabulary)
-        self.found["guesses"] = yield from drafter.guesses(drafter.ahead, vocab)
+        guesses = torch.tensor((yield from drafter.guesses(drafter.ahead, vocab)), dtype=torch.float64)
+        self.found["guesses"] = Best(guesses[..., 0].long(), guesses[..., 1].log().float())
         tree = DraftTree()
         tree.chain(self.tokens[1:], "x")
         rows = []

@@ -6,6 +6,7 @@ A `Drafter` has a law: it gives a distribution after any text, from which a tree
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
@@ -93,6 +94,7 @@ class ModelDrafter(Drafter):
         self._tree = run.draft.tree
         self._model = run.draft.worker.model
         self._head = self._model.decoder.reads_features
+        self._ids = self._model.vocabulary.numpy() if self._model.vocabulary is not None else None
         self._known = 0  # how many of the run's tokens are in the draft's tree
         self._nodes: dict[int, Node] = {}
         self.name = "head" if self._head else "draft"
@@ -137,17 +139,22 @@ class ModelDrafter(Drafter):
         decoder = self._model.decoder
         return len(decoder.prompts) if isinstance(decoder, HeadDecoder) else 0
 
-    def guesses(self, ahead: int, k: int) -> Generator[Request, Any, Best]:
+    def guesses(self, ahead: int, k: int) -> Generator[Request, Any, list[list[tuple[int, float]]]]:
         """Returns the k most probable of the next token, and of each of the `ahead` tokens behind it whatever stands
-        between: [1 + ahead, k], in one pass of the head.
+        between, with their probabilities: in one pass of the head.
         """
         decoder = self._model.decoder
         assert isinstance(decoder, HeadDecoder)
         guessed = self._tree.extend(range(-1, ahead - 1), [NO_TOKEN] * ahead, vectors=decoder.prompts)
         top: Top = yield self._seat.top([self._nodes[ROOT], *guessed], k, lse=True)
         assert top.lse is not None
-        assert self._model.vocabulary is not None
-        return Best(self._model.vocabulary[top.tokens], top.logits - top.lse[:, None])
+        assert self._ids is not None
+        token, rows = self._ids.item, zip(top.tokens.tolist(), top.logits.tolist(), top.lse.tolist(), strict=True)
+        # Some numbers, which take Python less time than each of torch's operations does.
+        return [
+            [(token(place), math.exp(logit - lse)) for place, logit in zip(places, logits, strict=True)]
+            for places, logits, lse in rows
+        ]
 
     def _widened(self, logits: Tensor) -> Tensor:
         """Logits over the tokens that a head drafts -> over the target's vocabulary, -inf for the others."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from outlay import kernels
 from outlay.drafts import fitted
 from outlay.errors import UsageError
 from outlay.models.config import DecoderConfig
@@ -27,6 +28,7 @@ from outlay.models.load import Model
 from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
 from outlay.models.quantized import QuantizedWeight
+from outlay.tree.token_tree import NO_TOKEN
 
 KIND = "head"
 AHEAD = 3  # prompt tokens of a head
@@ -52,6 +54,10 @@ class HeadDecoder(Decoder):
         """`prompts` [ahead, hidden_size]: the vectors of its prompt tokens, float32."""
         self.fuse, self.prompts = fuse, tuple(prompts)
         super().__init__(config, layers, embed, head, final_norm=final_norm, dtype=embed.dtype, device=device)
+        self._native: tuple[NativeLinear, kernels.Table] | None = None
+        plain = (embed.dtype, embed.scale) == (torch.float32, 1.0)
+        if isinstance(fuse, NativeLinear) and isinstance(embed.table, QuantizedWeight) and plain:
+            self._native = fuse, embed.table.table
         self._fixed_bytes += fuse.nbytes
         self._row_multiplies += fuse.in_features * fuse.out_features
 
@@ -59,16 +65,22 @@ class HeadDecoder(Decoder):
         """As `Decoder.inputs`. `given` are the features before the tokens, zeros where there are none; a vector without
         a token is a prompt token's, and stands as it is.
         """
-        if given is None:
-            embeddings = self.embed(tokens)
+        given = given or Given((), (), ())
+        if self._native is not None:
+            (fuse, table), listed, vectors = self._native, tokens.tolist(), list[Tensor | None]([None] * len(tokens))
+            for row, vector, bare in zip(*given, strict=True):
+                vectors[row] = vector
+                if bare:
+                    listed[row] = NO_TOKEN
+            return kernels.fuse(fuse.packed, fuse.bias, table, listed, vectors)
+        embeddings = self.embed(tokens)
+        if not given.rows:
             return self.fuse(torch.cat([torch.zeros_like(embeddings), embeddings], dim=-1))
-        x, alone = given.vectors.to(tokens.device, self.dtype), given.alone.to(tokens.device)
-        if len(x) < len(tokens):
-            rows = given.rows.to(tokens.device)
-            x = x.new_zeros(len(tokens), x.shape[1]).index_put_((rows,), x)
-            alone = alone.new_zeros(len(tokens)).index_put_((rows,), alone)
-        read = (~alone).nonzero()[:, 0]
-        return x.index_put((read,), self.fuse(torch.cat([x[read], self.embed(tokens[read])], dim=-1)))
+        rows = torch.tensor(given.rows, device=embeddings.device)
+        before = torch.zeros_like(embeddings).index_put_((rows,), torch.stack(list(given.vectors)).to(embeddings))
+        alone = rows[torch.tensor(given.alone, device=rows.device)]
+        fused = self.fuse(torch.cat([before, embeddings], dim=-1))
+        return fused.index_put((alone,), before[alone])
 
 
 def head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderConfig:

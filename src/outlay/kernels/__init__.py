@@ -4,7 +4,7 @@ They are optional: ask `available()`. Whatever they compute for a row has the sa
 """
 
 from outlay.kernels.attention import KeyValues, Piece, Plan, attend, store
-from outlay.kernels.functions import activate, exp, layer_norm, quantized_rows, rms_norm
+from outlay.kernels.functions import Table, activate, exp, fuse, layer_norm, rms_norm
 from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Top
 from outlay.kernels.native import available, isa, set_threads, threads
 from outlay.kernels.packing import (
@@ -27,11 +27,13 @@ __all__ = [
     "PackedLinear",
     "Piece",
     "Plan",
+    "Table",
     "Top",
     "activate",
     "attend",
     "available",
     "exp",
+    "fuse",
     "isa",
     "layer_norm",
     "pack_bf16",
@@ -40,7 +42,6 @@ __all__ = [
     "pack_q8",
     "quantize_q4",
     "quantize_q8",
-    "quantized_rows",
     "rms_norm",
     "set_threads",
     "store",

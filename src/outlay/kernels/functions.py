@@ -1,9 +1,15 @@
 """Single operations of the native kernels on float32 tensors."""
 
+from collections.abc import Sequence
+from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from outlay.kernels.native import address, check, library
+from outlay.kernels.native import TableStruct, address, check, library
+from outlay.kernels.packing import PackedLinear
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
@@ -38,22 +44,66 @@ def exp(x: Tensor) -> Tensor:
     return out
 
 
-def quantized_rows(q: Tensor, scales: Tensor, mins: Tensor | None, index: Tensor) -> Tensor:
-    """The rows `index`, int64 [n], of a matrix held as integers q [m, k], int8 or, where there are `mins`, uint8, as
-    float32 [n, k]: q * scales + mins, float16 [m, k / 32], for each group of 32 columns.
+@dataclass(frozen=True)
+class Table:
+    """A matrix held as integers q [m, k], int8 or, where there are `mins`, uint8: a row is q * scales + mins, float16
+    [m, k / 32], for each group of 32 columns. Raises `ValueError` for what is not held so.
     """
-    listed, (m, k) = index.tolist(), q.shape
-    if listed and not 0 <= min(listed) <= max(listed) < m:
-        raise ValueError(f"expected rows in 0..{m - 1}, not {min(listed)}..{max(listed)}")
-    expected = (torch.int8 if mins is None else torch.uint8, (m, k // 32))
-    if (q.dtype, scales.shape) != expected or k % 32 or any(not part.is_contiguous() for part in (q, scales, index)):
-        raise ValueError(f"expected contiguous {expected[0]} [m, k] with scales [m, k / 32], not {q.dtype} {[m, k]}")
-    if mins is not None and (mins.shape != scales.shape or mins.dtype != scales.dtype or not mins.is_contiguous()):
-        raise ValueError("mins are held as scales are")
-    if scales.dtype != torch.float16 or index.dtype != torch.int64:
-        raise ValueError(f"expected float16 scales and int64 rows, not {scales.dtype} and {index.dtype}")
-    out = torch.empty(len(listed), k)
-    library().outlay_rows(
-        q.data_ptr(), scales.data_ptr(), address(mins), index.data_ptr(), len(listed), k, out.data_ptr()
-    )
+
+    q: Tensor
+    scales: Tensor
+    mins: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        q, scales, mins = self.q, self.scales, self.mins
+        m, k = q.shape
+        expected = (torch.int8 if mins is None else torch.uint8, (m, k // 32))
+        if (q.dtype, scales.shape) != expected or k % 32 or not q.is_contiguous() or not scales.is_contiguous():
+            raise ValueError(
+                f"expected contiguous {expected[0]} [m, k] with scales [m, k / 32], not {q.dtype} {[m, k]}"
+            )
+        if mins is not None and (mins.shape != scales.shape or mins.dtype != scales.dtype or not mins.is_contiguous()):
+            raise ValueError("mins are held as scales are")
+        if scales.dtype != torch.float16:
+            raise ValueError(f"expected float16 scales, not {scales.dtype}")
+
+    @cached_property
+    def struct(self) -> TableStruct:
+        """The table as native calls take it."""
+        return TableStruct(self.q.data_ptr(), self.scales.data_ptr(), address(self.mins), self.q.shape[1])
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows `index`, int64 [n], as float32 [n, k]."""
+        if index.dtype != torch.int64 or index.ndim != 1 or not index.is_contiguous():
+            raise ValueError(f"expected int64 [n] rows, not {index.dtype} {list(index.shape)}")
+        listed, (m, k) = index.tolist(), self.q.shape
+        if listed and not 0 <= min(listed) <= max(listed) < m:
+            raise ValueError(f"expected rows in 0..{m - 1}, not {min(listed)}..{max(listed)}")
+        out = torch.empty(len(listed), k)
+        library().outlay_rows(self.struct, index.data_ptr(), len(listed), out.data_ptr())
+        return out
+
+
+def fuse(
+    layer: PackedLinear, bias: Tensor | None, table: Table, tokens: Sequence[int], vectors: Sequence[Tensor | None]
+) -> Tensor:
+    """What a draft head reads, float32 [n, k]: for each of n tokens, the layer [2 k] -> [k] of its vector [k], zeros
+    where there is none, and the table's row behind it; where the token is negative, the vector alone.
+    """
+    m, k = table.q.shape
+    if (layer.out_features, layer.in_features) != (k, 2 * k):
+        raise ValueError(f"expected a layer [{2 * k}] -> [{k}], not [{layer.in_features}] -> [{layer.out_features}]")
+    if bias is not None and (bias.shape != (k,) or bias.dtype != torch.float32 or not bias.is_contiguous()):
+        raise ValueError(f"expected a float32 bias [{k}]")
+    if len(tokens) != len(vectors) or max(tokens, default=0) >= m:
+        raise ValueError(f"expected a vector, or None, for each of some tokens below {m}")
+    for token, vector in zip(tokens, vectors, strict=True):
+        if vector is None:
+            if token < 0:
+                raise ValueError("a row has a token or a vector, or both")
+        elif vector.shape != (k,) or vector.dtype != torch.float32 or not vector.is_contiguous():
+            raise ValueError(f"expected contiguous vectors of float32 [{k}], not {vector.dtype} {list(vector.shape)}")
+    n, out = len(tokens), torch.empty(len(tokens), k)
+    listed, given = (c_int64 * n)(*tokens), (c_void_p * n)(*map(address, vectors))
+    check(library().outlay_fuse(layer.struct, address(bias), table.struct, listed, given, n, out.data_ptr()))
     return out

@@ -9,13 +9,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 5
+_ABI = 6
 
 
 class LinearStruct(Structure):
     """A linear layer's weights."""
 
     _fields_ = [("data", c_void_p), ("format", c_int32), ("m", c_int32), ("k", c_int32), ("reserved", c_int32)]
+
+
+class TableStruct(Structure):
+    """Rows of integers with scales."""
+
+    _fields_ = [("q", c_void_p), ("scales", c_void_p), ("mins", c_void_p), ("k", c_int64)]
 
 
 class PieceStruct(Structure):
@@ -146,7 +152,11 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_layer_norm": ([*[c_void_p] * 3, c_int64, c_int32, c_float, c_void_p], c_int32),
     "outlay_activate": ([c_int32, c_void_p, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
-    "outlay_rows": ([*[c_void_p] * 4, *[c_int64] * 2, c_void_p], None),
+    "outlay_rows": ([POINTER(TableStruct), c_void_p, c_int64, c_void_p], None),
+    "outlay_fuse": (
+        [POINTER(LinearStruct), c_void_p, POINTER(TableStruct), c_void_p, POINTER(c_void_p), c_int64, c_void_p],
+        c_int32,
+    ),
     "outlay_attend": (
         [c_void_p, POINTER(CacheStruct), c_int64, *[c_int32] * 3, *[c_float] * 2, POINTER(PlanStruct), *[c_void_p] * 2],
         c_int32,

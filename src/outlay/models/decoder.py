@@ -28,12 +28,13 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Given(NamedTuple):
-    """Rows of a pass, int64 [n], that come with a vector; the vectors, [n, hidden_size]; and which of them have no
-    token beside it, bool [n]."""
+    """Rows of a pass that come with a vector; the vectors, [hidden_size] each; and which of them have no token beside
+    it.
+    """
 
-    rows: Tensor
-    vectors: Tensor
-    alone: Tensor
+    rows: Sequence[int]
+    vectors: Sequence[Tensor]
+    alone: Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Decoder:
         """
         x = self.vectors(tokens)
         if given is not None:
-            x[given.rows.to(x.device)] = given.vectors.to(x)
+            x[torch.tensor(given.rows, device=x.device)] = torch.stack(list(given.vectors)).to(x)
         if self.positions is not None:
             x = x + self.positions[positions + self.config.position_offset]
         return x

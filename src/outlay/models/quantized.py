@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class QuantizedWeight:
         """Returns the rows `index` (None: all) in float32."""
         q, scales, mins = self.q, self.scales, self.mins
         if index is not None and index.ndim == 1 and q.device.type == "cpu" and kernels.available():
-            return kernels.quantized_rows(q, scales, mins, index)
+            return self.table.rows(index)
         if index is not None:
             q, scales = q[index], scales[index]
             mins = mins[index] if mins is not None else None
@@ -53,6 +54,11 @@ class QuantizedWeight:
         if mins is not None:
             groups += mins.float().unsqueeze(-1)
         return groups.flatten(-2)
+
+    @cached_property
+    def table(self) -> kernels.Table:
+        """The matrix as the native kernels look rows up in it."""
+        return kernels.Table(self.q, self.scales, self.mins)
 
     def take(self, index: Tensor) -> QuantizedWeight:
         """Returns the matrix made of the rows `index`, still quantized."""

@@ -112,8 +112,8 @@ def _given(nodes: Sequence[Node]) -> Given | None:
     found = [(row, node, node.vector) for row, node in enumerate(nodes) if node.vector is not None]
     if not found:
         return None
-    alone = torch.from_numpy(np.array([node.token < 0 for _, node, _ in found]))
-    return Given(indices([row for row, _, _ in found]), torch.stack([vector for _, _, vector in found]), alone)
+    rows, some, vectors = zip(*found, strict=True)
+    return Given(rows, vectors, [node.token < 0 for node in some])
 
 
 def indices(values: Sequence[int]) -> torch.Tensor:

@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from outlay.drafts.cost import costs_of
-from outlay.drafts.drafter import Best, ModelDrafter
+from outlay.drafts.drafter import ModelDrafter
 from outlay.drafts.lookup import ORIGIN, LookupProposer
 from outlay.drafts.ngrams import NgramTable
 from outlay.drafts.planner import RECALLED, UNLIKELY, Asking, Average, Calibration, Candidates, Duel, Kept
@@ -30,6 +30,7 @@ from outlay.engine.method import About, Method, Request, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
 
+Answer = TypeVar("Answer")
 TABLE = "table"
 RANKS = (3, 3, 2, 2)  # of each of a head's guesses that are looked at
 LONGEST = 6  # tokens of the text's end that are looked up
@@ -405,32 +406,31 @@ class _Planner:
             total += seconds
         return total
 
-    def _timed(self, asked: Generator[Request, Any, Best]) -> Generator[Request, Any, tuple[Best, float]]:
+    def _timed(self, asked: Generator[Request, Any, Answer]) -> Generator[Request, Any, tuple[Answer, float]]:
         """Returns what the draft answers and the seconds that this was expected to take; learns what it took."""
         assert self._draft is not None
         assert self._run.draft is not None
         began = time.perf_counter()
-        best = yield from asked
+        answer = yield from asked
         rows = self._run.draft.worker.last.rows
         expected = self._draft.at_present(rows)
         self._draft.observe(rows, 0.0, time.perf_counter() - began)
-        return best, expected
+        return answer, expected
 
-    def _take_guesses(self, candidates: Candidates, guesses: Best) -> None:
+    def _take_guesses(self, candidates: Candidates, guesses: Sequence[Sequence[tuple[int, float]]]) -> None:
         """Adds the likeliest paths of a head's guesses, at most as many at a depth as a tree has nodes."""
         assert self._drafter is not None
-        name, tokens, sure = self._drafter.name, guesses.tokens.tolist(), guesses.logprobs.exp().tolist()
-        level = [(1.0, ROOT)]
-        for depth, ranks in enumerate(RANKS[: len(tokens)]):
+        name, level = self._drafter.name, [(1.0, ROOT)]
+        for depth, (ranks, guessed) in enumerate(zip(RANKS, guesses, strict=False)):
             calibration = self._learned.calibration(name, depth)
-            chances = [calibration.chance(chance) for chance in sure[depth][:ranks]]
+            chances = [calibration.chance(sure) for _, sure in guessed[:ranks]]
             ahead = [
                 (reach * chance, parent, rank)
                 for reach, parent in level
                 for rank, chance in enumerate(chances)
                 if reach * chance >= UNLIKELY
             ]
-            level = [
-                (likely, candidates.add(parent, tokens[depth][rank], name, calibration, sure[depth][rank]))
-                for likely, parent, rank in sorted(ahead, reverse=True)[: self._nodes]
-            ]
+            level = []
+            for likely, parent, rank in sorted(ahead, reverse=True)[: self._nodes]:
+                token, sure = guessed[rank]
+                level.append((likely, candidates.add(parent, token, name, calibration, sure)))

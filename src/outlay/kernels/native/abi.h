@@ -21,6 +21,14 @@ struct OutlayLinear {
     int32_t reserved;
 };
 
+// Rows of integers [rows, k], signed where there are no minima, with a half scale (and minimum) for each group of 32.
+struct OutlayTable {
+    const uint8_t* q;
+    const uint16_t* scales;
+    const uint16_t* mins;  // or null
+    int64_t k;
+};
+
 // A run of keys which some rows of the pass read.
 struct OutlayPiece {
     int64_t start;          // first slot

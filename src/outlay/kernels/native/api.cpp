@@ -8,6 +8,7 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -150,7 +151,7 @@ OUTLAY_API const char* outlay_choose(const char* limit) {
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 5; }
+OUTLAY_API int32_t outlay_abi() { return 6; }
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
@@ -213,19 +214,46 @@ static float from_half(uint16_t half) {
     return value;
 }
 
-// Rows `index` [n] of a matrix of integers [., k], signed where there are no minima, times the half scale of each group of
-// 32 (+ its minimum), to out [n, k].
-OUTLAY_API void outlay_rows(const uint8_t* q, const uint16_t* scales, const uint16_t* mins, const int64_t* index, int64_t n,
-                            int64_t k, float* out) {
-    for (int64_t row = 0; row < n; ++row) {
-        for (int64_t group = 0; group < k / kGroup; ++group, out += kGroup) {
-            const int64_t at = index[row] * (k / kGroup) + group;
-            const uint8_t* from = q + at * kGroup;
-            const float scale = from_half(scales[at]), least = mins ? from_half(mins[at]) : 0.0f;
-            for (int i = 0; i < kGroup; ++i)
-                out[i] = mins ? float(from[i]) * scale + least : float(int8_t(from[i])) * scale;
-        }
+// A row of a table, to out [k].
+static void widen_row(const OutlayTable& table, int64_t row, float* out) {
+    const int64_t groups = table.k / kGroup;
+    for (int64_t at = row * groups; at < (row + 1) * groups; ++at, out += kGroup) {
+        const uint8_t* from = table.q + at * kGroup;
+        const float scale = from_half(table.scales[at]), least = table.mins ? from_half(table.mins[at]) : 0.0f;
+        for (int i = 0; i < kGroup; ++i)
+            out[i] = table.mins ? float(from[i]) * scale + least : float(int8_t(from[i])) * scale;
     }
+}
+
+// Rows `index` [n] of a table, to out [n, k].
+OUTLAY_API void outlay_rows(const OutlayTable* table, const int64_t* index, int64_t n, float* out) {
+    for (int64_t row = 0; row < n; ++row) widen_row(*table, index[row], out + row * table->k);
+}
+
+// What a draft head reads, to out [n, k]. For a token: the layer [2 k] -> [k] (+ bias) of the row's vector, or zeros where
+// there is none, and the table's row behind it. Where the token is negative: the vector.
+OUTLAY_API int32_t outlay_fuse(const OutlayLinear* layer, const float* bias, const OutlayTable* table, const int64_t* tokens,
+                               const float* const* vectors, int64_t n, float* out) {
+    return guarded([&] {
+        static Scratch* memory = new Scratch[3];
+        const int64_t k = table->k;
+        float* pairs = memory[0].get<float>(n * 2 * k);
+        int64_t read = 0;
+        for (int64_t row = 0; row < n; ++row) {
+            if (tokens[row] < 0) continue;
+            float* pair = pairs + read++ * 2 * k;
+            if (vectors[row]) std::copy(vectors[row], vectors[row] + k, pair);
+            else std::fill(pair, pair + k, 0.0f);
+            widen_row(*table, tokens[row], pair + k);
+        }
+        float* fused = memory[1].get<float>(read * k);
+        if (read) run_linear(*layer, quantize_rows(*layer, pairs, read, memory[2]), read, {fused, k, bias, false});
+        for (int64_t row = 0; row < n; ++row) {
+            const float* from = tokens[row] < 0 ? vectors[row] : fused;
+            std::copy(from, from + k, out + row * k);
+            if (tokens[row] >= 0) fused += k;
+        }
+    });
 }
 
 // Writes k and v [n, n_kv_heads, head_dim] to slots [n] of the cache.
