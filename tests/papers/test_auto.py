@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from outlay import LM
+from outlay.budget import Ledger
 from outlay.decode.draft import auto
 from outlay.decode.draft.auto import Auto
 from outlay.drafts.cost import PassCosts, costs_of
@@ -89,6 +90,27 @@ def test_a_draft_that_did_not_pay_is_tried_less_where_it_has_a_prompt_to_read_fi
         asked.append(result.ledger.extras.get("asked", 0))
     assert asked[0] > 0
     assert asked[1] == 0
+
+
+def test_a_draft_that_was_of_no_use_is_tried_again_in_later_texts_however_short_they_are(costs):
+    """Two circles of eight tokens; the draft knows the second one."""
+    costs(row=0.05, draft=0.3)
+    target = torch.full((16, 16), 1e-4)
+    for state in range(16):
+        target[state, state // 8 * 8 + (state + 1) % 8] = 1.0
+    knows = target.clone()
+    knows[:8] = knows[:8].flip(1)
+    lm, draft = LM(markov_model(target, "circles"), Engine()), markov_model(knows, "knows the second")
+
+    def asked(first, texts):
+        method, ledger = Auto(lookup=False), Ledger()
+        for _ in range(texts):
+            ledger += lm.generate([first], method=method, draft=draft, max_tokens=20, ignore_eos=True).ledger
+        return ledger.extras.get("asked", 0) / ledger.rounds
+
+    assert asked(0, 20) < 0.25
+    asked(8, 20)
+    assert asked(8, 20) > 0.8
 
 
 @pytest.mark.parametrize(("row", "asked"), [(1.0, False), (0.05, True)])
