@@ -94,7 +94,9 @@ class ModelDrafter(Drafter):
         self._tree = run.draft.tree
         self._model = run.draft.worker.model
         self._head = self._model.decoder.reads_features
-        self._ids = self._model.vocabulary.numpy() if self._model.vocabulary is not None else None
+        ids, device = self._model.vocabulary, self._model.decoder.device
+        self._ids = None if ids is None else ids.numpy()
+        self._vocabulary = None if ids is None else ids.to(device)
         self._known = 0  # how many of the run's tokens are in the draft's tree
         self._nodes: dict[int, Node] = {}
         self.name = "head" if self._head else "draft"
@@ -115,7 +117,7 @@ class ModelDrafter(Drafter):
     def best(self, tree: DraftTree, places: Sequence[int], k: int) -> Generator[Request, Any, Best]:
         top: Top = yield self._seat.top(self._nodes_of(tree, places), k, lse=True)
         assert top.lse is not None
-        ids = self._model.vocabulary
+        ids = self._vocabulary
         return Best(top.tokens if ids is None else ids[top.tokens], top.logits - top.lse[:, None])
 
     def laws(self, tree: DraftTree, places: Sequence[int]) -> Generator[Request, Any, Tensor]:
@@ -158,11 +160,11 @@ class ModelDrafter(Drafter):
 
     def _widened(self, logits: Tensor) -> Tensor:
         """Logits over the tokens that a head drafts -> over the target's vocabulary, -inf for the others."""
-        ids = self._model.vocabulary
+        ids = self._vocabulary
         if ids is None:
             return logits
         size = self._run.target.worker.decoder.config.vocab_size
-        return torch.full((len(logits), size), -torch.inf).index_copy_(1, ids, logits)
+        return logits.new_full((len(logits), size), -torch.inf).index_copy_(1, ids, logits)
 
     def _nodes_of(self, tree: DraftTree, places: Sequence[int]) -> list[Node]:
         """Returns the nodes of the draft's tree that stand for nodes of the drafted one; grows those that lack."""

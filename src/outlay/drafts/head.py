@@ -21,7 +21,7 @@ from outlay import kernels
 from outlay.drafts import fitted
 from outlay.errors import UsageError
 from outlay.models.config import DecoderConfig
-from outlay.models.decoder import Decoder, Given, Layer
+from outlay.models.decoder import Decoder, Given, Layer, stacked
 from outlay.models.embedding import Embedding
 from outlay.models.linear import FloatLinear, Linear, NativeLinear, native_kernels, pack
 from outlay.models.load import Model
@@ -77,7 +77,7 @@ class HeadDecoder(Decoder):
         if not given.rows:
             return self.fuse(torch.cat([torch.zeros_like(embeddings), embeddings], dim=-1))
         rows = torch.tensor(given.rows, device=embeddings.device)
-        before = torch.zeros_like(embeddings).index_put_((rows,), torch.stack(list(given.vectors)).to(embeddings))
+        before = torch.zeros_like(embeddings).index_put_((rows,), stacked(given.vectors, embeddings))
         alone = rows[torch.tensor(given.alone, device=rows.device)]
         fused = self.fuse(torch.cat([before, embeddings], dim=-1))
         return fused.index_put((alone,), before[alone])

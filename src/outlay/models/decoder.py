@@ -37,6 +37,11 @@ class Given(NamedTuple):
     alone: Sequence[bool]
 
 
+def stacked(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Returns vectors, wherever they are, as rows of the dtype and on the device of another tensor."""
+    return torch.stack([vector.to(like) for vector in vectors])
+
+
 @dataclass(frozen=True)
 class Layer:
     """The weights of one layer. Norms before the parts, after them (`pre_norm=False`), or both (`post_*`)."""
@@ -115,7 +120,7 @@ class Decoder:
         """
         x = self.vectors(tokens)
         if given is not None:
-            x[torch.tensor(given.rows, device=x.device)] = torch.stack(list(given.vectors)).to(x)
+            x[torch.tensor(given.rows, device=x.device)] = stacked(given.vectors, x)
         if self.positions is not None:
             x = x + self.positions[positions + self.config.position_offset]
         return x
