@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from outlay.drafts.head import untrained_head
 from outlay.engine.passes import LayeredPass, pass_for
+from outlay.models.decoder import Given
 from outlay.models.linear import Int4Linear, Int8Linear, nibbles, pack
 from outlay.models.quantized import QuantizedWeight, quantize
 from outlay.testing import tiny_model
@@ -35,6 +37,19 @@ def test_a_pass_over_a_tree_stays_on_its_device(dtype, device):
     assert logits.dtype == torch.float32
     assert logits.device.type == device
     assert str(cache.layers[0].keys.dtype) == f"torch.{dtype}"
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_a_head_reads_is_on_its_device_wherever_the_vectors_are(device):
+    """Prompt tokens and the zeros before a text are on the CPU, features on the target's device."""
+    decoder = untrained_head(tiny_model(device=device), 1, 128).decoder
+    feature = torch.zeros(decoder.config.hidden_size, device=device)
+    given = Given(
+        (0, 1, 3), (feature, feature.new_zeros(feature.shape, device="cpu"), decoder.prompts[0]), (False, False, True)
+    )
+    tokens = torch.zeros(4, dtype=torch.int64, device=device)
+    x = decoder.inputs(tokens, tokens, given)
+    assert (x.shape, x.dtype, x.device.type) == ((4, decoder.config.hidden_size), decoder.dtype, device)
 
 
 def test_packed_products_have_the_shapes_that_torch_wants_on_a_gpu():

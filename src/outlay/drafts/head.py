@@ -68,9 +68,9 @@ class HeadDecoder(Decoder):
         given = given or Given((), (), ())
         if self._native is not None:
             (fuse, table), listed, vectors = self._native, tokens.tolist(), list[Tensor | None]([None] * len(tokens))
-            for row, vector, bare in zip(*given, strict=True):
+            for row, vector, alone in zip(*given, strict=True):
                 vectors[row] = vector
-                if bare:
+                if alone:
                     listed[row] = NO_TOKEN
             return kernels.fuse(fuse.packed, fuse.bias, table, listed, vectors)
         embeddings = self.embed(tokens)
@@ -78,9 +78,10 @@ class HeadDecoder(Decoder):
             return self.fuse(torch.cat([torch.zeros_like(embeddings), embeddings], dim=-1))
         rows = torch.tensor(given.rows, device=embeddings.device)
         before = torch.zeros_like(embeddings).index_put_((rows,), stacked(given.vectors, embeddings))
-        alone = rows[torch.tensor(given.alone, device=rows.device)]
+        without = [row for row, is_alone in zip(given.rows, given.alone, strict=True) if is_alone]
+        bare = torch.tensor(without, dtype=torch.int64, device=rows.device)
         fused = self.fuse(torch.cat([before, embeddings], dim=-1))
-        return fused.index_put((alone,), before[alone])
+        return fused.index_put((bare,), before[bare])
 
 
 def head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderConfig:
