@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from kernel_helpers import make_layer, rows_of
 
 from outlay import kernels
-from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, KeyValues, Piece, Plan
+from outlay.kernels import (
+    FusedDecoder,
+    FusedLayer,
+    FusedLinear,
+    FusedNorm,
+    FusedWeights,
+    KeyValues,
+    Piece,
+    Plan,
+    Rows,
+    Table,
+)
 
 HIDDEN, HEADS, KV_HEADS, DIM, WIDE, VOCAB, LAYERS, CAPACITY = 96, 6, 2, 32, 160, 203, 3, 96
 EPS, SCALE = 1e-5, DIM**-0.5
@@ -292,6 +303,73 @@ def test_features_are_what_the_head_reads_of_all_rows_by_slot(kind, threads):
     assert torch.equal(features[slots], expected)
     assert not features[:30].any()
     assert not features[39:].any()
+
+
+def make_table():
+    return Table(torch.randint(-128, 128, (VOCAB, HIDDEN)).to(torch.int8), torch.rand(VOCAB, HIDDEN // 32).half() / 100)
+
+
+@pytest.mark.parametrize("scale", [1.0, 9.75])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tokens_and_vectors_are_the_rows_that_they_stand_for(scale, threads):
+    kernels.set_threads(threads)
+    table, vectors, at = make_table(), rows_of(9, HIDDEN), torch.arange(9)
+    weights = replace(make_weights("q4"), embed=table, embed_scale=scale)
+    decoder, tokens = make_decoder(weights), [VOCAB - 1, 0, 7, 7, 3, 50, 4, 1, 2]
+    hidden = table.rows(torch.tensor(tokens)) * scale
+    expected, _ = decoder.run(hidden.clone(), at, at, causal(0, 9))
+    assert torch.equal(decoder.run(Rows(tokens), list(at), list(at), causal(0, 9))[0], expected)
+    given = {1: vectors[4], 8: vectors[1]}
+    tokens[8] = -1
+    for row, vector in given.items():
+        hidden[row] = vector
+    expected, _ = decoder.run(hidden, at, at, causal(0, 9))
+    rows = Rows(tokens, [given.get(row) for row in range(9)])
+    assert torch.equal(decoder.run(rows, at, at, causal(0, 9))[0], expected)
+
+
+@pytest.mark.parametrize("form", ["q4", "q8", "f32"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_head_reads_is_the_layer_of_a_vector_and_a_tables_row_or_the_vector(form, threads):
+    kernels.set_threads(threads)
+    table, store, at = make_table(), rows_of(9, HIDDEN), torch.arange(5)
+    fuse = FusedLinear(make_layer(form, HIDDEN, 2 * HIDDEN, 5), rows_of(1, HIDDEN)[0])
+    decoder = make_decoder(replace(make_weights("q4"), embed=table, fuse=fuse))
+    tokens, vectors = [3, -1, VOCAB - 1, 0, -1], [store[4], store[0], None, store[8], store[4]]
+    before = torch.stack([store[4], torch.zeros(HIDDEN), store[8]])
+    hidden = store[[0, 0, 0, 0, 4]]
+    hidden[[0, 2, 3]] = fuse.packed(torch.cat([before, table.rows(torch.tensor([3, VOCAB - 1, 0]))], dim=1), fuse.bias)
+    expected, _ = decoder.run(hidden, at, at, causal(0, 5))
+    assert torch.equal(decoder.run(Rows(tokens, vectors), at, at, causal(0, 5))[0], expected)
+    for row in range(5):
+        alone = decoder.run(Rows(tokens[row : row + 1], vectors[row : row + 1]), [row], [row], causal(row, row + 1))
+        assert torch.equal(alone[0][0], expected[row])
+
+
+def test_rows_that_can_not_be_read_are_refused():
+    vector, at = torch.zeros(HIDDEN), torch.arange(2)
+    decoder = make_decoder(replace(make_weights("q4"), embed=make_table()))
+    for rows in (
+        Rows([1, VOCAB]),
+        Rows([1, -1]),
+        Rows([1, -1], [vector, None]),
+        Rows([1, 2], [vector]),
+        Rows([1, 2], [vector, vector.double()]),
+        Rows([1, 2], [vector, vector[1:]]),
+        Rows([1, 2], [vector, torch.zeros(2 * HIDDEN)[::2]]),
+    ):
+        with pytest.raises(ValueError, match=r"expected|a row has"):
+            decoder.run(rows, at, at, causal(0, 2))
+    with pytest.raises(ValueError, match="no table"):
+        make_decoder(make_weights("q4")).run(Rows([1, 2]), at, at, causal(0, 2))
+    wide = Table(torch.zeros(4, HIDDEN + 32, dtype=torch.int8), torch.ones(4, HIDDEN // 32 + 1).half())
+    for wrong in (
+        {"embed": wide},
+        {"fuse": FusedLinear(make_layer("q4", HIDDEN, HIDDEN, 5))},
+        {"fuse": FusedLinear(make_layer("q4", HIDDEN, 2 * HIDDEN, 5), vector[1:])},
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            make_decoder(replace(make_weights("q4"), **wrong))
 
 
 def test_calls_from_several_threads():

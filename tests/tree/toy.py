@@ -69,7 +69,9 @@ class Toy:
     def compute(self, cache, work):
         """One pass over [(tree, nodes)]; returns each node's logits."""
         plan = plan_pass(work, cache.positions, self.config.windows)
-        logits = self.forward(plan.tokens, plan.positions, TreeAttention(cache, plan, self.config))
+        logits = self.forward(
+            torch.tensor(plan.tokens), torch.tensor(plan.positions), TreeAttention(cache, plan, self.config)
+        )
         nodes = [node for _, group in work for node in group]
         for node in nodes:
             node.computed = True

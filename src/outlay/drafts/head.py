@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from outlay import kernels
 from outlay.drafts import fitted
 from outlay.errors import UsageError
 from outlay.models.config import DecoderConfig
@@ -28,7 +27,6 @@ from outlay.models.load import Model
 from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
 from outlay.models.quantized import QuantizedWeight
-from outlay.tree.token_tree import NO_TOKEN
 
 KIND = "head"
 AHEAD = 3  # prompt tokens of a head
@@ -52,12 +50,9 @@ class HeadDecoder(Decoder):
         device: torch.device,
     ) -> None:
         """`prompts` [ahead, hidden_size]: the vectors of its prompt tokens, float32."""
-        self.fuse, self.prompts = fuse, tuple(prompts)
+        self.fuse: Linear = fuse
+        self.prompts = tuple(prompts)
         super().__init__(config, layers, embed, head, final_norm=final_norm, dtype=embed.dtype, device=device)
-        self._native: tuple[NativeLinear, kernels.Table] | None = None
-        plain = (embed.dtype, embed.scale) == (torch.float32, 1.0)
-        if isinstance(fuse, NativeLinear) and isinstance(embed.table, QuantizedWeight) and plain:
-            self._native = fuse, embed.table.table
         self._fixed_bytes += fuse.nbytes
         self._row_multiplies += fuse.in_features * fuse.out_features
 
@@ -65,16 +60,8 @@ class HeadDecoder(Decoder):
         """As `Decoder.inputs`. `given` are the features before the tokens, zeros where there are none; a vector without
         a token is a prompt token's, and stands as it is.
         """
-        given = given or Given((), (), ())
-        if self._native is not None:
-            (fuse, table), listed, vectors = self._native, tokens.tolist(), list[Tensor | None]([None] * len(tokens))
-            for row, vector, alone in zip(*given, strict=True):
-                vectors[row] = vector
-                if alone:
-                    listed[row] = NO_TOKEN
-            return kernels.fuse(fuse.packed, fuse.bias, table, listed, vectors)
         embeddings = self.embed(tokens)
-        if not given.rows:
+        if given is None:
             return self.fuse(torch.cat([torch.zeros_like(embeddings), embeddings], dim=-1))
         rows = torch.tensor(given.rows, device=embeddings.device)
         before = torch.zeros_like(embeddings).index_put_((rows,), stacked(given.vectors, embeddings))

@@ -5,22 +5,22 @@ elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from outlay import kernels
-from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Top
-from outlay.models.decoder import Decoder, Layer
+from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Rows, Top
+from outlay.models.decoder import Decoder, Given, Layer
 from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
 from outlay.models.linear import Linear, NativeLinear
 from outlay.models.mlp import Mlp
 from outlay.models.norm import LayerNorm, Norm
+from outlay.models.quantized import QuantizedWeight
 from outlay.tree.attention import TreeAttention
 from outlay.tree.cache import KV_DTYPES, Cache
-from outlay.tree.plan import Piece, Plan, indices
+from outlay.tree.plan import Piece, Plan
 
 
 class Want(NamedTuple):
@@ -100,13 +100,13 @@ class LayeredPass:
         """Computes all rows of the plan and returns what is wanted of the logits of the rows `heads`."""
         decoder, device = self._decoder, self._decoder.device
         attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype)
-        tokens, positions = plan.tokens.to(device), plan.positions.to(device)
-        if self._graphed is not None and plan.given is None:
+        tokens, positions = _first_inputs(plan, device)
+        if self._graphed is not None and not plan.vectors:
             x = self._graphed(tokens, positions, attend)
         else:
-            x = decoder.hidden(decoder.inputs(tokens, positions, plan.given), positions, attend)
+            x = decoder.hidden(decoder.inputs(tokens, positions, _given(plan)), positions, attend)
         if self._cache.features is not None:
-            self._cache.features[plan.slots.to(device)] = decoder.features(x).float()
+            self._cache.features[torch.tensor(plan.slots, device=device)] = decoder.features(x).float()
         rows = None if len(heads) == len(plan.keys_seen) else torch.tensor(heads, dtype=torch.int64, device=device)
         logits = decoder.logits(x if rows is None else x[rows])
         picks, named = _picks(want), []
@@ -132,14 +132,16 @@ class FusedPass:
         """As `LayeredPass`."""
         if self._bound != self._cache.capacity:
             self._fused = self._bind()
-        hidden = self._decoder.inputs(plan.tokens, plan.positions, plan.given)
-        rows = len(plan.keys_seen)
+        inputs: Tensor | Rows = Rows(plan.tokens, plan.vectors)
+        if self._weights.embed is None:
+            inputs = self._decoder.inputs(*_first_inputs(plan, self._decoder.device), _given(plan))
+        rows = len(plan.tokens)
         plans = [kernels.Plan([_piece(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds]
-        chosen = None if len(heads) == rows else indices(heads)
+        chosen = None if len(heads) == rows else heads
         picks, named = _picks(want), []
         most, lse = (want.top, want.lse) if picks is None else (max(want.top, 1), True)
         logits, top = self._fused.run(
-            hidden,
+            inputs,
             plan.positions,
             plan.slots,
             plans,
@@ -185,19 +187,32 @@ def _piece(piece: Piece, rows: int) -> kernels.Piece:
         piece.start,
         piece.length,
         rows=None if len(piece.rows) == rows else piece.rows,
-        mask=_tensor(piece.mask),
-        limits=_tensor(piece.limits),
-        slots=_tensor(piece.slots),
+        mask=piece.mask,
+        limits=piece.limits,
+        slots=piece.slots,
     )
 
 
-def _tensor(array: NDArray[Any] | None) -> Tensor | None:
-    return None if array is None else torch.from_numpy(array)
+def _first_inputs(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns tokens, 0 where there are none, and positions of a plan's rows, int64 [n]."""
+    tokens = [max(token, 0) for token in plan.tokens]
+    return torch.tensor(tokens, device=device), torch.tensor(plan.positions, device=device)
+
+
+def _given(plan: Plan) -> Given | None:
+    found = [(row, vector) for row, vector in enumerate(plan.vectors) if vector is not None]
+    if not found:
+        return None
+    rows, vectors = zip(*found, strict=True)
+    return Given(rows, vectors, [plan.tokens[row] < 0 for row in rows])
 
 
 def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     """Returns the weights as the kernels take them, or None where the model has a part that they lack."""
-    config, head = decoder.config, decoder.head
+    config, head, embed = decoder.config, decoder.head, decoder.embed
+    # Whether the kernels can make the first layer's inputs. A head has its fused layer besides.
+    tabled = embed.dtype == torch.float32 and decoder.positions is None and decoder.project_in is None
+    tabled = tabled and (decoder.fuse is None or _fused_linear(decoder.fuse) is not None)
     plain = (
         decoder.device.type == "cpu"
         and config.pre_norm
@@ -225,6 +240,9 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
         logit_softcap=config.logit_softcap,
         activation=config.activation,
         gated=config.gated,
+        embed=embed.table.table if tabled and isinstance(embed.table, QuantizedWeight) else None,
+        embed_scale=embed.scale,
+        fuse=None if decoder.fuse is None else _fused_linear(decoder.fuse),
     )
 
 

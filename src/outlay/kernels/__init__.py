@@ -4,8 +4,8 @@ They are optional: ask `available()`. Whatever they compute for a row has the sa
 """
 
 from outlay.kernels.attention import KeyValues, Piece, Plan, attend, store
-from outlay.kernels.functions import Table, activate, exp, fuse, layer_norm, rms_norm
-from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Top
+from outlay.kernels.functions import Table, activate, exp, layer_norm, rms_norm
+from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Rows, Top
 from outlay.kernels.native import available, isa, set_threads, threads
 from outlay.kernels.packing import (
     PackedLinear,
@@ -27,13 +27,13 @@ __all__ = [
     "PackedLinear",
     "Piece",
     "Plan",
+    "Rows",
     "Table",
     "Top",
     "activate",
     "attend",
     "available",
     "exp",
-    "fuse",
     "isa",
     "layer_norm",
     "pack_bf16",

@@ -1,7 +1,11 @@
 """Attention over a cache of keys and values: which rows read which keys, and the operation alone."""
 
+from __future__ import annotations
+
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -18,9 +22,9 @@ class Piece(NamedTuple):
     start: int  # the first slot
     length: int
     rows: Sequence[int] | None = None  # which rows; None: all rows of the pass, in order
-    mask: Tensor | None = None  # bool or uint8 [r, length]: what each row sees; None: everything
-    limits: Tensor | None = None  # int64 [r]: row i sees the first limits[i] keys; None: all
-    slots: Tensor | None = None  # int64 [length]: where the keys lie, if not in start, start + 1, ...
+    mask: Tensor | array[int] | None = None  # bool or uint8 [r, length]: what each row sees; None: everything
+    limits: Tensor | array[int] | None = None  # int64 [r]: row i sees the first limits[i] keys; None: all
+    slots: Tensor | array[int] | None = None  # int64 [length]: where the keys lie, if not in start, start + 1, ...
 
 
 class Plan:
@@ -33,14 +37,14 @@ class Plan:
         """pieces: in the order in which keys are accumulated; n: rows of the pass."""
         self.n = n
         self.reach = 0  # one more than the last slot that is read
-        self._alive: list[Tensor] = []  # the structures hold bare pointers
+        self._alive: list[Tensor | array[int]] = []  # the structures hold bare pointers
         at = self._listed([row for piece in pieces for row in piece.rows or ()])
         structs = []
         for piece in pieces:
             rows = n if piece.rows is None else len(piece.rows)
             self._reach(piece)
             mask = piece.mask
-            if mask is not None and mask.dtype == torch.bool:
+            if isinstance(mask, Tensor) and mask.dtype == torch.bool:
                 mask = mask.contiguous().view(torch.uint8)
             structs.append(
                 PieceStruct(
@@ -64,9 +68,9 @@ class Plan:
         low, high = min(rows), max(rows)
         if low < 0 or high >= self.n:
             raise ValueError(f"pieces are read by rows {low}..{high} of a pass with {self.n} rows")
-        listed = torch.tensor(rows, dtype=torch.int64)
+        listed = array("q", rows)
         self._alive.append(listed)
-        return listed.data_ptr()
+        return listed.buffer_info()[0]
 
     def _reach(self, piece: Piece) -> None:
         """Notes up to where a piece reads the cache."""
@@ -80,9 +84,14 @@ class Plan:
             raise ValueError(f"a piece begins at slot {first}")
         self.reach = max(self.reach, last + 1)
 
-    def _pointer(self, tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int | None:
+    def _pointer(self, tensor: Tensor | array[int] | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int | None:
         if tensor is None:
             return None
+        if isinstance(tensor, array):
+            if (tensor.itemsize, len(tensor)) != (dtype.itemsize, prod(shape)):
+                raise ValueError(f"expected {dtype} {list(shape)}, not {len(tensor)} of {tensor.itemsize} bytes")
+            self._alive.append(tensor)
+            return tensor.buffer_info()[0]
         if tensor.dtype != dtype or tensor.shape != shape:
             raise ValueError(f"expected {dtype} {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
         tensor = tensor.contiguous()

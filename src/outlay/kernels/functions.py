@@ -1,7 +1,5 @@
 """Single operations of the native kernels on float32 tensors."""
 
-from collections.abc import Sequence
-from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +7,6 @@ import torch
 from torch import Tensor
 
 from outlay.kernels.native import TableStruct, address, check, library
-from outlay.kernels.packing import PackedLinear
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
@@ -82,28 +79,3 @@ class Table:
         out = torch.empty(len(listed), k)
         library().outlay_rows(self.struct, index.data_ptr(), len(listed), out.data_ptr())
         return out
-
-
-def fuse(
-    layer: PackedLinear, bias: Tensor | None, table: Table, tokens: Sequence[int], vectors: Sequence[Tensor | None]
-) -> Tensor:
-    """What a draft head reads, float32 [n, k]: for each of n tokens, the layer [2 k] -> [k] of its vector [k], zeros
-    where there is none, and the table's row behind it; where the token is negative, the vector alone.
-    """
-    m, k = table.q.shape
-    if (layer.out_features, layer.in_features) != (k, 2 * k):
-        raise ValueError(f"expected a layer [{2 * k}] -> [{k}], not [{layer.in_features}] -> [{layer.out_features}]")
-    if bias is not None and (bias.shape != (k,) or bias.dtype != torch.float32 or not bias.is_contiguous()):
-        raise ValueError(f"expected a float32 bias [{k}]")
-    if len(tokens) != len(vectors) or max(tokens, default=0) >= m:
-        raise ValueError(f"expected a vector, or None, for each of some tokens below {m}")
-    for token, vector in zip(tokens, vectors, strict=True):
-        if vector is None:
-            if token < 0:
-                raise ValueError("a row has a token or a vector, or both")
-        elif vector.shape != (k,) or vector.dtype != torch.float32 or not vector.is_contiguous():
-            raise ValueError(f"expected contiguous vectors of float32 [{k}], not {vector.dtype} {list(vector.shape)}")
-    n, out = len(tokens), torch.empty(len(tokens), k)
-    listed, given = (c_int64 * n)(*tokens), (c_void_p * n)(*map(address, vectors))
-    check(library().outlay_fuse(layer.struct, address(bias), table.struct, listed, given, n, out.data_ptr()))
-    return out

@@ -1,5 +1,8 @@
 """A decoder whose whole pass, all layers, is one native call."""
 
+from __future__ import annotations
+
+from array import array
 from collections.abc import Sequence
 from ctypes import byref, c_float
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from outlay.kernels.attention import KeyValues, Plan
-from outlay.kernels.functions import ACTIVATIONS
+from outlay.kernels.functions import ACTIVATIONS, Table
 from outlay.kernels.native import (
     BiasedStruct,
     LayerStruct,
@@ -17,11 +20,14 @@ from outlay.kernels.native import (
     NormStruct,
     PassStruct,
     PlanStruct,
+    TableStruct,
     address,
     check,
     library,
 )
 from outlay.kernels.packing import PackedLinear
+
+Indices = Tensor | Sequence[int]  # int64 [n]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ class FusedLayer:
 
 @dataclass(frozen=True)
 class FusedWeights:
-    """A whole decoder, apart from its token embedding and learned positions, which make the input of a pass."""
+    """A whole decoder, apart from learned positions. Without `embed` its passes take no tokens, only what the first
+    layer reads. `embed_scale` multiplies the rows of `embed`; `fuse` is a draft head's layer [2 hidden_size] ->
+    [hidden_size], of a vector beside its token's row.
+    """
 
     layers: Sequence[FusedLayer]
     final_norm: FusedNorm | None
@@ -76,6 +85,19 @@ class FusedWeights:
     logit_softcap: float | None = None
     activation: str = "silu"
     gated: bool = True
+    embed: Table | None = None
+    embed_scale: float = 1.0
+    fuse: FusedLinear | None = None
+
+
+class Rows(NamedTuple):
+    """The rows of a pass as `tokens`, negative for none, and `vectors`, float32 [hidden_size] or None for each row (or
+    none for all). A vector stands in place of its token's row of the table; where the weights have a `fuse`, both are
+    fused, zeros in place of a vector that lacks, and a vector without a token stands as it is.
+    """
+
+    tokens: Sequence[int]
+    vectors: Sequence[Tensor | None] = ()
 
 
 class Top(NamedTuple):
@@ -115,6 +137,7 @@ class FusedDecoder:
         if head_dim % 8:
             raise ValueError(f"head_dim must be a multiple of 8, not {head_dim}")
         _check_norm(weights.final_norm, self._hidden)
+        _check_inputs(weights, self._hidden)
         for i, (struct, layer) in enumerate(zip(self._layers, weights.layers, strict=True)):
             _check_layer(weights, layer, self._hidden)
             for name in ("qkv", "out", "gate_up", "down"):
@@ -139,21 +162,25 @@ class FusedDecoder:
             c_float(weights.attention_scale),
             c_float(weights.attention_softcap or 0.0),
             c_float(weights.logit_softcap or 0.0),
-            0,
+            c_float(weights.embed_scale),
             self._layers,
             _norm_struct(weights.final_norm),
             weights.head.struct,
             address(weights.cos),
             address(weights.sin),
+            TableStruct() if weights.embed is None else weights.embed.struct,
+            BiasedStruct()
+            if weights.fuse is None
+            else BiasedStruct(weights.fuse.packed.struct, address(weights.fuse.bias)),
         )
 
     def run(
         self,
-        hidden: Tensor,
-        positions: Tensor,
-        slots: Tensor,
+        rows: Tensor | Rows,
+        positions: Indices,
+        slots: Indices,
         plan: Plan | Sequence[Plan],
-        head_rows: Tensor | None = None,
+        head_rows: Indices | None = None,
         *,
         logits: bool = True,
         top: int = 0,
@@ -164,7 +191,8 @@ class FusedDecoder:
     ) -> tuple[Tensor | None, Top | None]:
         """One pass.
 
-        hidden: float32 [n, hidden_size], overwritten with the residual stream after the last layer that ran.
+        rows: what the first layer reads, float32 [n, hidden_size], overwritten with the residual stream after the last
+        layer that ran; or the tokens and vectors that it is made of.
         positions, slots: int64 [n], where each row stands in its text and where its keys and values are written.
         plan: what the rows read (their own slots included), or one plan for each kind of layer.
         head_rows: int64, the rows that go through the head (None: all), if `logits` or `top` are wanted.
@@ -174,9 +202,12 @@ class FusedDecoder:
         Returns the logits float32 [head rows, vocabulary] and the `top` largest of each row, with their log-sum-exp if
         `lse` and those of `picks`; None for what is not wanted.
         """
-        n = hidden.shape[0]
+        hidden, tokens, vectors = (rows, None, None) if isinstance(rows, Tensor) else (None, *self._checked(rows))
+        n = len(rows) if isinstance(rows, Tensor) else len(rows.tokens)
         plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
-        if hidden.shape != (n, self._hidden) or hidden.dtype != torch.float32 or not hidden.is_contiguous():
+        if hidden is not None and (
+            hidden.shape != (n, self._hidden) or hidden.dtype != torch.float32 or not hidden.is_contiguous()
+        ):
             raise ValueError(f"expected hidden to be contiguous float32 [n, {self._hidden}]")
         if len(plans) < self._plans or any(each.n != n for each in plans):
             raise ValueError(f"expected {self._plans} plan(s) for {n} rows")
@@ -198,53 +229,83 @@ class FusedDecoder:
         if head_rows is not None:
             head_rows = _indices(head_rows, len(head_rows), n)
         count = (n if head_rows is None else len(head_rows)) if logits or top else 0
-        rows = torch.empty(count, self._vocab) if logits else None
+        found = torch.empty(count, self._vocab) if logits else None
         best = None
         if top:
             sums = torch.empty(count) if lse else None
-            picked = None
+            picked, chosen = None, None
             if picks is not None:
                 if picks.dim() != 2:
                     raise ValueError(f"expected picks to be int64 [{count}, n], not {list(picks.shape)}")
-                picks = _indices(picks.flatten(), count * picks.shape[1], self._vocab).view(picks.shape)
                 picked = torch.empty(picks.shape)
+                chosen = _indices(picks.flatten(), count * picks.shape[1], self._vocab)
             best = Top(torch.empty(count, top, dtype=torch.int64), torch.empty(count, top), sums, picked)
         request = PassStruct(
             n,
-            hidden.data_ptr(),
-            positions.data_ptr(),
-            slots.data_ptr(),
+            address(hidden),
+            _at(tokens),
+            _at(vectors),
+            _at(positions),
+            _at(slots),
             (PlanStruct * len(plans))(*(each.struct for each in plans)),
             len(plans),
             begin,
             end,
             count,
-            address(head_rows),
-            address(rows),
+            _at(head_rows),
+            address(found),
             top,
             *((address(best.tokens), address(best.logits), address(best.lse)) if best is not None else (None,) * 3),
             0 if best is None or best.picked is None else best.picked.shape[1],
-            *((address(picks), address(best.picked)) if best is not None else (None,) * 2),
+            *((_at(chosen), address(best.picked)) if best is not None else (None,) * 2),
             address(features),
         )
         check(self._library.outlay_pass(byref(self._model), byref(request)))
-        return rows, best
+        return found, best
+
+    def _checked(self, rows: Rows) -> tuple[array[int], array[int] | None]:
+        """Returns the tokens and the addresses of the vectors of some rows, as native calls take them."""
+        tokens, vectors = rows
+        embed, size = self.weights.embed, self._hidden
+        if embed is None:
+            raise ValueError("these weights have no table of tokens' vectors")
+        if max(tokens, default=0) >= len(embed.q):
+            raise ValueError(f"expected tokens below {len(embed.q)}, not {max(tokens)}")
+        if vectors and len(vectors) != len(tokens):
+            raise ValueError(f"expected a vector or None for each of {len(tokens)} tokens, not {len(vectors)}")
+        for vector in vectors:
+            if vector is not None and (
+                vector.shape != (size,) or vector.dtype != torch.float32 or not vector.is_contiguous()
+            ):
+                raise ValueError(f"expected contiguous vectors of float32 [{size}], not {vector.dtype} {vector.shape}")
+        if any(token < 0 and not (vectors and vectors[row] is not None) for row, token in enumerate(tokens)):
+            raise ValueError("a row has a token or a vector, or both")
+        given = array("Q", [0 if vector is None else vector.data_ptr() for vector in vectors]) if vectors else None
+        return array("q", tokens), given
 
 
 def _norm_struct(norm: FusedNorm | None) -> NormStruct:
     return NormStruct() if norm is None else NormStruct(address(norm.weight), address(norm.bias))
 
 
-def _indices(tensor: Tensor, n: int, end: int | None) -> Tensor:
+def _indices(values: Indices, n: int, end: int | None) -> array[int]:
     """Checks n indices below `end` (None: any): the kernels would read and write wherever they point."""
-    if tensor.dtype != torch.int64 or tensor.shape != (n,):
-        raise ValueError(f"expected int64 [{n}], not {tensor.dtype} {list(tensor.shape)}")
+    if isinstance(values, Tensor):
+        if values.dtype != torch.int64 or values.ndim != 1:
+            raise ValueError(f"expected int64 [{n}], not {values.dtype} {list(values.shape)}")
+        values = values.tolist()
+    if len(values) != n:
+        raise ValueError(f"expected int64 [{n}], not [{len(values)}]")
     if n and end is not None:
-        values = tensor.tolist()
         low, high = min(values), max(values)
         if low < 0 or high >= end:
             raise ValueError(f"expected indices in 0..{end - 1}, not {low}..{high}")
-    return tensor.contiguous()
+    return array("q", values)
+
+
+def _at(values: array[int] | None) -> int | None:
+    """Where the integers lie, as the structures hold it."""
+    return None if values is None else values.buffer_info()[0]
 
 
 def _check_layer(weights: FusedWeights, layer: FusedLayer, hidden: int) -> None:
@@ -266,6 +327,15 @@ def _check_layer(weights: FusedWeights, layer: FusedLayer, hidden: int) -> None:
         _check_norm(norm, hidden)
     for vector in (layer.q_norm, layer.k_norm):
         _check_vector(vector, weights.head_dim)
+
+
+def _check_inputs(weights: FusedWeights, hidden: int) -> None:
+    if weights.embed is not None and weights.embed.q.shape[1] != hidden:
+        raise ValueError(f"expected rows of {hidden} in the table of tokens' vectors")
+    if weights.fuse is not None:
+        if (weights.fuse.packed.out_features, weights.fuse.packed.in_features) != (hidden, 2 * hidden):
+            raise ValueError(f"expected fuse to be {[hidden, 2 * hidden]}")
+        _check_vector(weights.fuse.bias, hidden)
 
 
 def _check_norm(norm: FusedNorm | None, size: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 6
+_ABI = 7
 
 
 class LinearStruct(Structure):
@@ -107,12 +107,14 @@ class ModelStruct(Structure):
         ("attention_scale", c_float),
         ("attention_softcap", c_float),
         ("logit_softcap", c_float),
-        ("reserved", c_int32),
+        ("embed_scale", c_float),
         ("layers", POINTER(LayerStruct)),
         ("final_norm", NormStruct),
         ("head", LinearStruct),
         ("cos", c_void_p),
         ("sin", c_void_p),
+        ("embed", TableStruct),
+        ("fuse", BiasedStruct),
     ]
 
 
@@ -122,6 +124,8 @@ class PassStruct(Structure):
     _fields_ = [
         ("n", c_int64),
         ("hidden", c_void_p),
+        ("tokens", c_void_p),
+        ("vectors", c_void_p),
         ("positions", c_void_p),
         ("slots", c_void_p),
         ("plans", POINTER(PlanStruct)),
@@ -153,10 +157,6 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_activate": ([c_int32, c_void_p, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
     "outlay_rows": ([POINTER(TableStruct), c_void_p, c_int64, c_void_p], None),
-    "outlay_fuse": (
-        [POINTER(LinearStruct), c_void_p, POINTER(TableStruct), c_void_p, POINTER(c_void_p), c_int64, c_void_p],
-        c_int32,
-    ),
     "outlay_attend": (
         [c_void_p, POINTER(CacheStruct), c_int64, *[c_int32] * 3, *[c_float] * 2, POINTER(PlanStruct), *[c_void_p] * 2],
         c_int32,

@@ -70,6 +70,7 @@ class Decoder:
     """
 
     reads_features = False
+    fuse: Linear | None = None  # of such a head: makes one vector of a feature and a token's
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ sum_t exp(l_t - l) o_t with l = log sum_t exp(l_t) (Hydragen, Juravsky et al. 20
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +99,7 @@ class TreeAttention:
         """`dtype` is that of the queries."""
         self._cache, self._config, self._dtype = cache, config, dtype
         self._count = len(plan.keys_seen)
-        self._slots = _as_slice(plan.slots) or plan.slots.to(cache.device)
+        self._slots = _as_slice(plan.slots) or torch.tensor(plan.slots, device=cache.device)
         self._readers = {window: [self._reader(piece) for piece in pieces] for window, pieces in plan.pieces.items()}
         self._once = {window: plan.once(window) for window in plan.pieces}
 
@@ -144,20 +146,23 @@ class TreeAttention:
         everyone = len(piece.rows) == self._count and piece.rows == tuple(range(self._count))
         rows = None if everyone else torch.tensor(piece.rows, device=device)
         keys = slice(piece.start, piece.start + piece.length)
-        return _Reader(keys if piece.slots is None else torch.from_numpy(piece.slots).to(device), rows, bias)
+        return _Reader(keys if piece.slots is None else _tensor(piece.slots, torch.int64).to(device), rows, bias)
 
 
 def _mask(piece: Piece) -> Tensor | None:
     """Returns what each row sees, bool [rows, length], or None where every row sees everything."""
     if piece.mask is not None:
-        return torch.from_numpy(piece.mask)
+        return _tensor(piece.mask, torch.bool).view(len(piece.rows), piece.length)
     if piece.limits is None:
         return None
-    return torch.arange(piece.length) < torch.from_numpy(piece.limits)[:, None]
+    return torch.arange(piece.length) < _tensor(piece.limits, torch.int64)[:, None]
 
 
-def _as_slice(slots: Tensor) -> slice | None:
-    first, last = int(slots[0]), int(slots[-1])
-    if last - first == len(slots) - 1 and bool((slots.diff() == 1).all()):
-        return slice(first, last + 1)
-    return None
+def _tensor(integers: array[int], dtype: torch.dtype) -> Tensor:
+    """Returns integers as a tensor of a dtype of their size, in the same memory."""
+    return torch.frombuffer(integers, dtype=dtype)
+
+
+def _as_slice(slots: Sequence[int]) -> slice | None:
+    straight = range(slots[0], slots[0] + len(slots))
+    return slice(straight.start, straight.stop) if list(slots) == list(straight) else None

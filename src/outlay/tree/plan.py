@@ -10,54 +10,53 @@ slots they took: what it reads depends on its path alone, not on what was tried,
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from outlay.models.decoder import Given
 from outlay.tree.token_tree import Node, Span, Tree
 
 SHARED_LENGTH = 32  # below this, reading what is shared apart costs more than reading it twice
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 class Piece(NamedTuple):
     """`length` keys, read by `rows` (indices into the pass), each of which sees at least one.
 
     The keys lie in slots [start, start + length), or in `slots` [length]. Row i sees the first `limits[i]` of them
-    (None: all), and of these where `mask` [rows, length] is True (None: everywhere). `base` is the position where the
-    piece begins in a text.
+    (None: all), and of these where `mask`, [rows, length] in one array, is 1 (None: everywhere). `base` is the position
+    where the piece begins in a text. Integers have 64 bits, those of a mask 8.
     """
 
     base: int
     start: int
     length: int
     rows: tuple[int, ...]
-    slots: Ints | None = None
-    limits: Ints | None = None
-    mask: Bools | None = None
+    slots: array[int] | None = None
+    limits: array[int] | None = None
+    mask: array[int] | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One pass over `n` new nodes: their tokens, positions and slots, int64 [n], and what each of them reads.
+    """One pass over n new nodes: of each its token, position and slot, and what it reads. In plain lists: a pass over a
+    few rows takes less time than making tensors for it, when the weights have driven everything else from the caches.
 
-    `given` are the rows that come with a vector, and the vectors [given rows, hidden_size]; None where there are none.
+    `vectors` are those that nodes come with, None for a node without one; empty where there are none at all.
     `pieces[window]` holds the pieces for layers with that sliding window (None: full attention), in the order of the
     text. `keys_seen[i]` is how many keys row i attends to under full attention, itself included.
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
+    tokens: list[int]
+    positions: list[int]
+    slots: list[int]
     pieces: dict[int | None, list[Piece]]
     keys_seen: list[int]
-    given: Given | None = None
+    vectors: Sequence[Tensor | None] = ()
 
     def once(self, window: int | None) -> bool:
         """Tells whether every row is in exactly one piece, so that nothing is left to merge."""
@@ -73,18 +72,20 @@ class _Reader(NamedTuple):
 
 
 def plan_pass(
-    work: Sequence[tuple[Tree, Sequence[Node]]], slot_positions: Ints, windows: Sequence[int | None] = (None,)
+    work: Sequence[tuple[Tree, Sequence[Node]]],
+    slot_positions: NDArray[np.int64],
+    windows: Sequence[int | None] = (None,),
 ) -> Plan:
     """Plans one pass over the nodes of several trees; each node comes after those above it, which are computed or
     listed before it. `slot_positions` is the cache's, int64 [capacity]."""
     nodes = [node for _, group in work for node in group]
-    positions = np.array([node.position for node in nodes])
+    positions = [node.position for node in nodes]
     pieces: list[Piece] = []
     shared: dict[tuple[int, int], list[_Reader]] = {}
     first = 0
     for tree, group in work:
         rows = tuple(range(first, first + len(group)))
-        lowest = min(node.position for node in group)
+        lowest = min(positions[first : first + len(group)])
         for span in tree.spans:
             if len(rows) == 1 or lowest >= span.base + span.count - 1:  # all rows see as much of it
                 seen = min(lowest + 1 - span.base, span.count)
@@ -98,38 +99,25 @@ def plan_pass(
     for readers in shared.values():
         pieces += _share(readers)
     pieces.sort(key=lambda piece: (piece.base, piece.start))
+    vectors = [node.vector for node in nodes]
     return Plan(
-        tokens=indices([max(node.token, 0) for node in nodes]),
-        positions=torch.from_numpy(positions),
-        slots=indices([node.slot for node in nodes]),
+        tokens=[node.token for node in nodes],
+        positions=positions,
+        slots=[node.slot for node in nodes],
         pieces={window: _within(pieces, window, slot_positions, positions) for window in set(windows)},
-        keys_seen=[node.position + 1 for node in nodes],
-        given=_given(nodes),
+        keys_seen=[position + 1 for position in positions],
+        vectors=() if vectors.count(None) == len(vectors) else vectors,
     )
 
 
-def _given(nodes: Sequence[Node]) -> Given | None:
-    found = [(row, node, node.vector) for row, node in enumerate(nodes) if node.vector is not None]
-    if not found:
-        return None
-    rows, some, vectors = zip(*found, strict=True)
-    return Given(rows, vectors, [node.token < 0 for node in some])
-
-
-def indices(values: Sequence[int]) -> torch.Tensor:
-    """Returns integers as int64 [n]: a third of the time that `torch.tensor` takes."""
-    return torch.from_numpy(np.array(values, dtype=np.int64))
-
-
-def _plan_limited(span: Span, rows: tuple[int, ...], positions: Ints) -> list[Piece]:
+def _plan_limited(span: Span, rows: tuple[int, ...], positions: Sequence[int]) -> list[Piece]:
     """Returns the piece of a span that rows see up to themselves; none where none of them reaches it."""
-    limits = np.minimum(positions[rows[0] : rows[-1] + 1] + 1 - span.base, span.count)
-    reads = np.flatnonzero(limits > 0)
-    if not len(reads):
+    limits = {row: min(positions[row] + 1 - span.base, span.count) for row in rows}
+    limits = {row: limit for row, limit in limits.items() if limit > 0}
+    if not limits:
         return []
-    length = int(limits.max())
-    readers = tuple((reads + rows[0]).tolist())
-    return [Piece(span.base, span.start, length, readers, _slots(span, 0, length), limits[reads])]
+    length = max(limits.values())
+    return [Piece(span.base, span.start, length, tuple(limits), _slots(span, 0, length), array("q", limits.values()))]
 
 
 def _plan_loose(tree: Tree, group: Sequence[Node], first: int) -> list[Piece]:
@@ -149,11 +137,11 @@ def _plan_loose(tree: Tree, group: Sequence[Node], first: int) -> list[Piece]:
         return []
     keys = sorted({node for path in paths for node in path}, key=lambda node: (node.position, node.slot))
     column = {node: place for place, node in enumerate(keys)}
-    mask = bytearray(len(rows) * len(keys))
+    mask = array("B", bytes(len(rows) * len(keys)))
     for place, path in enumerate(paths):
         for node in path:
             mask[place * len(keys) + column[node]] = 1
-    seen = None if all(mask) else np.frombuffer(mask, dtype=np.bool_).reshape(len(rows), len(keys))
+    seen = None if all(mask) else mask
     slots = _unless_straight([node.slot for node in keys])
     return [Piece(keys[0].position, keys[0].slot, len(keys), tuple(rows), slots, mask=seen)]
 
@@ -184,7 +172,7 @@ def _stretch(readers: list[_Reader], begin: int, end: int) -> Piece:
     if len(readers) > 1:
         rows = tuple(row for reader in readers for row in reader.rows)
     slots = _slots(span, begin, end)
-    start = span.start + begin if slots is None else int(slots[0])
+    start = span.start + begin if slots is None else slots[0]
     return Piece(span.base + begin, start, end - begin, rows, slots)
 
 
@@ -196,40 +184,42 @@ def _alike(readers: list[_Reader], begin: int, end: int) -> list[list[_Reader]]:
     for reader in readers:
         slots = _slots(reader.span, begin, end)
         if slots is None:
-            slots = np.arange(reader.span.start + begin, reader.span.start + end)
+            slots = array("q", range(reader.span.start + begin, reader.span.start + end))
         groups.setdefault(slots.tobytes(), []).append(reader)
     return list(groups.values())
 
 
-def _slots(span: Span, begin: int, end: int) -> Ints | None:
+def _slots(span: Span, begin: int, end: int) -> array[int] | None:
     """Returns the slots of a span's tokens [begin, end), or None where they lie side by side."""
-    return None if span.slots is None else np.array(span.slots[begin:end])
+    return None if span.slots is None else span.slots[begin:end]
 
 
-def _unless_straight(slots: list[int]) -> Ints | None:
-    return None if slots == list(range(slots[0], slots[0] + len(slots))) else np.array(slots)
+def _unless_straight(slots: list[int]) -> array[int] | None:
+    return None if slots == list(range(slots[0], slots[0] + len(slots))) else array("q", slots)
 
 
-def _within(pieces: list[Piece], window: int | None, slot_positions: Ints, positions: Ints) -> list[Piece]:
+def _within(
+    pieces: list[Piece], window: int | None, slot_positions: NDArray[np.int64], positions: Sequence[int]
+) -> list[Piece]:
     """Returns the pieces as a layer with this sliding window sees them: a row reads the last `window` positions."""
-    if window is None or int(positions.max()) < window:
+    if window is None or max(positions) < window:
         return pieces
-    narrowed = []
+    narrowed, at = [], np.array(positions)
     for piece in pieces:
-        where = slice(piece.start, piece.start + piece.length) if piece.slots is None else piece.slots
-        seen = slot_positions[where] > positions[list(piece.rows), None] - window
+        where = slice(piece.start, piece.start + piece.length) if piece.slots is None else np.asarray(piece.slots)
+        seen = slot_positions[where] > at[list(piece.rows), None] - window
         if piece.limits is not None:
-            seen &= np.arange(piece.length) < piece.limits[:, None]
+            seen &= np.arange(piece.length) < np.asarray(piece.limits)[:, None]
         if piece.mask is not None:
-            seen &= piece.mask
-        narrowed += _tidy(piece._replace(limits=None, mask=seen))
+            seen &= np.asarray(piece.mask).reshape(seen.shape).astype(np.bool_)
+        narrowed += _tidy(piece._replace(limits=None), seen)
     return narrowed
 
 
-def _tidy(piece: Piece) -> list[Piece]:
-    """Returns a masked piece without rows and ends that see nothing, and without a mask that hides nothing."""
-    mask = piece.mask
-    assert mask is not None
+def _tidy(piece: Piece, mask: NDArray[np.bool_]) -> list[Piece]:
+    """Returns a piece of which rows see what a mask [rows, length] shows, without rows and ends that see nothing, and
+    without a mask that hides nothing.
+    """
     reads = np.flatnonzero(mask.any(1)).tolist()
     if not reads:
         return []
@@ -240,10 +230,10 @@ def _tidy(piece: Piece) -> list[Piece]:
     return [
         Piece(
             piece.base + begin,
-            piece.start + begin if slots is None else int(slots[0]),
+            piece.start + begin if slots is None else slots[0],
             end - begin,
             tuple(piece.rows[index] for index in reads),
             slots,
-            mask=None if mask.all() else mask,
+            mask=None if mask.all() else array("B", mask.tobytes()),
         )
     ]

@@ -95,17 +95,21 @@ struct OutlayModel {
     int32_t activation, gated;
     float eps, attention_scale;
     float attention_softcap, logit_softcap;  // 0: none
-    int32_t reserved;
+    float embed_scale;                       // what the rows of `embed` are multiplied by
     const OutlayLayer* layers;
     OutlayNorm final_norm;
     OutlayLinear head;
     const float* cos;  // [positions, rope_dim / 2], or null: no rotation
     const float* sin;
+    OutlayTable embed;  // the vectors of tokens [vocab, hidden]; q is null where rows are given as `hidden` only
+    OutlayBiased fuse;  // of a draft head, [2 hidden] -> [hidden]: of a vector beside its token's; data is null: none
 };
 
 struct OutlayPass {
     int64_t n;                  // rows
-    float* hidden;              // [n, hidden], overwritten with the last layer's residual stream
+    float* hidden;              // [n, hidden], overwritten with the last layer's residual stream; null: made of `tokens`
+    const int64_t* tokens;      // [n]; negative: none, the row is its vector
+    const float* const* vectors;  // [n], each [hidden] or null: stands in place of the token's, or is fused with it; or null
     const int64_t* positions;   // [n]
     const int64_t* slots;       // [n] where the new keys and values go
     const OutlayPlan* plans;

@@ -151,7 +151,7 @@ OUTLAY_API const char* outlay_choose(const char* limit) {
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 6; }
+OUTLAY_API int32_t outlay_abi() { return 7; }
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
@@ -201,59 +201,9 @@ OUTLAY_API int32_t outlay_exp(const float* x, int32_t n, float* out) {
     return guarded([&] { active_kernels()->exp(x, n, out); });
 }
 
-static float from_half(uint16_t half) {
-    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
-    uint32_t bits = magnitude << 13;
-    if (magnitude >= 0x7c00) bits |= 0x7f800000;  // infinite, or none
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    if (magnitude < 0x7c00) value *= 0x1p112f;  // the exponents' biases differ by 112; exact, for the smallest too
-    std::memcpy(&bits, &value, sizeof bits);
-    bits |= sign;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// A row of a table, to out [k].
-static void widen_row(const OutlayTable& table, int64_t row, float* out) {
-    const int64_t groups = table.k / kGroup;
-    for (int64_t at = row * groups; at < (row + 1) * groups; ++at, out += kGroup) {
-        const uint8_t* from = table.q + at * kGroup;
-        const float scale = from_half(table.scales[at]), least = table.mins ? from_half(table.mins[at]) : 0.0f;
-        for (int i = 0; i < kGroup; ++i)
-            out[i] = table.mins ? float(from[i]) * scale + least : float(int8_t(from[i])) * scale;
-    }
-}
-
 // Rows `index` [n] of a table, to out [n, k].
 OUTLAY_API void outlay_rows(const OutlayTable* table, const int64_t* index, int64_t n, float* out) {
     for (int64_t row = 0; row < n; ++row) widen_row(*table, index[row], out + row * table->k);
-}
-
-// What a draft head reads, to out [n, k]. For a token: the layer [2 k] -> [k] (+ bias) of the row's vector, or zeros where
-// there is none, and the table's row behind it. Where the token is negative: the vector.
-OUTLAY_API int32_t outlay_fuse(const OutlayLinear* layer, const float* bias, const OutlayTable* table, const int64_t* tokens,
-                               const float* const* vectors, int64_t n, float* out) {
-    return guarded([&] {
-        static Scratch* memory = new Scratch[3];
-        const int64_t k = table->k;
-        float* pairs = memory[0].get<float>(n * 2 * k);
-        int64_t read = 0;
-        for (int64_t row = 0; row < n; ++row) {
-            if (tokens[row] < 0) continue;
-            float* pair = pairs + read++ * 2 * k;
-            if (vectors[row]) std::copy(vectors[row], vectors[row] + k, pair);
-            else std::fill(pair, pair + k, 0.0f);
-            widen_row(*table, tokens[row], pair + k);
-        }
-        float* fused = memory[1].get<float>(read * k);
-        if (read) run_linear(*layer, quantize_rows(*layer, pairs, read, memory[2]), read, {fused, k, bias, false});
-        for (int64_t row = 0; row < n; ++row) {
-            const float* from = tokens[row] < 0 ? vectors[row] : fused;
-            std::copy(from, from + k, out + row * k);
-            if (tokens[row] >= 0) fused += k;
-        }
-    });
 }
 
 // Writes k and v [n, n_kv_heads, head_dim] to slots [n] of the cache.

@@ -15,7 +15,7 @@ constexpr int64_t kRowsToForget = 32, kTopToForget = 2;
 
 // Memory of a pass, kept from one to the next. Guarded by the pool's pass mutex.
 struct PassMemory {
-    Scratch normed, qkv, attended, gate_up, change, scores, logits, most, sums, quantized;
+    Scratch hidden, pairs, fused, normed, qkv, attended, gate_up, change, scores, logits, most, sums, quantized;
     std::vector<RowSpans> spans;
 };
 
@@ -42,6 +42,44 @@ Activations prepare(const OutlayLinear& layer, int64_t rows, PassMemory& memory,
         kernels.quantize(x + row * k, k, q + row * groups);
     });
     return {x, q};
+}
+
+// What the first layer reads [n, hidden], of tokens and vectors.
+float* make_inputs(const OutlayModel& model, const OutlayPass& pass, PassMemory& memory) {
+    const int64_t hidden = model.hidden;
+    float* inputs = memory.hidden.get<float>(pass.n * hidden);
+    const auto vector_of = [&](int64_t row) { return pass.vectors ? pass.vectors[row] : nullptr; };
+    const auto look_up = [&](int64_t row, float* out) {
+        widen_row(model.embed, pass.tokens[row], out);
+        if (model.embed_scale != 1.0f)
+            for (int64_t i = 0; i < hidden; ++i) out[i] *= model.embed_scale;
+    };
+    const bool fuses = model.fuse.linear.data != nullptr;
+    float* pairs = fuses ? memory.pairs.get<float>(pass.n * 2 * hidden) : nullptr;
+    int64_t read = 0;
+    for (int64_t row = 0; row < pass.n; ++row) {
+        const float* vector = vector_of(row);
+        if (fuses && pass.tokens[row] >= 0) {
+            float* pair = pairs + read++ * 2 * hidden;
+            if (vector) std::copy(vector, vector + hidden, pair);
+            else std::fill(pair, pair + hidden, 0.0f);
+            look_up(row, pair + hidden);
+        } else if (vector) {
+            std::copy(vector, vector + hidden, inputs + row * hidden);
+        } else {
+            look_up(row, inputs + row * hidden);
+        }
+    }
+    if (!read) return inputs;
+    const OutlayLinear& layer = model.fuse.linear;
+    float* fused = memory.fused.get<float>(read * hidden);
+    run_linear(layer, quantize_rows(layer, pairs, read, memory.quantized), read, {fused, hidden, model.fuse.bias, false});
+    for (int64_t row = 0; row < pass.n; ++row) {
+        if (pass.tokens[row] < 0) continue;
+        std::copy(fused, fused + hidden, inputs + row * hidden);
+        fused += hidden;
+    }
+    return inputs;
 }
 
 // Norms and rotates the row's queries and keys, and writes keys and values to their slot.
@@ -208,8 +246,10 @@ void run_head(const OutlayModel& model, const OutlayPass& pass, PassMemory& memo
 
 }  // namespace
 
-void run_pass(const OutlayModel& model, const OutlayPass& pass) {
+void run_pass(const OutlayModel& model, const OutlayPass& asked) {
     PassMemory& memory = pass_memory();
+    OutlayPass pass = asked;
+    if (!pass.hidden) pass.hidden = make_inputs(model, pass, memory);
     if (int64_t(memory.spans.size()) < pass.n_plans) memory.spans.resize(pass.n_plans);
     for (int64_t i = 0; i < pass.n_plans; ++i) memory.spans[i].build(pass.plans[i], pass.n);
     for (int64_t i = pass.layer_begin; i < pass.layer_end; ++i) run_layer(model, model.layers[i], pass, memory);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 namespace outlay {
@@ -9,6 +10,19 @@ namespace {
 
 constexpr int64_t kRowsTogether = 12;  // a multiple of what most kernels compute at once
 constexpr int64_t kRowsToSplit = 48;   // for each thread, so that reading the weights once for each is little beside
+
+float from_half(uint16_t half) {
+    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
+    uint32_t bits = magnitude << 13;
+    if (magnitude >= 0x7c00) bits |= 0x7f800000;  // infinite, or none
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    if (magnitude < 0x7c00) value *= 0x1p112f;  // the exponents' biases differ by 112; exact, for the smallest too
+    std::memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 }  // namespace
 
@@ -30,6 +44,16 @@ void* Scratch::reserve(size_t bytes) {
 uint8_t* thread_memory(Use use, size_t bytes) {
     static thread_local Scratch memory[2];
     return memory[int(use)].get<uint8_t>(int64_t(bytes));
+}
+
+void widen_row(const OutlayTable& table, int64_t row, float* out) {
+    const int64_t groups = table.k / kGroup;
+    for (int64_t at = row * groups; at < (row + 1) * groups; ++at, out += kGroup) {
+        const uint8_t* from = table.q + at * kGroup;
+        const float scale = from_half(table.scales[at]), least = table.mins ? from_half(table.mins[at]) : 0.0f;
+        for (int i = 0; i < kGroup; ++i)
+            out[i] = table.mins ? float(from[i]) * scale + least : float(int8_t(from[i])) * scale;
+    }
 }
 
 Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory) {

@@ -51,6 +51,8 @@ struct AttendCall {
 
 // The caller holds the pool's pass mutex for all of these.
 void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const Output& out);
+// A row of a table, to out [k].
+void widen_row(const OutlayTable& table, int64_t row, float* out);
 // The rows in the form that the layer reads; `memory` holds it.
 Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory);
 void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& spans, int64_t n, Scratch& scratch);
