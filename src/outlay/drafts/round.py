@@ -67,8 +67,8 @@ def judge(
     logits: Tensor
     if run.sampler.greedy and run.sampler.raw and not (drafter is not None and drafter.needs_logits):
         rows = best = yield run.target.top(asked, max(1, drafter.wanted if drafter is not None and extra else 1))
-        tokens = best.tokens[:count, 0].tolist()
-        path, token = walk(tree, lambda at: tokens[at + 1])
+        tokens = best.tokens.tolist()
+        path, token = walk(tree, lambda at: tokens[at + 1][0])
     else:
         rows = logits = yield run.target.forward(asked)
         path, token = walk(tree, lambda at: choose(run, tree, at, asked[at + 1], logits[at + 1], verify))

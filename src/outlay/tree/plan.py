@@ -106,7 +106,7 @@ def plan_pass(
         slots=[node.slot for node in nodes],
         pieces={window: _within(pieces, window, slot_positions, positions) for window in set(windows)},
         keys_seen=[position + 1 for position in positions],
-        vectors=() if vectors.count(None) == len(vectors) else vectors,
+        vectors=vectors if any(vector is not None for vector in vectors) else (),
     )
 
 
