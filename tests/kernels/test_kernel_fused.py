@@ -1,5 +1,6 @@
 """The fused decoder against the same network written in torch, and against itself at other widths."""
 
+from array import array
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, pairwise
@@ -370,6 +371,20 @@ def test_rows_that_can_not_be_read_are_refused():
     ):
         with pytest.raises(ValueError, match="expected"):
             make_decoder(replace(make_weights("q4"), **wrong))
+
+
+@pytest.mark.parametrize(
+    ("part", "integers"),
+    [
+        ("slots", array("q", [1, 2])),
+        ("slots", array("B", [1, 2, 3])),
+        ("limits", array("q", [1])),
+        ("mask", array("B")),
+    ],
+)
+def test_arrays_of_another_size_are_refused(part, integers):
+    with pytest.raises(ValueError, match="bytes"):
+        Plan([Piece(0, 3, **{part: integers})], 2)
 
 
 def test_calls_from_several_threads():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from models.test_families import CASES, VOCAB, save
 
 from outlay import kernels
+from outlay.drafts.head import untrained_head
 from outlay.engine.passes import FusedPass, LayeredPass, pass_for
 from outlay.models.decoder import Decoder
 from outlay.models.load import load_model
+from outlay.testing import tiny_model
 from outlay.tree.cache import Cache
 from outlay.tree.plan import plan_pass
-from outlay.tree.token_tree import Tree
+from outlay.tree.token_tree import NO_TOKEN, Tree
 
 # Heads of 12 dimensions, norms after the sum with narrower embeddings, and mixtures of experts.
 LEFT_TO_TORCH = {"llama-head-dim", "opt-350m", "mixtral", "qwen3-moe", "qwen3-moe-plain"}
@@ -57,3 +60,44 @@ def test_what_the_kernels_lack_runs_in_torch(case: str, tmp_path: Path) -> None:
     run = pass_for(decoder, Cache(decoder.config, torch.float32, torch.device("cpu"), limit=64))
     assert isinstance(run, LayeredPass)
     assert run.name == f"torch with native {kernels.isa()} products"
+
+
+@pytest.mark.parametrize("case", ["llama2", "gemma2", "gpt2"])
+def test_tokens_are_to_the_native_pass_what_the_decoder_makes_of_them(case: str, tmp_path: Path) -> None:
+    """With a scale (Gemma 2); learned positions (GPT-2) leave it to the decoder."""
+    family, sizes = CASES[case]
+    save(tmp_path, family, sizes | {"intermediate_size": 64})  # in whole groups of 32
+    decoder = load_model(tmp_path, dtype="int8").decoder
+    cache = Cache(decoder.config, torch.float32, torch.device("cpu"), limit=64)
+    run, tree = pass_for(decoder, cache), Tree(cache)
+    assert isinstance(run, FusedPass)
+    tree.append(TOKENS)
+    assert tree.tip is not None
+    plan = plan_pass([(tree, tree.tip.path())], cache.positions, decoder.config.windows)
+    assert (run._weights.embed is None) == (case == "gpt2")
+    by_decoder = FusedPass(decoder, cache, replace(run._weights, embed=None))
+    found, expected = run(plan, [5, 23]).logits, by_decoder(plan, [5, 23]).logits
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_a_head_reads_natively_what_it_reads_in_torch(dtype: str) -> None:
+    """Features with tokens, a token without one, and prompt tokens without a token."""
+    head = untrained_head(tiny_model(dtype=dtype), 2, 96).decoder
+    draw = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(head.config.hidden_size, generator=draw) for _ in range(6)]
+    found = []
+    for make in (pass_for, LayeredPass):
+        cache = Cache(head.config, torch.float32, torch.device("cpu"), limit=64)
+        run, tree = make(head, cache), Tree(cache)
+        tree.append(TOKENS[:4])
+        assert tree.tip is not None
+        nodes = tree.tip.path()
+        for node, vector in zip(nodes[1:], vectors, strict=False):
+            node.vector = vector
+        nodes += tree.extend([-1, 0, 1], [NO_TOKEN] * 3, vectors=vectors[3:])
+        found.append(run(plan_pass([(tree, nodes)], cache.positions), list(range(7))).logits)
+    assert isinstance(pass_for(head, cache), FusedPass)
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)

@@ -48,7 +48,6 @@ Activations prepare(const OutlayLinear& layer, int64_t rows, PassMemory& memory,
 float* make_inputs(const OutlayModel& model, const OutlayPass& pass, PassMemory& memory) {
     const int64_t hidden = model.hidden;
     float* inputs = memory.hidden.get<float>(pass.n * hidden);
-    const auto vector_of = [&](int64_t row) { return pass.vectors ? pass.vectors[row] : nullptr; };
     const auto look_up = [&](int64_t row, float* out) {
         widen_row(model.embed, pass.tokens[row], out);
         if (model.embed_scale != 1.0f)
@@ -58,7 +57,7 @@ float* make_inputs(const OutlayModel& model, const OutlayPass& pass, PassMemory&
     float* pairs = fuses ? memory.pairs.get<float>(pass.n * 2 * hidden) : nullptr;
     int64_t read = 0;
     for (int64_t row = 0; row < pass.n; ++row) {
-        const float* vector = vector_of(row);
+        const float* vector = pass.vectors ? pass.vectors[row] : nullptr;
         if (fuses && pass.tokens[row] >= 0) {
             float* pair = pairs + read++ * 2 * hidden;
             if (vector) std::copy(vector, vector + hidden, pair);
