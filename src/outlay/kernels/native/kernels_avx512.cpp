@@ -34,7 +34,8 @@ constexpr int kFloatRows = 8, kFloatTiles = 2, kTilesOfOneRow = 4;
 
 inline __m512 load_halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
 inline void widen_halves(const uint8_t* from, float* to) { _mm512_storeu_ps(to, load_halves(from)); }
-inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second level: the first has room for few lines on their way, and the loads themselves want it.
+inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 
 #define ALWAYS_INLINE __attribute__((always_inline))
 // Calls body(0) to body(R - 1), each with its index as a constant: arrays that it indexes stay in registers.
