@@ -105,8 +105,8 @@ def make_cache(dtype=torch.float32):
     return KeyValues(*parts, *(torch.full((KV_HEADS, CAPACITY, DIM // 16), torch.nan) for _ in range(2)))
 
 
-def make_decoder(weights, dtype=torch.float32):
-    return FusedDecoder(weights, [make_cache(dtype) for _ in range(LAYERS)])
+def make_decoder(weights, dtype=torch.float32, features=None):
+    return FusedDecoder(weights, [make_cache(dtype) for _ in range(LAYERS)], features=features)
 
 
 def norm(x, part):
@@ -294,7 +294,7 @@ def test_features_are_what_the_head_reads_of_all_rows_by_slot(kind, threads):
     weights, hidden = make_weights("q4", KINDS[kind]), rows_of(9, HIDDEN)
     at, slots, features = torch.arange(9), torch.arange(9).flip(0) + 30, torch.zeros(CAPACITY, HIDDEN)
     plan = Plan([Piece(30, 9, slots=slots, limits=torch.arange(1, 10))], 9)
-    make_decoder(weights).run(hidden, at, slots, plan, torch.tensor([3]), features=features)
+    make_decoder(weights, features=features).run(hidden, at, slots, plan, torch.tensor([3]))
     final = weights.final_norm
     expected = (
         kernels.layer_norm(hidden, final.weight, final.bias, EPS)
@@ -419,6 +419,6 @@ def test_refuses_what_does_not_fit():
         decoder.run(hidden, at, at, causal(0, 3), top=1, picks=at)
     for features in (torch.zeros(CAPACITY - 1, HIDDEN), torch.zeros(CAPACITY, HIDDEN + 1), torch.zeros(CAPACITY)):
         with pytest.raises(ValueError, match="features"):
-            decoder.run(hidden, at, at, causal(0, 3), features=features)
+            make_decoder(decoder.weights, features=features)
     with pytest.raises(ValueError, match="features"):
-        decoder.run(hidden, at, at, causal(0, 3), features=torch.zeros(CAPACITY, HIDDEN, dtype=torch.float64))
+        make_decoder(decoder.weights, features=torch.zeros(CAPACITY, HIDDEN, dtype=torch.float64))

@@ -130,7 +130,7 @@ class FusedPass:
 
     def __call__(self, plan: Plan, heads: list[int], want: Want = LOGITS) -> Output:
         """As `LayeredPass`."""
-        if self._bound != self._cache.capacity:
+        if self._bound != (self._cache.capacity, self._cache.features is None):
             self._fused = self._bind()
         inputs: Tensor | Rows = Rows(plan.tokens, plan.vectors)
         if self._weights.embed is None:
@@ -150,16 +150,15 @@ class FusedPass:
             top=most,
             lse=lse,
             picks=picks,
-            features=self._cache.features,
         )
         if top is not None and top.picked is not None and top.lse is not None:
             named = _named(want, top.tokens[:, 0], top.picked - top.lse[:, None])
         return Output(logits, top, named)
 
     def _bind(self) -> FusedDecoder:
-        """The kernels hold the cache's addresses, which change when it grows."""
-        self._bound = self._cache.capacity
-        return FusedDecoder(self._weights, self._cache.layers, self._plan_of_layer)
+        """The kernels hold the cache's addresses, which change when it grows and when it begins to keep features."""
+        self._bound = self._cache.capacity, self._cache.features is None
+        return FusedDecoder(self._weights, self._cache.layers, self._plan_of_layer, self._cache.features)
 
 
 Pass = LayeredPass | FusedPass

@@ -119,14 +119,21 @@ class FusedDecoder:
     What a row computes has the same bits however many rows share the pass, in any order, on any number of threads.
     """
 
-    def __init__(self, weights: FusedWeights, cache: Sequence[KeyValues], plans: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        weights: FusedWeights,
+        cache: Sequence[KeyValues],
+        plans: Sequence[int] | None = None,
+        features: Tensor | None = None,
+    ) -> None:
         """Binds the weights to a cache.
 
         cache: of each layer, kept by the caller, written in place.
         plans: which plan of a pass each layer attends by (sliding windows); None: all by the first.
+        features: float32 [slots, hidden_size], where what the head reads of each row is kept, in the row's slot.
         """
         self.weights = weights
-        self._cache = tuple(cache)  # the structures hold bare pointers
+        self._cache, self._features = tuple(cache), features  # the structures hold bare pointers
         self._library = library()
         head_dim, first = weights.head_dim, weights.layers[0]
         self._vocab, self._hidden = weights.head.out_features, weights.head.in_features
@@ -138,6 +145,8 @@ class FusedDecoder:
             raise ValueError(f"head_dim must be a multiple of 8, not {head_dim}")
         _check_norm(weights.final_norm, self._hidden)
         _check_inputs(weights, self._hidden)
+        _check_features(features, self._capacity, self._hidden)
+        self._features_at = address(features)
         for i, (struct, layer) in enumerate(zip(self._layers, weights.layers, strict=True)):
             _check_layer(weights, layer, self._hidden)
             for name in ("qkv", "out", "gate_up", "down"):
@@ -186,7 +195,6 @@ class FusedDecoder:
         top: int = 0,
         lse: bool = False,
         picks: Tensor | None = None,
-        features: Tensor | None = None,
         layers: tuple[int, int] | None = None,
     ) -> tuple[Tensor | None, Top | None]:
         """One pass.
@@ -197,7 +205,6 @@ class FusedDecoder:
         plan: what the rows read (their own slots included), or one plan for each kind of layer.
         head_rows: int64, the rows that go through the head (None: all), if `logits` or `top` are wanted.
         picks: int64 [head rows, n], tokens whose logits are wanted with the `top` largest.
-        features: float32 [slots, hidden_size], where what the head reads of each row is kept, in the row's slot.
         layers: run only layers begin..end-1.
         Returns the logits float32 [head rows, vocabulary] and the `top` largest of each row, with their log-sum-exp if
         `lse` and those of `picks`; None for what is not wanted.
@@ -219,13 +226,6 @@ class FusedDecoder:
         begin, end = layers or (0, len(self._layers))
         if not 0 <= begin <= end <= len(self._layers):
             raise ValueError(f"expected layers within 0..{len(self._layers)}")
-        if features is not None and (
-            features.dtype != torch.float32
-            or features.shape != (len(features), self._hidden)
-            or len(features) < self._capacity
-            or not features.is_contiguous()
-        ):
-            raise ValueError(f"expected features to be contiguous float32 [{self._capacity}, {self._hidden}]")
         if head_rows is not None:
             head_rows = _indices(head_rows, len(head_rows), n)
         count = (n if head_rows is None else len(head_rows)) if logits or top else 0
@@ -258,7 +258,7 @@ class FusedDecoder:
             *((address(best.tokens), address(best.logits), address(best.lse)) if best is not None else (None,) * 3),
             0 if best is None or best.picked is None else best.picked.shape[1],
             *((_at(chosen), address(best.picked)) if best is not None else (None,) * 2),
-            address(features),
+            self._features_at,
         )
         check(self._library.outlay_pass(byref(self._model), byref(request)))
         return found, best
@@ -336,6 +336,16 @@ def _check_inputs(weights: FusedWeights, hidden: int) -> None:
         if (weights.fuse.packed.out_features, weights.fuse.packed.in_features) != (hidden, 2 * hidden):
             raise ValueError(f"expected fuse to be {[hidden, 2 * hidden]}")
         _check_vector(weights.fuse.bias, hidden)
+
+
+def _check_features(features: Tensor | None, capacity: int, hidden: int) -> None:
+    if features is not None and (
+        features.dtype != torch.float32
+        or features.shape != (len(features), hidden)
+        or len(features) < capacity
+        or not features.is_contiguous()
+    ):
+        raise ValueError(f"expected features to be contiguous float32 [{capacity}, {hidden}]")
 
 
 def _check_norm(norm: FusedNorm | None, size: int) -> None:
