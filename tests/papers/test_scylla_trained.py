@@ -17,8 +17,8 @@ from outlay.decode.greedy import Greedy
 from outlay.drafts import scaling
 from outlay.drafts.scaling import Point, fit_joint, fit_loglinear
 from outlay.train import study as study_module
-from outlay.train.head import HeadRecipe, HeadTrainer
-from outlay.train.study import DEPTH, DraftStudy, batch_speeds, measure, round_costs
+from outlay.train.head import HeadRecipe
+from outlay.train.study import DEPTH, DraftStudy, batch_speeds, measure_file, round_costs
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def test_a_chain_gives_in_the_engine_what_was_measured_of_its_head(small, studie
     for passage in held:
         end = passage.begin + DEPTH + 3
         starts.append(replace(passage, tokens=passage.tokens[:end], features=passage.features[:end]))
-    known = measure(HeadTrainer.of_file(studies[0].head(MIDDLE, layers), small.lm.model)[0], starts)
+    known = measure_file(studies[0].head(MIDDLE, layers), small.lm.model, starts)
     options = {"method": Speculative(DEPTH), "draft": heads[layers], "max_tokens": 16, "ignore_eos": True}
     later = [passage.tokens[: passage.begin + 1].tolist() for passage in held]
     ledgers = []

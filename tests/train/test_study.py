@@ -13,10 +13,11 @@ from train.conftest import silent
 
 import outlay.train.head as head_module
 import outlay.train.study as study_module
-from outlay.drafts.head import head_rows
+from outlay.drafts.head import head_rows, load_head
 from outlay.errors import UsageError
 from outlay.testing import tiny_lm, tiny_model
 from outlay.train.corpus import WARM_EVERY
+from outlay.train.frozen import weight_of
 from outlay.train.head import HELD_OUT, HeadRecipe, HeadTrainer, own_tokens
 from outlay.train.study import (
     COST_DEPTHS,
@@ -201,13 +202,20 @@ def test_a_seed_gives_the_same_points(model, greedy, tmp_path):
 
 
 def test_a_head_in_a_file_is_measured_as_it_was(study, greedy):
-    """Up to its rounding to bfloat16."""
+    """By what drafts: its weights are rounded as they are held there."""
     known = study.measure(600, 1, silent)
     found = measure_file(study.head(600, 1), study.model, study.held)
     assert found.tau == pytest.approx(known.tau, abs=0.05)
     assert found.alpha == pytest.approx(known.alpha, abs=0.02)
     assert (found.layers, found.parameters) == (known.layers, known.parameters)
     assert found.tokens == own_tokens(study._first(600))
+    trainer, _ = HeadTrainer.of_file(study.head(600, 1), study.model)
+    decoder = load_head(study.head(600, 1), study.model).decoder
+    layer, held = trainer.net.layers[0], decoder.layers[0]
+    for mine, theirs in ((layer.qkv.weight, held.qkv), (layer.down.weight, held.mlp.down)):
+        assert torch.equal(mine, weight_of(theirs))
+    assert torch.equal(trainer.net.fuse.weight, weight_of(decoder.fuse))
+    assert torch.equal(trainer.head, weight_of(decoder.head))
     with pytest.raises(UsageError, match="whose weights are not those of tiny-5"):
         measure_file(study.head(600, 1), tiny_model(5), study.held)
 

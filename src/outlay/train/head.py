@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 from outlay.drafts import fitted
-from outlay.drafts.head import AHEAD, KIND, head_config, head_rows
+from outlay.drafts.head import AHEAD, KIND, head_config, head_rows, load_head
 from outlay.engine.random import mix
 from outlay.errors import UsageError
 from outlay.lm import LM
-from outlay.models.decoder import Layer
+from outlay.models.decoder import Decoder, Layer
 from outlay.models.linear import NativeLinear
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
 from outlay.train.corpus import Corpus, Passage
+from outlay.train.frozen import weight_of
 from outlay.train.head_net import HeadNet
 
 Progress = Callable[[str, int, int], None]
@@ -107,11 +108,23 @@ class HeadTrainer:
 
     @classmethod
     def of_file(cls, path: Path, model: Model) -> tuple[HeadTrainer, int]:
-        """Returns a head that was trained before, and on how many tokens. Raises `UsageError` for what is none."""
+        """Returns a head that was trained before, with its weights as they are held where it drafts, and on how many
+        tokens it was trained. Raises `UsageError` for what is none.
+        """
         tensors, about = fitted.read(path, KIND, model)
         trainer = cls(model, HeadRecipe(**about["recipe"]), (), tensors.pop("vocabulary").long())
         trainer.net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
+        trainer._hold(load_head(path, model).decoder)
         return trainer, int(about["trained_on"])
+
+    @torch.no_grad()
+    def _hold(self, decoder: Decoder) -> None:
+        """Rounds the weights to those of the decoder that drafts."""
+        assert decoder.fuse is not None
+        for layer, held in zip(self.net.layers, decoder.layers, strict=True):
+            _copy_layer(layer, held)
+        self.net.fuse.weight.copy_(weight_of(decoder.fuse))
+        self.head = weight_of(decoder.head).to(self.head)
 
     def whole_head(self) -> Tensor:
         """Returns the target's own head, float32 [vocab, hidden_size]."""
@@ -328,7 +341,7 @@ def _initialise(net: HeadNet, model: Model, passages: Sequence[Passage]) -> None
 
 
 def _copy_layer(layer: Any, last: Layer) -> None:
-    """Copies the weights of a target's layer, where they are of the same kind."""
+    """Copies the weights of a decoder's layer, where they are of the same kind."""
     if not isinstance(last.mlp, Mlp):
         return
     pairs = [(layer.qkv, last.qkv), (layer.out, last.out)]
