@@ -46,7 +46,7 @@ UNTRIED = 384  # rounds after which drafts that don't seem to pay are tried agai
 SHARED = 24  # passes that runs share: without drafts, and divided by the runs, with them
 LONGEST_TURN, LONGEST_BESIDE = 192, 512  # of the faster kind
 READING = 48  # rows more than in the pass before, from which on a pass is taken to read prompts: it tells nothing
-REPRICED = 8  # rounds after which the costs of rows are looked at again
+REPRICED = 32  # rounds after which the costs of rows are looked at again
 HOPED_KEPT = 0.9  # of what is expected, at first
 RECENT, LONG = 24.0, 400.0  # rounds that a run's rate, and what it keeps, is taken over; and all runs together
 
