@@ -101,3 +101,20 @@ def test_a_head_reads_natively_what_it_reads_in_torch(dtype: str) -> None:
         found.append(run(plan_pass([(tree, nodes)], cache.positions), list(range(7))).logits)
     assert isinstance(pass_for(head, cache), FusedPass)
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def test_features_are_kept_natively_from_when_they_are_asked_for_and_where_the_cache_moves() -> None:
+    decoder = tiny_model(dtype="int4").decoder
+    cache = Cache(decoder.config, torch.float32, torch.device("cpu"), limit=64, capacity=8)
+    run, tree = pass_for(decoder, cache), Tree(cache, reserve=8)
+    assert isinstance(run, FusedPass)
+    for count in (4, 4, 16):  # not kept, kept, and after the cache has grown
+        tree.append(TOKENS[:count])
+        assert tree.tip is not None
+        nodes = tree.tip.path()[-count:]
+        run(plan_pass([(tree, nodes)], cache.positions), [count - 1])
+        cache.keep_features()
+    assert cache.capacity > 8
+    assert cache.features is not None
+    kept = [bool(cache.features[node.slot].any()) for node in tree.tip.path()]
+    assert kept == [False] * 4 + [True] * 20
