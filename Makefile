@@ -16,7 +16,7 @@ test: $(VENV)/.tested lint browser
 
 slow: $(VENV)/.tested
 	$(BIN)/outlay pull smollm2-135m
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -12,10 +12,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+SLOW_SECONDS = 3600  # that a slow test may take
 
 
 def pytest_collection_modifyitems(items):
-    """Leaves out what needs a GPU where there is none."""
+    """Gives slow tests their time, however they are run; leaves out what needs a GPU where there is none."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
     if not torch.cuda.is_available():
         items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
 
