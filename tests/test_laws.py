@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from outlay import catalog
-from outlay.drafts import fitted
-from outlay.drafts.head import untrained_head
-from outlay.drafts.prompts import KIND
+from outlay.models import fitted
+from outlay.models.draft_head import untrained_head
+from outlay.speculation.prompts import KIND
 from outlay.testing import MethodLaws, tiny_model
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95}

@@ -13,7 +13,6 @@ from outlay import catalog, kernels
 from outlay.budget import Budget
 from outlay.decode.greedy import Greedy
 from outlay.decode.sample import Sample
-from outlay.drafts.sources import default_draft, refuse_other_tokens, resolve
 from outlay.engine.engine import Engine
 from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method, Source
@@ -21,6 +20,7 @@ from outlay.engine.run import RunOptions
 from outlay.engine.sampling import Sampling
 from outlay.errors import UsageError, nearest
 from outlay.models.load import Model, load_model
+from outlay.speculation.sources import default_draft, refuse_other_tokens, resolve
 from outlay.tree.cache import KV_DTYPES
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -173,8 +173,8 @@ class LM:
             raise UsageError(f"logit_bias names token {strange}, but the vocabulary goes from 0 to {vocab - 1}")
 
     def draft(self, draft: str | Model | LM | Source | None, method: Method | None = None) -> Model | Source | None:
-        """Returns what `draft` means (see `outlay.drafts.sources.resolve`), loaded once. Without one, a method that
-        takes a draft gets the head that was trained for this model, if there is one.
+        """Returns what `draft` means, loaded once. Without one, a method that takes a draft gets the head that was
+        trained for this model, if there is one.
         """
         if draft is None and method is not None and "draft" in (*method.about.needs, *method.about.takes):
             if "" not in self._drafts:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from outlay import catalog
-from outlay.bench.compare import folder, plots
+from outlay.compare import folder, plots
 from outlay.decode.greedy import Greedy
 from outlay.engine.method import About, Method
 from outlay.errors import UsageError

@@ -8,11 +8,11 @@ import re
 
 import pytest
 
-from outlay.bench.plan_report import TABLES
 from outlay.cli import plan
-from outlay.drafts.scaling import Point, fit_joint, fit_loglinear
-from outlay.train import study
-from outlay.train.study import RoundCosts
+from outlay.scaling import study
+from outlay.scaling.laws import Point, fit_joint, fit_loglinear
+from outlay.scaling.report import TABLES
+from outlay.scaling.study import RoundCosts
 
 # What the specification of Scylla measured on a small target: tau against tokens, and against layers.
 TOKENS = [

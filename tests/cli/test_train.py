@@ -8,9 +8,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.sources import own_table
 from outlay.models.load import load_model
+from outlay.speculation.ngrams import NgramTable
+from outlay.speculation.sources import own_table
 from outlay.train import corpus
 from outlay.train import head as head_training
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from outlay.drafts.head import untrained_head
 from outlay.engine.passes import LayeredPass, pass_for
 from outlay.models.decoder import Given
+from outlay.models.draft_head import untrained_head
 from outlay.models.linear import Int4Linear, Int8Linear, nibbles, pack
 from outlay.models.quantized import QuantizedWeight, quantize
 from outlay.testing import tiny_model

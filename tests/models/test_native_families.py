@@ -10,9 +10,9 @@ import torch
 from models.test_families import CASES, VOCAB, save
 
 from outlay import kernels
-from outlay.drafts.head import untrained_head
 from outlay.engine.passes import FusedPass, LayeredPass, pass_for
 from outlay.models.decoder import Decoder
+from outlay.models.draft_head import untrained_head
 from outlay.models.load import load_model
 from outlay.testing import tiny_model
 from outlay.tree.cache import Cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import outlay
-from outlay.drafts.library import library_sources
+from outlay.python_sources import library_sources
 from outlay.train.corpus import Harvest, Passage
 
 VOCABULARY, WIDTH, LAYERS = 512, 128, 4

@@ -1,4 +1,4 @@
-"""ADED (Liu et al. 2025): the properties of its specification. Its table: tests/drafts/test_ngrams.py."""
+"""ADED (Liu et al. 2025): the properties of its specification. Its table: tests/speculation/test_ngrams.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from papers.laws import assert_exact, markov_lm
 
 from outlay.decode.draft.aded import ADED
-from outlay.drafts.ngrams import Learned, NgramTable, tokenizer_fingerprint
-from outlay.drafts.tree import ROOT
-from outlay.drafts.trigrams import TreeSearch, best_first, follower
 from outlay.errors import UsageError
+from outlay.speculation.ngrams import Learned, NgramTable, tokenizer_fingerprint
+from outlay.speculation.tree import ROOT
+from outlay.speculation.trigrams import TreeSearch, best_first, follower
 from outlay.testing import PROMPTS, tiny_lm
 
 PAIRS = {

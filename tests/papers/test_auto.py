@@ -9,11 +9,11 @@ from outlay import LM
 from outlay.budget import Ledger
 from outlay.decode.draft import auto
 from outlay.decode.draft.auto import Auto
-from outlay.drafts.cost import PassCosts, costs_of
-from outlay.drafts.head import untrained_head
-from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
+from outlay.models.draft_head import untrained_head
+from outlay.speculation.cost import PassCosts, costs_of
+from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
 from outlay.testing import PROMPTS, markov_model, tiny_lm, tiny_model
 
 CIRCLE = torch.full((16, 16), 1e-4)

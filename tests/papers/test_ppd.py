@@ -1,4 +1,4 @@
-"""PPD (Chen et al. 2024): the properties of its specification. Its trees: tests/drafts/test_sparse_tree.py."""
+"""PPD (Chen et al. 2024): the properties of its specification. Its trees: tests/speculation/test_sparse_tree.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from train.conftest import corpus, model, passages, prompts, prompts_file, silen
 
 from outlay import LM
 from outlay.decode.draft.ppd import PPD
-from outlay.drafts import fitted
-from outlay.drafts.prompts import KIND, load_prompts
 from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method
 from outlay.errors import UsageError
+from outlay.models import fitted
+from outlay.speculation.prompts import KIND, load_prompts
 from outlay.testing import PROMPTS, tiny_model
 from outlay.train.prompt_tokens import PromptRecipe, PromptTrainer
 

@@ -7,9 +7,9 @@ import torch
 from papers.laws import assert_exact, markov_lm, random_law
 
 from outlay.decode.draft.rsd import RSD
-from outlay.drafts.transport import recursive_acceptance, single_acceptance
-from outlay.drafts.verify import reject_without_replacement
 from outlay.errors import UsageError
+from outlay.speculation.transport import recursive_acceptance, single_acceptance
+from outlay.speculation.verify import reject_without_replacement
 from outlay.testing import PROMPTS, markov_model, tiny_lm, tiny_model
 
 SHAPES = [

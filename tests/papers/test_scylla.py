@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from outlay.drafts import scaling
-from outlay.drafts.scaling import Point, Prediction, fit_joint, fit_loglinear
 from outlay.errors import UsageError
+from outlay.scaling import laws as scaling
+from outlay.scaling.laws import Point, Prediction, fit_joint, fit_loglinear
 
 TOKENS = (25e3, 50e3, 100e3, 200e3, 400e3)
 # The points that the specification measured on a small target: tau against tokens, and against layers.

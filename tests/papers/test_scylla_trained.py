@@ -14,11 +14,11 @@ from papers.small_target import LENGTH, VOCABULARY, small_target
 import outlay
 from outlay.decode.draft.speculative import Speculative
 from outlay.decode.greedy import Greedy
-from outlay.drafts import scaling
-from outlay.drafts.scaling import Point, fit_joint, fit_loglinear
-from outlay.train import study as study_module
+from outlay.scaling import laws as scaling
+from outlay.scaling import study as study_module
+from outlay.scaling.laws import Point, fit_joint, fit_loglinear
+from outlay.scaling.study import DEPTH, DraftStudy, batch_speeds, measure_file, round_costs
 from outlay.train.head import HeadRecipe
-from outlay.train.study import DEPTH, DraftStudy, batch_speeds, measure_file, round_costs
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import torch
 
 from outlay import Budget
 from outlay.decode.draft.superposed import Draft, Superposed
-from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
 from outlay.errors import UsageError
+from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
 from outlay.testing import PROMPTS, tiny_lm
 
 

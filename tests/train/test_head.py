@@ -9,13 +9,13 @@ import pytest
 import torch
 from train.conftest import silent
 
-import outlay.drafts.head as heads
+import outlay.models.draft_head as heads
 from outlay import LM
-from outlay.drafts import fitted
-from outlay.drafts.head import load_head
 from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method
 from outlay.errors import UsageError
+from outlay.models import fitted
+from outlay.models.draft_head import load_head
 from outlay.testing import PROMPTS, tiny_model
 from outlay.train.head import HeadRecipe, HeadTrainer, as_batch, batches, frequent_tokens, schedule
 
@@ -31,8 +31,8 @@ class Look(Method):
         self.tokens, self.found = tokens, {}
 
     def decode(self, run):
-        from outlay.drafts.drafter import Best, ModelDrafter
-        from outlay.drafts.tree import ROOT, DraftTree
+        from outlay.speculation.drafter import Best, ModelDrafter
+        from outlay.speculation.tree import ROOT, DraftTree
 
         drafter = ModelDrafter(run)
         assert not drafter.begin(), "the target has not read the prompt"

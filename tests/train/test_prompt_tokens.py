@@ -9,9 +9,9 @@ import torch
 from train.conftest import silent
 
 import outlay.train.corpus as corpus_module
-from outlay.drafts import fitted
-from outlay.drafts.prompts import RANKS, load_prompts
 from outlay.errors import UsageError
+from outlay.models import fitted
+from outlay.speculation.prompts import RANKS, load_prompts
 from outlay.testing import tiny_lm, tiny_model
 from outlay.train.corpus import WARM_EVERY, Passage
 from outlay.train.prompt_tokens import PHRASE, PromptRecipe, PromptTrainer, train_prompts

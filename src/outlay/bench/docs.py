@@ -12,16 +12,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from outlay import compare
 from outlay.bench import (
     accuracy_report,
-    compare,
     drafts_report,
     harness_report,
-    plan_report,
     speculation_report,
     speed_report,
 )
 from outlay.errors import FailureError, UsageError
+from outlay.scaling import report as plan_report
 
 TABLES = {  # by suite
     "accuracy": accuracy_report.TABLES,

@@ -30,17 +30,17 @@ from outlay.decode.draft.rsd import RSD
 from outlay.decode.draft.specinfer import SpecInfer
 from outlay.decode.draft.speculative import Speculative
 from outlay.decode.draft.superposed import Superposed
-from outlay.drafts import transport
-from outlay.drafts.library import library_sources
-from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
-from outlay.drafts.sources import prompts_for
-from outlay.drafts.verify import reject_without_replacement
 from outlay.engine.handle import Result
 from outlay.engine.method import About, Method, Work
 from outlay.engine.run import Run
 from outlay.errors import FailureError
 from outlay.lm import DEFAULT_MODEL, LM, load
 from outlay.models import hub
+from outlay.python_sources import library_sources
+from outlay.speculation import transport
+from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
+from outlay.speculation.sources import prompts_for
+from outlay.speculation.verify import reject_without_replacement
 
 TEMPERATURES, KS = (0.3, 0.6, 1.0), (1, 2, 4, 8)
 SEEN = 8  # tokens that the draft sees

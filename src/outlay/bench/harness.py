@@ -10,20 +10,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from outlay.bench.compare.declaration import Declaration
-from outlay.bench.compare.folder import join
-from outlay.bench.compare.items import read_items, written
-from outlay.bench.compare.manifest import describe as manifest_of
-from outlay.bench.compare.prepare import Prepared, prepare
-from outlay.bench.compare.runner import Rows, Todo, turns
-from outlay.bench.compare.session import run_pieces, write_results
-from outlay.bench.compare.sweep import split_methods
 from outlay.bench.contenders.evaluators import Evaluate, Evaluator, HfType, OutlayType
 from outlay.bench.harness_report import report
 from outlay.bench.interleave import interleave
 from outlay.bench.machine import describe
 from outlay.bench.options import check_folder_of
 from outlay.bench.progress import Progress
+from outlay.compare.declaration import Declaration
+from outlay.compare.folder import join
+from outlay.compare.items import read_items, written
+from outlay.compare.manifest import describe as manifest_of
+from outlay.compare.prepare import Prepared, prepare
+from outlay.compare.runner import Rows, Todo, turns
+from outlay.compare.session import run_pieces, write_results
+from outlay.compare.sweep import split_methods
 from outlay.errors import UsageError
 from outlay.lm import DEFAULT_MODEL
 from outlay.models import hub

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from outlay.bench.compare.sweep import split_methods
 from outlay.bench.interleave import Outcome, spread
 from outlay.bench.table import console, number, table, times
+from outlay.compare.sweep import split_methods
 
 OVERHEAD, TIMES = 1.03, 3.0  # the most of the one, the least of the other
 OURS, FASTEST, TOGETHER = "outlay", "the fastest hf", "all together"

@@ -14,7 +14,7 @@ from outlay.cli.run import DTYPES
 from outlay.errors import UsageError
 
 if TYPE_CHECKING:
-    from outlay.bench.compare.task import Task
+    from outlay.compare.task import Task
 
 DESCRIPTION = "Runs the same prompts under several methods, in turn, and shows what each spends and what it gives."
 EXAMPLES = """examples:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     with terminal.Progress(quiet=args.quiet) as progress:
         progress("starting", 0, 0)
-        from outlay.bench.compare.session import compare
+        from outlay.compare.session import compare
 
         try:
             found = compare(task, out, command=["outlay", *sys.argv[1:]], workers=args.ray, progress=progress)
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"outlay: stopped; what was done is in {out}, and the same command goes on from there", file=sys.stderr)
         return status
     if not args.quiet:
-        from outlay.bench.compare.summary import summary
+        from outlay.compare.summary import summary
 
         print(summary(found))
         print(_whereabouts(out))
@@ -122,10 +122,10 @@ def _declared(args: argparse.Namespace) -> Task:
     for name in ("methods", "prompts"):
         if getattr(args, name) is None:
             raise UsageError(f"--{name} is missing; see `outlay compare --help`")
-    from outlay.bench.compare.declaration import Declaration
-    from outlay.bench.compare.items import read_items
-    from outlay.bench.compare.sweep import split_methods, swept, swept_budgets
-    from outlay.bench.compare.task import Task
+    from outlay.compare.declaration import Declaration
+    from outlay.compare.items import read_items
+    from outlay.compare.sweep import split_methods, swept, swept_budgets
+    from outlay.compare.task import Task
     from outlay.lm import DEFAULT_MODEL
 
     options: dict[str, Any] = {
@@ -154,14 +154,14 @@ def _again(args: argparse.Namespace) -> Task:
     given = next((name for name in DECLARED if getattr(args, name) is not None), None)
     if given is not None:
         raise UsageError(f"--from takes everything from the manifest; leave out --{given.replace('_', '-')}")
-    from outlay.bench.compare.folder import reopen
+    from outlay.compare.folder import reopen
 
     return reopen(Path(args.manifest))
 
 
 def _whereabouts(out: Path) -> str:
     """Says where the report and the data are."""
-    from outlay.bench.compare import folder, plots
+    from outlay.compare import folder, plots
 
     drawn = ", ".join(sorted(path.name for path in out.glob("*.svg"))) if plots.available() else ""
     rows = [

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from lm_eval.__main__ import cli_evaluate
 
-        import outlay.bench.lm_eval  # noqa: F401 - registers the model type
+        import outlay.compare.lm_eval  # noqa: F401 - registers the model type
     except ImportError as error:
         raise FailureError(f"lm_eval can't be imported ({error}): pip install 'outlay[lm-eval]'") from error
     sys.argv = ["lm_eval", *args.words]

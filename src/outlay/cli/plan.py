@@ -16,8 +16,8 @@ from outlay.cli.arguments import number
 from outlay.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
-    from outlay.drafts.scaling import Choice, JointLaw, Law, Point, Prediction
     from outlay.lm import LM
+    from outlay.scaling.laws import Choice, JointLaw, Law, Point, Prediction
 
 DESCRIPTION = "Fits the scaling laws of drafts to measurements, predicts, and says which draft to train (Scylla)."
 EXAMPLES = """where the measurements come from:
@@ -95,7 +95,7 @@ class _Found:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, fits, predicts and chooses; returns the exit status."""
-    from outlay.bench.plan_report import report
+    from outlay.scaling.report import report
 
     if args.table is not None and args.drafts:
         raise UsageError("give --table or --drafts, not both")
@@ -129,8 +129,8 @@ def _load(args: argparse.Namespace, progress: terminal.Progress) -> LM:
 
 
 def _table(path: Path) -> list[Point]:
-    from outlay.drafts.scaling import read_points
     from outlay.prompts import decode
+    from outlay.scaling.laws import read_points
 
     try:
         rows = json.loads(decode(path.read_bytes(), str(path)))
@@ -144,9 +144,9 @@ def _table(path: Path) -> list[Point]:
 
 
 def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> list[Point]:
-    from outlay.drafts import fitted
+    from outlay.models import fitted
+    from outlay.scaling.study import HELD_TOKENS, measure_file, study_of
     from outlay.train.head import HeadRecipe
-    from outlay.train.study import HELD_TOKENS, measure_file, study_of
 
     recipe = HeadRecipe(vocabulary=args.vocabulary, epochs=1, ahead=0, unroll=DEPTH, seed=args.seed)
     folder = args.work or fitted.own_path("head", lm.model).with_suffix(".study")
@@ -165,7 +165,7 @@ def _measured(lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> 
 
 def _refuse_too_few(tokens: Sequence[int], layers: Sequence[int]) -> None:
     """Raises `UsageError` where no law could be fitted to heads of these sizes."""
-    from outlay.drafts.scaling import LEAST_POINTS, LEAST_SPAN, spans
+    from outlay.scaling.laws import LEAST_POINTS, LEAST_SPAN, spans
 
     if not spans(tokens) and not spans(layers):
         raise UsageError(
@@ -176,7 +176,7 @@ def _refuse_too_few(tokens: Sequence[int], layers: Sequence[int]) -> None:
 
 def _fitted(points: list[Point]) -> _Found:
     """Fits each law that the points allow, on the points that differ in its axis alone."""
-    from outlay.drafts.scaling import fit_joint, fit_loglinear
+    from outlay.scaling.laws import fit_joint, fit_loglinear
 
     found = _Found(points, {}, None, {}, {}, [])
     limits = TAU if points[0].what.startswith("tau") else (0.0, math.inf)
@@ -212,8 +212,8 @@ def _predict(found: _Found, tokens: float, layers: float) -> Prediction | None:
 
 def _choose(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> None:
     """Finds the head that would give the most tokens a second at each batch, by what rounds take here."""
-    from outlay.drafts import scaling
-    from outlay.train.study import round_costs
+    from outlay.scaling import laws as scaling
+    from outlay.scaling.study import round_costs
 
     if not found.points[0].what.startswith("tau") or "batch" in found.laws:
         return
@@ -252,8 +252,8 @@ def _head_bytes(lm: LM, layers: int) -> int:
 def _batches(found: _Found, lm: LM, args: argparse.Namespace, progress: terminal.Progress) -> None:
     """Measures what drafting gives at several batches, with the last of --drafts or the head that the model has."""
     from outlay.decode.draft.speculative import Speculative
+    from outlay.scaling.study import batch_speeds
     from outlay.train.questions import questions
-    from outlay.train.study import batch_speeds
 
     draft = lm.draft(str(args.drafts[-1]) if args.drafts else None, Speculative())
     if draft is not None:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from outlay.bench.pages.trace_page import write_trace_page
+    from outlay.viewer.trace_page import write_trace_page
 
     trace = Path(args.file)
     page = Path(args.out) if args.out else trace.with_suffix(".html")

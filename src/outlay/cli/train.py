@@ -116,7 +116,7 @@ def _table_arguments(parser: Parser) -> None:
 
 
 def _draft(args: argparse.Namespace) -> int:
-    from outlay.drafts import fitted
+    from outlay.models import fitted
     from outlay.train.head import HeadRecipe, train_head
 
     lm = _load(args)
@@ -133,7 +133,7 @@ def _draft(args: argparse.Namespace) -> int:
 
 
 def _ppd(args: argparse.Namespace) -> int:
-    from outlay.drafts import fitted
+    from outlay.models import fitted
     from outlay.train.prompt_tokens import PromptRecipe, train_prompts
 
     lm = _load(args)
@@ -147,9 +147,9 @@ def _ppd(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
     from outlay.lm import DEFAULT_MODEL
     from outlay.models.load import load_model
+    from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
 
     if args.own and args.files:
         raise UsageError("give files or --own, not both")
@@ -174,9 +174,9 @@ def _table(args: argparse.Namespace) -> int:
 
 def _own_table(args: argparse.Namespace, lengths: Sequence[int], progress: terminal.Progress) -> int:
     """Makes a table of what a model writes; the text is kept beside it until it is there."""
-    from outlay.drafts import fitted
-    from outlay.drafts.ngrams import NgramTable, tokenizer_fingerprint
     from outlay.lm import load
+    from outlay.models import fitted
+    from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
     from outlay.train.corpus import Corpus
 
     lm = load(args.model, dtype=args.dtype, threads=args.threads, progress=progress)
@@ -194,8 +194,8 @@ def _own_table(args: argparse.Namespace, lengths: Sequence[int], progress: termi
 
 
 def _documents(files: Sequence[Path], tokenizer: Tokenizer, progress: terminal.Progress) -> list[list[int]]:
-    from outlay.drafts.library import library_files
     from outlay.prompts import decode
+    from outlay.python_sources import library_files
 
     documents = []
     files = files or library_files()
@@ -232,7 +232,7 @@ def _out(args: argparse.Namespace, own: Path) -> Path:
 def _prompts(args: argparse.Namespace, lm: LM) -> list[list[int]] | None:
     if args.prompts is None:
         return None
-    from outlay.bench.compare.items import read_items
+    from outlay.compare.items import read_items
 
     items, _ = read_items(args.prompts)
     return [lm.encode(item.prompt) for item in items]

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outlay.drafts import fitted
-from outlay.drafts.head import AHEAD, KIND, head_config, head_rows, load_head
 from outlay.engine.random import mix
 from outlay.errors import UsageError
 from outlay.lm import LM
+from outlay.models import fitted
 from outlay.models.decoder import Decoder, Layer
+from outlay.models.draft_head import AHEAD, KIND, head_config, head_rows, load_head
 from outlay.models.linear import NativeLinear
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp

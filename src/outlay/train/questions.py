@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from outlay.drafts.library import library_files
 from outlay.engine.random import mix
 from outlay.lm import LM
 from outlay.models.tokenizer import Tokenizer
+from outlay.python_sources import library_files
 
 MARK = "\x1fprompt\x1f"
 LONGEST = 160  # tokens of a prompt that the model writes

@@ -109,7 +109,7 @@ class OutlayType(Evaluator):
 
     def made(self) -> Any:
         """Loads the model."""
-        from outlay.bench.lm_eval import OutlayLM
+        from outlay.compare.lm_eval import OutlayLM
 
         return OutlayLM(self.source, dtype=self.dtype)
 

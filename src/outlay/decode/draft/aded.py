@@ -12,16 +12,16 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from outlay.drafts.ngrams import Learned
-from outlay.drafts.round import Room, judge
-from outlay.drafts.sources import table_of
-from outlay.drafts.tree import DraftTree
-from outlay.drafts.trigrams import TreeSearch, best_first, follower
-from outlay.drafts.verify import sample_and_match
 from outlay.engine.method import About, Method, Work
 from outlay.engine.random import mix
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+from outlay.speculation.ngrams import Learned
+from outlay.speculation.round import Room, judge
+from outlay.speculation.sources import table_of
+from outlay.speculation.tree import DraftTree
+from outlay.speculation.trigrams import TreeSearch, best_first, follower
+from outlay.speculation.verify import sample_and_match
 
 
 @dataclass(frozen=True)

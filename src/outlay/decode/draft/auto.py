@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, ClassVar, TypeVar
 
-from outlay.drafts.cost import costs_of
-from outlay.drafts.drafter import ModelDrafter
-from outlay.drafts.lookup import ORIGIN, LookupProposer
-from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.planner import RECALLED, UNLIKELY, Asking, Average, Calibration, Candidates, Duel, Kept
-from outlay.drafts.round import Room, judge
-from outlay.drafts.sources import own_table, table_of
-from outlay.drafts.tree import ROOT, DraftTree
-from outlay.drafts.verify import sample_and_match
 from outlay.engine.method import About, Method, Request, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+from outlay.speculation.cost import costs_of
+from outlay.speculation.drafter import ModelDrafter
+from outlay.speculation.lookup import ORIGIN, LookupProposer
+from outlay.speculation.ngrams import NgramTable
+from outlay.speculation.planner import RECALLED, UNLIKELY, Asking, Average, Calibration, Candidates, Duel, Kept
+from outlay.speculation.round import Room, judge
+from outlay.speculation.sources import own_table, table_of
+from outlay.speculation.tree import ROOT, DraftTree
+from outlay.speculation.verify import sample_and_match
 
 Answer = TypeVar("Answer")
 TABLE = "table"

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outlay.drafts.lookup import LookupProposer
-from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.round import Room, judge
-from outlay.drafts.sources import table_of
-from outlay.drafts.verify import sample_and_match
 from outlay.engine.method import About, Method, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+from outlay.speculation.lookup import LookupProposer
+from outlay.speculation.ngrams import NgramTable
+from outlay.speculation.round import Room, judge
+from outlay.speculation.sources import table_of
+from outlay.speculation.verify import sample_and_match
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from outlay.drafts.cost import PassCosts, costs_of
-from outlay.drafts.prompts import ORIGIN, PromptDrafter, PromptTokens
-from outlay.drafts.round import commit, judge, plant
-from outlay.drafts.sources import prompts_of
-from outlay.drafts.sparse_tree import SparseTree, TreePlan, fastest, plan_trees
-from outlay.drafts.tree import ROOT, DraftTree
-from outlay.drafts.verify import sample_and_match, typical
 from outlay.engine.method import About, Method, Request, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+from outlay.speculation.cost import PassCosts, costs_of
+from outlay.speculation.prompts import ORIGIN, PromptDrafter, PromptTokens
+from outlay.speculation.round import commit, judge, plant
+from outlay.speculation.sources import prompts_of
+from outlay.speculation.sparse_tree import SparseTree, TreePlan, fastest, plan_trees
+from outlay.speculation.tree import ROOT, DraftTree
+from outlay.speculation.verify import sample_and_match, typical
 
 Accuracy = tuple[tuple[float, ...], ...]
 

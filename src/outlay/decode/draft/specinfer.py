@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outlay.drafts.drafter import Drafter, Growth
-from outlay.drafts.grow import chosen, drawn_independently, tree_size
-from outlay.drafts.round import Room, judge, proposed
-from outlay.drafts.sources import drafter_of, require_draft
-from outlay.drafts.verify import reject_with_replacement
 from outlay.engine.method import About, Method, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+from outlay.speculation.drafter import Drafter, Growth
+from outlay.speculation.grow import chosen, drawn_independently, tree_size
+from outlay.speculation.round import Room, judge, proposed
+from outlay.speculation.sources import drafter_of, require_draft
+from outlay.speculation.verify import reject_with_replacement
 
 
 @dataclass(frozen=True)

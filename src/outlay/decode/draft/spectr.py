@@ -14,14 +14,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from outlay.drafts.drafter import Drafter, Growth
-from outlay.drafts.grow import chosen_beams, drawn_texts
-from outlay.drafts.round import Room, judge, proposed
-from outlay.drafts.sources import drafter_of, require_draft
-from outlay.drafts.verify import kseq
 from outlay.engine.method import About, Method, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+from outlay.speculation.drafter import Drafter, Growth
+from outlay.speculation.grow import chosen_beams, drawn_texts
+from outlay.speculation.round import Room, judge, proposed
+from outlay.speculation.sources import drafter_of, require_draft
+from outlay.speculation.verify import kseq
 
 
 @dataclass(frozen=True)

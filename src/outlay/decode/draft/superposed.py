@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from outlay.drafts.ngrams import NgramTable
-from outlay.drafts.sources import table_of
 from outlay.engine.method import About, Method, Request, Work
 from outlay.engine.run import Run
 from outlay.errors import UsageError
+from outlay.speculation.ngrams import NgramTable
+from outlay.speculation.sources import table_of
 from outlay.tree.token_tree import Node
 
 ORIGIN = "superposed"

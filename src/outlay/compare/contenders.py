@@ -1,0 +1,143 @@
+"""The contenders of a comparison: each method under each budget, with the sampling options that it runs with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from outlay import catalog
+from outlay.budget import Budget
+from outlay.compare.declaration import Declaration
+from outlay.compare.items import Item
+from outlay.engine.method import Method
+from outlay.errors import FailureError, UsageError, nearest, one_line
+from outlay.lm import LM
+
+SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
+PROBE_TOKENS = 16
+EXTRAS = ("constraint", "image")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its sampling options and its budget; `name` is the method as it is typed, `budget` "" for none."""
+
+    name: str
+    method: Method
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    budget: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name and the budget, as tables show them."""
+        return f"{self.name} [{self.budget}]" if self.budget else self.name
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What its runs go by."""
+        return self.name, self.budget
+
+    def options(self, declaration: Declaration) -> dict[str, Any]:
+        """Returns the arguments of `LM.submit`."""
+        return {
+            "method": self.method,
+            "draft": declaration.draft,
+            "budget": Budget.parse(self.budget) if self.budget else None,
+            "max_tokens": declaration.max_tokens,
+            "stop": declaration.stop,
+            **self.sampling,
+        }
+
+
+def contenders(declaration: Declaration) -> list[Contender]:
+    """Returns every method under every budget. Raises `UsageError` for what can't be read or is there twice."""
+    methods = [_parse(text, declaration) for text in declaration.methods]
+    names = [method.name for method in methods]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is among the methods twice; leave one of them out")
+    if declaration.reference is not None and declaration.reference not in names:
+        raise UsageError(
+            f"the reference {declaration.reference!r} is not among the methods"
+            f"{nearest(declaration.reference, names)}; they are {', '.join(names)}"
+        )
+    budgets = [_canonical(budget) for budget in declaration.budgets]
+    return [Contender(method.name, method.method, method.sampling, budget) for method in methods for budget in budgets]
+
+
+def references(every: Sequence[Contender], reference: str | None) -> list[int]:
+    """Returns for each contender the index of the one that it is measured against: the reference at its budget."""
+    name = reference or every[0].name
+    at = {contender.budget: index for index, contender in enumerate(every) if contender.name == name}
+    return [at[contender.budget] for contender in every]
+
+
+def refuse_extras(items: Sequence[Item], every: Sequence[Contender]) -> None:
+    """Raises `UsageError` where a prompt comes with what a method can't take."""
+    for number, item in enumerate(items, 1):
+        for extra in EXTRAS:
+            if item.row.get(extra) is None:
+                continue
+            for contender in every:
+                if extra not in contender.method.about.needs:
+                    raise UsageError(f"prompt {number} has {_a(extra)} {extra}, which {contender.name} can't take")
+
+
+def tried(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequence[int]) -> Contender:
+    """Runs a few tokens, which warms up; returns the contender at a temperature that its method takes.
+
+    A method that refuses the temperature of the whole comparison and decodes at 0 gets 0. Raises `UsageError` or
+    `FailureError` with the contender's name where it can't run.
+    """
+    cold = replace(contender, sampling={**contender.sampling, "temperature": 0.0})
+    try:
+        _probe(contender, lm, declaration, prompt)
+        return contender
+    except UsageError as error:
+        if not contender.sampling["temperature"]:
+            raise UsageError(f"{contender.name}: {error}") from error
+        try:
+            _probe(cold, lm, declaration, prompt)
+        except UsageError:
+            raise UsageError(f"{contender.name}: {error}") from error
+        return cold
+    except Exception as error:  # whatever a method raises
+        raise FailureError(f"{contender.name}: {one_line(error)}") from error
+
+
+def _probe(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequence[int]) -> None:
+    options = contender.options(declaration)
+    lm.generate(prompt, **options | {"max_tokens": min(PROBE_TOKENS, declaration.max_tokens)})
+
+
+def _parse(text: str, declaration: Declaration) -> Contender:
+    """Makes a contender of `"name:option=value,..."`, where sampling options may stand among the method's own."""
+    name, colon, written = text.partition(":")
+    own, sampling = [], {option: getattr(declaration, option) for option in SAMPLING}
+    given = []
+    for part in filter(None, written.split(",")):
+        option, _, value = (piece.strip() for piece in part.partition("="))
+        if option not in SAMPLING:
+            own.append(part)
+            continue
+        try:
+            sampling[option] = SAMPLING[option](value)
+        except ValueError:
+            raise UsageError(f"{option} of {name} must be a number, not {value!r}") from None
+        given.append(f"{option}={sampling[option]:.12g}")
+    method = catalog.parse(name + (colon + ",".join(own) if own else ""))
+    label = method.label
+    if given:
+        label += ("," if ":" in label else ":") + ",".join(given)
+    return Contender(label, method, sampling)
+
+
+def _canonical(budget: str) -> str:
+    if not budget:
+        return ""
+    return ",".join(f"{name}={cap}" for name, cap in Budget.parse(budget).caps.items())
+
+
+def _a(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"

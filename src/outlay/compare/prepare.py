@@ -1,0 +1,47 @@
+"""Gets ready to run: loads the model and tries every contender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from outlay.compare.contenders import Contender, contenders, refuse_extras, tried
+from outlay.compare.declaration import Declaration
+from outlay.compare.items import Item
+from outlay.compare.runner import Runner
+from outlay.lm import LM, load
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What runs pieces: the loaded model, and the contenders at temperatures that they take."""
+
+    declaration: Declaration
+    items: Sequence[Item]
+    lm: LM
+    contenders: Sequence[Contender]
+
+    def runner(self) -> Runner:
+        """Returns a runner of pieces."""
+        return Runner(self.lm, self.declaration, self.contenders, self.items)
+
+
+def prepare(
+    declaration: Declaration, items: Sequence[Item], progress: Progress = lambda phase, done, total: None
+) -> Prepared:
+    """Loads the model and tries every contender on the first prompt. Raises `UsageError` for what can't be run."""
+    every = contenders(declaration)
+    refuse_extras(items, every)
+    lm = load(
+        declaration.model, dtype=declaration.dtype, device=declaration.device, threads=declaration.threads,
+        progress=progress,
+    )  # fmt: skip
+    lm.draft(declaration.draft)
+    prompt = lm.encode(items[0].prompt, chat=not declaration.raw)
+    ready = []
+    for done, contender in enumerate(every):
+        progress(f"warming up {contender.label}", done, len(every))
+        ready.append(tried(contender, lm, declaration, prompt))
+    return Prepared(declaration, items, lm, ready)

@@ -1,0 +1,103 @@
+"""A comparison from its beginning to its end: tried out, run piece by piece, rated, summed up, written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from outlay.compare import cluster, folder, plots, quality
+from outlay.compare.items import Item, written
+from outlay.compare.journal import Journal
+from outlay.compare.manifest import describe, refuse_other_models
+from outlay.compare.metrics import metric, refuse_unfit
+from outlay.compare.prepare import Prepared, Progress, prepare
+from outlay.compare.results import summed_up
+from outlay.compare.runner import Piece, Rows, Todo, pieces
+from outlay.compare.table_file import write_csv
+from outlay.compare.task import Task
+from outlay.compare.traces import write_traces
+from outlay.viewer.report import write_report
+
+Work = Callable[[Sequence[Todo]], Iterator[Rows]]
+
+
+def compare(
+    task: Task,
+    out: Path,
+    *,
+    command: Sequence[str] = (),
+    workers: int | None = None,
+    progress: Progress = lambda phase, done, total: None,
+) -> dict[str, Any]:
+    """Runs what is declared into the folder `out`, or goes on with it, and returns the results that it wrote.
+
+    `workers` spreads the runs over that many processes of a Ray cluster, 0 over one a core; None runs them here.
+
+    Raises `UsageError` for what can't be run or for a folder that can't be used, `FailureError` where something fails;
+    what was done until then stays in the folder, and the same call goes on from there.
+    """
+    declaration, items = task.declaration, task.items
+    if workers is not None:
+        cluster.require()
+    rated = metric(declaration.metric) if declaration.metric else None
+    if rated is not None:
+        refuse_unfit(rated, items)
+    with folder.locked(out):
+        prepared = prepare(declaration, items, progress)
+        manifest = describe(prepared, task.source, rated, command, workers)
+        refuse_other_models(task.again, manifest)
+        runner = prepared.runner()
+        folder.join(out, manifest, written(items))
+        work = runner.run_all if workers is None else partial(cluster.run_on_ray, prepared, workers)
+        run_pieces(prepared, out, work, progress)
+        if rated is not None:
+            quality.rate(out / folder.RUNS, out / folder.QUALITY, rated, items, prepared.lm, runner.encode, progress)
+        if declaration.trace:
+            write_traces(out, runner, prepared.contenders, len(items), declaration.seeds[0], progress)
+        return write_results(out, items)
+
+
+def run_pieces(prepared: Prepared, out: Path, work: Work, progress: Progress) -> None:
+    """Does the runs that the journal lacks, each turn written when it is done."""
+    declaration, every = prepared.declaration, prepared.contenders
+    index_of = {contender.key: index for index, contender in enumerate(every)}
+    with closing(Journal(out / folder.RUNS)) as journal:
+        done: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        for method, budget, prompt, seed, repeat in journal.done:
+            done.setdefault((repeat, seed), set()).add((index_of[method, budget], prompt))
+        every_piece = pieces(declaration, len(prepared.items))
+        todo = [(piece, _part(done.get((piece.repeat, piece.seed), set()), piece)) for piece in every_piece]
+        todo = [(piece, ran) for piece, ran in todo if len(ran) < len(every) * len(piece.prompts)]
+        total = len(every) * len(prepared.items) * len(declaration.seeds) * declaration.repeats
+        before, started = len(journal.done), time.monotonic()
+        progress(f"run {before} of {total}", before, total)
+        for rows in work(todo) if todo else ():
+            journal.add(rows)
+            left = (time.monotonic() - started) / max(1, len(journal.done) - before) * (total - len(journal.done))
+            progress(f"run {len(journal.done)} of {total}, {_duration(left)} left", len(journal.done), total)
+
+
+def write_results(out: Path, items: Sequence[Item]) -> dict[str, Any]:
+    """Writes all that is derived from what was run, and returns it."""
+    found = summed_up(out, items)
+    folder.write(out / folder.RESULTS, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
+    write_csv(out)
+    write_report(found, out / folder.REPORT)
+    if plots.available():
+        plots.write_plots(found, out)
+    return found
+
+
+def _part(done: set[tuple[int, int]], piece: Piece) -> set[tuple[int, int]]:
+    return {(contender, prompt) for contender, prompt in done if prompt in piece.prompts}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

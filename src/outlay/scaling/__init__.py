@@ -1,0 +1,1 @@
+"""Scaling laws of drafts (Scylla): how large a draft head pays, predicted from small trainings."""

@@ -1,0 +1,90 @@
+"""What `outlay plan` prints, made of what it writes as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from outlay.bench.table import console, table
+from outlay.scaling.laws import Law, Point, fit_loglinear
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """Returns the laws, what they predict, what they advise for each batch, and what was measured in batches."""
+    points = found["points"]
+    header = ["law in", "slope a decade", "95 %", "R2", "log-linear is"]
+    laws = [_law_row(axis, law) for axis, law in found["laws"].items()]
+    parts = [f"{points[0]['what']}, of {len(points)} points\n{table(header, laws)}"]
+    if found["predictions"]:
+        rows = list(map(_predicted_row, found["predictions"]))
+        parts.append(table(["tokens, layers", "measured", "predicted", "95 %", ""], rows))
+    if found["choices"]:
+        rows = [row for batch, choice in found["choices"].items() for row in _choice_rows(batch, choice["all"])]
+        advice = [f"at batch {batch}: {_advice(choice['best'])}" for batch, choice in found["choices"].items()]
+        parts.append("\n".join([table(["batch", "best head", "tau", "speed-up", "95 %"], rows), *advice]))
+    if found["speeds"]:
+        parts.append(_speeds(found["speeds"]))
+    if found["notes"]:
+        parts.append("\n".join(f"no law: {note}" for note in found["notes"]))
+    return "\n\n".join(parts)
+
+
+def _law_row(axis: str, law: Mapping[str, Any]) -> list[str]:
+    low, high = law["ci95"]
+    form = "adequate" if law["adequate"] else f"not, {law['best_form']} is"
+    return [axis, f"{law['slope']:.3f}", f"{low:.3f} to {high:.3f}", f"{law['r2']:.3f}", form]
+
+
+def _predicted_row(each: Mapping[str, Any]) -> list[str]:
+    known = each["measured"]
+    return [
+        f"{each['tokens']:,.0f}, {each['layers']:g}",
+        "-" if known is None else f"{known:.2f}",
+        f"{each['value']:.2f}",
+        f"{each['low']:.2f} to {each['high']:.2f}",
+        each["warning"],
+    ]
+
+
+def _choice_rows(batch: str, every: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The row of the best, if there is any."""
+    return [
+        [batch, f"{best['layers']} layers, a chain of {best['depth']}", f"{best['tau']:.2f}", f"{best['speedup']:.2f}x",
+         f"{best['low']:.2f} to {best['high']:.2f}"]
+        for best in every[:1]
+    ]  # fmt: skip
+
+
+def _advice(best: Mapping[str, Any] | None) -> str:
+    if best is None:
+        return "draft nothing: no head is sure to gain"
+    command = f"outlay train draft --layers {best['layers']} --tokens {best['tokens']:.0f}"
+    return f"{command}, and draft {best['depth']} tokens a round"
+
+
+def _speeds(speeds: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    rows = [
+        [f"{plain['batch']:g}", f"{plain['value']:.0f}", f"{drafted['value']:.0f}",
+         f"{drafted['value'] / plain['value']:.2f}x"]
+        for plain, drafted in zip(*speeds.values(), strict=True)
+    ]  # fmt: skip
+    lines = [
+        "measured with the head that there is, a chain of 4",
+        table(["batch", "plain tok/s", "drafted tok/s", ""], rows),
+    ]
+    for name, points in speeds.items():
+        law: Law = fit_loglinear([Point(**point) for point in points], "batch")
+        form = "adequate" if law.adequate else f"not: {law.best_form}"
+        lines.append(
+            f"{name}: {law.intercept:.1f} + {law.slope:.1f} log10 batch, R2 {law.r2:.3f}, log-linear is {form}"
+        )
+    return "\n".join(lines)
+
+
+def _dated(found: Mapping[str, Any]) -> str:
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['model']} on {machine['processor']}, {machine['cores']} cores; {machine['date']}\n{versions}"
+
+
+TABLES = {"report": lambda found: console("outlay plan", f"{_dated(found)}\n\n{report(found)}")}

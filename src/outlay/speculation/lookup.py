@@ -1,0 +1,72 @@
+"""Prompt lookup: what followed the last time that the text's end stood in it is drafted again (Saxena 2023).
+
+Where the text has no such place, a table of n-grams may have one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from outlay.engine.run import Run
+from outlay.speculation.drafter import Proposer
+from outlay.speculation.ngrams import NgramTable, TextNgrams
+from outlay.speculation.tree import DraftTree
+
+ORIGIN = "lookup"
+
+
+class LookupProposer(Proposer):
+    """Looks for the longest end of the text, of up to `longest` tokens and at least `shortest`."""
+
+    name = ORIGIN
+
+    def __init__(self, run: Run, longest: int, shortest: int = 1, table: NgramTable | None = None) -> None:
+        self._run, self._shortest, self._table = run, shortest, table
+        self._text = TextNgrams(longest)
+        self._text.extend(run.prompt)
+        self._known = 0
+
+    def propose(self, nodes: int, depth: int) -> DraftTree:
+        """Drafts a chain of up to `depth` tokens."""
+        tree = DraftTree()
+        found = self.match()
+        if found is not None:
+            tree.chain(list(self._text.after(found[0], min(nodes, depth))), self.name)
+        elif self._table is not None:
+            tree.chain(self._from_table(self._table, min(nodes, depth)), self.name)
+        return tree
+
+    def match(self) -> tuple[int, int] | None:
+        """Returns the place behind the match and its length, after catching up with the run."""
+        self._text.extend(self._run.tokens[self._known :])
+        self._known = len(self._run.tokens)
+        return self._text.match(self._shortest)
+
+    def after(self, place: int, count: int) -> list[int]:
+        """Returns `count` tokens from a place of the text on."""
+        return list(self._text.after(place, count))
+
+    def _from_table(self, table: NgramTable, count: int) -> list[int]:
+        """Follows the most frequent successors of the longest context that the table knows."""
+        tokens = self._text.tokens[-(table.order - 1) :]
+        drafted: list[int] = []
+        while len(drafted) < count:
+            context = [*tokens, *drafted]
+            longest = range(min(table.order - 1, len(context)), 1, -1)
+            known = next((found for length in longest if (found := table.successors(context[-length:]))), None)
+            if known is None:
+                break
+            drafted.append(known[0][0])
+        return drafted
+
+
+@dataclass(frozen=True)
+class LookupSource:
+    """Prompt lookup as the draft of any method: `draft="lookup"`."""
+
+    longest: int = 3
+    shortest: int = 1
+
+    def begin(self, run: Run) -> LookupProposer:
+        """Returns the run's own."""
+        return LookupProposer(run, self.longest, self.shortest)

@@ -1,0 +1,90 @@
+"""The report of a comparison: the trade as a plot and a table, and the texts side by side."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from outlay.viewer.headline import Figure, Part, headline
+from outlay.viewer.page import write_page
+
+STYLES = ("base.css", "report.css")
+SCRIPTS = (
+    "base.js", "report_figures.js", "report_plot.js", "report_table.js", "token_diff.js", "report_texts.js", "report.js"
+)  # fmt: skip
+
+
+def write_report(results: Mapping[str, Any], path: Path) -> None:
+    """Writes the report of `results`, the content of a comparison's `results.json`, as one self-contained HTML file.
+
+    Raises `FailureError` where it can't be written.
+    """
+    write_page(path, "report.html", STYLES, SCRIPTS, report_data(results))
+
+
+def report_data(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the page holds: the results without repetition. Places in it are places in `results`."""
+    return {
+        "headline": [[_part(part) for part in sentence] for sentence in headline(results["contenders"])],
+        "manifest": _finite(results["manifest"]),
+        "prompts": results["prompts"],
+        "contenders": _finite(results["contenders"]),
+        "answers": _answers(results["runs"], results["texts"]),
+        **_texts(results["texts"]),
+    }
+
+
+def _part(part: Part) -> str | dict[str, str]:
+    return {"path": part.path, "unit": part.unit} if isinstance(part, Figure) else part
+
+
+def _answers(runs: Sequence[Mapping[str, Any]], texts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns what is known of each text beside its tokens; `run` is its place among the runs."""
+    first: dict[tuple[int, int], int] = {}
+    for index, run in enumerate(runs):
+        first.setdefault((run["contender"], run["prompt"]), index)
+    names = ("tokens_out", "quality", "first_difference", "trace")
+    rows = []
+    for text in texts:
+        index = first[text["contender"], text["prompt"]]
+        facts = {name: _finite(runs[index][name]) for name in names if runs[index][name] is not None}
+        rows.append({"run": index, "finish_reason": text["finish_reason"], **facts})
+    return rows
+
+
+def _texts(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the texts as numbers of pieces, each different text and piece once, the commonest pieces first."""
+    counts = Counter(piece for text in texts for piece in text["pieces"])
+    pieces = [piece for piece, _ in counts.most_common()]
+    number = {piece: index for index, piece in enumerate(pieces)}
+    origins = list(dict.fromkeys(["", *(origin for text in texts for origin in text["origins"])]))
+    written: dict[tuple[int, ...], int] = {}
+    proposed: dict[tuple[int, ...], int] = {}
+    rows = []
+    for text in texts:
+        words = tuple(number[piece] for piece in text["pieces"])
+        spans = tuple(
+            part for origin, run in groupby(text["origins"]) for part in (origins.index(origin), len(list(run)))
+        )
+        text_number, span_number = written.setdefault(words, len(written)), proposed.setdefault(spans, len(proposed))
+        rows.append([text["contender"], text["prompt"], text_number, span_number])
+    return {
+        "pieces": pieces,
+        "origins": origins,
+        "texts": rows,
+        "written": list(written),
+        "proposed": list(proposed),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Returns `value` with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,124 @@
+"""The page of a trace: the tree, the passes over time, the cache and the text of each run in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from outlay.viewer.page import write_page
+from outlay.viewer.trace_file import Nodes, Pass, Story, TraceContent, read_trace
+
+PROMPT, TEXT, KEPT, CUT, OPEN = range(5)  # what became of a node; the page names them
+STYLES = ("base.css", "trace.css")
+SCRIPTS = (
+    "base.js", "trace_model.js", "trace_layout.js", "trace_tree.js", "trace_input.js", "trace_charts.js",
+    "trace_text.js", "trace.js",
+)  # fmt: skip
+
+
+def write_trace_page(trace: Path, page: Path) -> TraceContent:
+    """Turns the trace file into one self-contained HTML file and returns what it read.
+
+    Raises `UsageError` for what is no trace and `FailureError` where the page can't be written.
+    """
+    content = read_trace(trace)
+    write_page(page, "trace.html", STYLES, SCRIPTS, page_data(content, trace.name))
+    return content
+
+
+def page_data(content: TraceContent, name: str) -> dict[str, Any]:
+    """Returns what the page shows of a trace file, as JSON."""
+    spellings: dict[tuple[tuple[str, str], ...], int] = {}
+    runs = [_run(story, spellings) for story in content.stories]
+    return {"name": name, "cut": content.cut, "spellings": [dict(spelling) for spelling in spellings], "runs": runs}
+
+
+def _run(story: Story, spellings: dict[tuple[tuple[str, str], ...], int]) -> dict[str, Any]:
+    nodes = story.nodes
+    path = text_path(story)
+    origins = list(dict.fromkeys(["", *nodes.origin]))
+    return {
+        "run": story.run,
+        "method": story.method,
+        "model": story.model,
+        "reason": story.reason,
+        "end": story.end,
+        "prompt": story.prompt,
+        "path": path,
+        "origins": origins,
+        "unknown": story.unknown,
+        "nodes": {
+            "parent": [-1 if parent is None else parent for parent in nodes.parent],
+            "token": nodes.token,
+            "position": nodes.position,
+            "spelling": [spellings.setdefault(tuple(spelling.items()), len(spellings)) for spelling in nodes.spelling],
+            "origin": [origins.index(origin) for origin in nodes.origin],
+            "born": nodes.born,
+            "settled": nodes.settled,
+            "fate": fates(story, path),
+        },
+        "marks": {name: _mark(values) for name, values in story.marks.items()},
+        "passes": {column.name: [getattr(each, column.name) for each in story.passes] for column in fields(Pass)},
+    }
+
+
+def _mark(values: Mapping[int, float | str]) -> dict[str, Any]:
+    return {"nodes": list(values), "values": [value if _is_json(value) else str(value) for value in values.values()]}
+
+
+def _is_json(value: float | str) -> bool:
+    """Tells whether JSON has this value; it has no infinity."""
+    return isinstance(value, str) or math.isfinite(value)
+
+
+def text_path(story: Story) -> list[int]:
+    """Returns the nodes of the run's text in order: the path below the prompt that spells its tokens.
+
+    A run that has not ended has no text yet; what it kept last stands for it.
+    """
+    last = _last_kept(story.nodes) if story.reason is None else _spelled(story)
+    return _path(story.nodes, last, story.prompt)
+
+
+def _spelled(story: Story) -> int:
+    """Returns the last node of the text. Of siblings with the same token, one that was kept comes first."""
+    nodes = story.nodes
+    below: dict[tuple[int, int], list[int]] = {}
+    for node, (parent, token) in enumerate(zip(nodes.parent, nodes.token, strict=True)):
+        if parent is not None:
+            below.setdefault((parent, token), []).append(node)
+    level = [story.prompt - 1]
+    for token in story.tokens:
+        deeper = [child for node in level for child in below.get((node, token), [])]
+        if not deeper:
+            break
+        level = deeper
+    return max(level, key=lambda node: (nodes.kept[node], -node))
+
+
+def _last_kept(nodes: Nodes) -> int:
+    """Returns the node that was kept last, -1 if none was."""
+    kept = [(settled or 0.0, node) for node, settled in enumerate(nodes.settled) if nodes.kept[node]]
+    return max(kept, default=(0.0, -1))[1]
+
+
+def _path(nodes: Nodes, last: int, start: int) -> list[int]:
+    """Returns the nodes from number `start` down to `last`."""
+    path = []
+    while last >= start:
+        path.append(last)
+        above = nodes.parent[last]
+        last = -1 if above is None else above
+    return path[::-1]
+
+
+def fates(story: Story, path: Sequence[int]) -> list[int]:
+    """Returns what became of each node: in the prompt, in the text, kept elsewhere, cut, or still open at the end."""
+    text = set(path)
+    return [
+        PROMPT if node < story.prompt else TEXT if node in text else KEPT if kept else OPEN if settled is None else CUT
+        for node, (kept, settled) in enumerate(zip(story.nodes.kept, story.nodes.settled, strict=True))
+    ]

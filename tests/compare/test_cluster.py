@@ -1,0 +1,51 @@
+"""A comparison spread over processes with Ray Data; run where Ray is installed (`pip install 'outlay[ray]'`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+pytest.importorskip("ray.data")
+
+from outlay.compare import cluster
+from outlay.compare.declaration import Declaration
+from outlay.compare.items import read_items
+from outlay.compare.session import compare
+from outlay.compare.task import Task
+
+
+@pytest.fixture
+def declaration(default_path):
+    methods = ("greedy", "sample:temperature=0.9", "best_of:temperature=0.9,n=2")
+    return Declaration(methods, str(default_path), max_tokens=6, repeats=1, threads=1, metric="number")
+
+
+def test_workers_write_what_one_process_writes_and_a_lost_one_costs_only_its_piece(declaration, tmp_path, monkeypatch):
+    items, _ = read_items("arithmetic:count=6")
+    task, log = Task(declaration, items, "arithmetic"), tmp_path / "log"
+
+    class Mortal(cluster.Worker):
+        """Dies once, in the middle of a piece."""
+
+        def __call__(self, row):
+            number = json.loads(row["piece"])["piece"]["number"]
+            lost = number == 2 and not log.with_name("lost").exists()
+            with log.open("a") as file:
+                file.write(f"{number}\n")
+            if lost:
+                log.with_name("lost").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(row)
+
+    alone = compare(task, tmp_path / "alone")
+    monkeypatch.setattr(cluster, "Worker", Mortal)
+    spread = compare(task, tmp_path / "spread", workers=2)
+    assert spread["texts"] == alone["texts"]
+    assert spread["runs"] == alone["runs"]
+    assert [row["errors"] for row in spread["contenders"]] == [0, 0, 0]
+    tried = sorted(map(int, log.read_text().split()))
+    assert tried == [0, 1, 2, 2, 3, 4, 5]
+    assert len((tmp_path / "spread" / "runs.jsonl").read_text().splitlines()) == 18

@@ -1,0 +1,248 @@
+"""What a pass costs: between the widths that were measured, after longer texts, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from outlay import kernels
+from outlay.engine.engine import Engine
+from outlay.engine.run import RunOptions, Seat
+from outlay.models.draft_head import untrained_head
+from outlay.speculation import cost
+from outlay.speculation.cost import LONG, SHORT, WIDTHS, PassCosts, Widths, costs_of, measure
+from outlay.testing import tiny_model
+
+COSTS = PassCosts((1, 2, 4, 8), (0.010, 0.012, 0.013, 0.021), 1e-6)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return measure(tiny_model())
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """An empty cache; counts what is measured, which takes no time and gives other costs each time."""
+    monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
+    monkeypatch.setattr(cost, "_KNOWN", {})
+    found = []
+
+    def measure(model):
+        found.append(PassCosts((1, 2), (0.5, 1.0 + len(found)), 0.25))
+        return found[-1]
+
+    monkeypatch.setattr(cost, "measure", measure)
+    return found
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Makes passes take what a function of their rows and the text's length says."""
+
+    def set_clock(seconds):
+        def decode(method, run):
+            yield run.target.top([run.tip], 1)
+            for width, timed in method.seconds.items():
+                timed.append(seconds(width, len(run.prompt)))
+
+        monkeypatch.setattr(cost.Widths, "decode", decode)
+
+    return set_clock
+
+
+def forget():
+    """As in another process."""
+    cost._KNOWN.clear()
+
+
+def only_file(folder):
+    [path] = (folder / "costs").iterdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [(1, 0.010), (1.5, 0.011), (2, 0.012), (3, 0.0125), (4, 0.013), (6, 0.017), (8, 0.021), (12, 0.029)],
+)
+def test_between_the_widths_and_beyond_them_it_is_linear(rows, seconds):
+    assert COSTS(rows) == pytest.approx(seconds)
+
+
+def test_each_row_pays_for_the_text_beyond_the_short_one():
+    assert COSTS(4, SHORT) == COSTS(4, 1) == COSTS(4)
+    assert COSTS(4, SHORT + 1000) - COSTS(4) == pytest.approx(4 * 1000 * 1e-6)
+    assert COSTS(1, SHORT + 1000) - COSTS(1) == pytest.approx(1000 * 1e-6)
+
+
+def test_passes_are_timed_behind_others_of_their_width(monkeypatch):
+    engine = Engine(prefix_cache=False)
+    model = tiny_model()
+    widths = Widths((1, 3), vectors=False)
+    passes, inner = [], Seat.top
+
+    def top(seat, nodes, k, **options):
+        passes.append(len(nodes))
+        return inner(seat, nodes, k, **options)
+
+    monkeypatch.setattr(Seat, "top", top)
+    engine.submit(model, widths, [1, 2, 3], RunOptions(max_tokens=1)).result()
+    engine.close()
+    assert passes[1:] == cost.TURNS * ([1] * cost.IN_A_ROW + [3] * cost.IN_A_ROW)
+    assert {len(seconds) for seconds in widths.seconds.values()} == {cost.TURNS * (cost.IN_A_ROW - 1)}
+
+
+def test_a_pass_is_never_free():
+    assert PassCosts((1, 2), (0.0, 0.0), 0.0)(1) > 0
+    assert PassCosts((1, 2), (0.1, 0.3), 0.0)(0.1) > 0
+
+
+def test_fewer_rows_never_cost_more_than_more_rows(measured):
+    assert measured.widths == WIDTHS
+    assert list(measured.seconds) == sorted(measured.seconds)
+    assert measured.seconds[0] > 0
+    for context in (SHORT, LONG, 4000):
+        seconds = [measured(rows / 2, context) for rows in range(2, 81)]
+        assert seconds == sorted(seconds)
+
+
+def test_what_was_timed_out_of_order_is_put_right(clock):
+    """A width that was slow by chance costs no more than the next one."""
+    clock(lambda rows, length: {1: 3.0, 2: 5.0, 3: 4.0, 4: 4.5}[rows])
+    assert measure(tiny_model(), (1, 2, 3, 4)).seconds == (3.0, 4.0, 4.0, 4.5)
+
+
+def test_the_slope_is_what_a_row_takes_more_for_each_token_of_text(clock):
+    clock(lambda rows, length: rows * (0.1 + 1e-3 * length))
+    found = measure(tiny_model(), (1, 4, 8, 16))
+    assert found.slope == pytest.approx(1e-3)
+    assert found(3, 300) == pytest.approx(3 * (0.1 + 1e-3 * 300))
+    clock(lambda rows, length: rows / length)
+    assert measure(tiny_model(), (1, 4, 8)).slope == 0, "never less for more text"
+
+
+def test_the_slope_is_right_where_the_context_is_short(clock):
+    clock(lambda rows, length: rows * (0.1 + 1e-3 * length))
+    assert measure(tiny_model(context=200), (1, 4, 8)).slope == pytest.approx(1e-3)
+
+
+def test_a_longer_text_costs_more_in_a_model_that_does_little_else(measured):
+    assert measured.slope >= 0
+    assert measured(8, 4000) >= measured(8, LONG) >= measured(8, SHORT)
+
+
+@pytest.mark.parametrize("context", [80, 512])
+def test_models_of_any_context_can_be_timed(context):
+    found = measure(tiny_model(context=context), (1, 4))
+    assert all(seconds > 0 for seconds in found.seconds)
+
+
+def test_a_head_is_timed_with_the_features_that_it_reads():
+    found = measure(untrained_head(tiny_model(), 1, 128), (1, 4, 8))
+    assert list(found.seconds) == sorted(found.seconds)
+
+
+def test_a_head_of_few_tokens_can_be_timed():
+    assert measure(untrained_head(tiny_model(), 1, 17), (1, 4)).seconds[0] > 0
+
+
+def test_timing_leaves_the_model_as_it_was(measured):
+    model = tiny_model()
+    before = [layer.qkv.weight.clone() for layer in model.decoder.layers]
+    measure(model, (1, 2))
+    assert all(torch.equal(a, layer.qkv.weight) for a, layer in zip(before, model.decoder.layers, strict=True))
+
+
+def test_what_was_measured_is_kept_and_read_back(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "PROCESSES", 1)
+    first = costs_of(tiny_model())
+    assert costs_of(tiny_model()) is first
+    forget()
+    assert costs_of(tiny_model()) == first
+    assert len(kept) == 1
+    assert json.loads(only_file(tmp_path).read_text()) == {"widths": [1, 2], "measured": [[[0.5, 1.0], 0.25]]}
+
+
+def test_the_first_three_processes_measure_and_the_least_of_each_width_counts(monkeypatch, tmp_path):
+    """The machine may have been busy with something else when the first did."""
+    monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
+    seconds = [(0.5, 1.0), (0.6, 0.8), (0.4, 0.9), (0.1, 0.2)]
+    found = [PassCosts((1, 2), each, slope) for each, slope in zip(seconds, (0.1, 0.3, 0.2, 0.0), strict=True)]
+    left = iter(found)
+    monkeypatch.setattr(cost, "measure", lambda model: next(left))
+    monkeypatch.setattr(cost, "_KNOWN", {})
+    wanted = [((0.5, 1.0), 0.1), ((0.5, 0.8), 0.1), ((0.4, 0.8), 0.2), ((0.4, 0.8), 0.2), ((0.4, 0.8), 0.2)]
+    for times, slope in wanted:
+        known = costs_of(tiny_model())
+        assert (known.seconds, known.slope) == (times, slope)
+        forget()
+    assert list(left) == found[3:]
+
+
+def test_another_model_or_number_of_threads_is_measured_anew(kept):
+    costs_of(tiny_model())
+    costs_of(tiny_model(1))
+    costs_of(tiny_model(dtype="bfloat16"))
+    assert len(kept) == 3
+    before, ours = torch.get_num_threads(), kernels.threads() if kernels.available() else 1
+    try:
+        torch.set_num_threads(before + 1)
+        if kernels.available():
+            kernels.set_threads(ours + 1)
+        costs_of(tiny_model())
+    finally:
+        torch.set_num_threads(before)
+        if kernels.available():
+            kernels.set_threads(ours)
+    assert len(kept) == 4
+    costs_of(tiny_model())
+    assert len(kept) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"widths": [1, 2]}'])
+def test_a_damaged_file_is_measured_again_and_replaced(kept, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(cost, "PROCESSES", 1)
+    costs_of(tiny_model())
+    path = only_file(tmp_path)
+    path.write_bytes(damage)
+    forget()
+    found = costs_of(tiny_model())
+    assert found == kept[1] != kept[0]
+    forget()
+    assert costs_of(tiny_model()) == found
+    assert only_file(tmp_path) == path, "nothing else is left in the folder"
+
+
+@pytest.mark.parametrize("damage", [
+    {"widths": [], "measured": [[[], 0.0]]},
+    {"widths": [1, 2], "measured": [[[1.0], 0.0]]},
+    {"widths": [1, 2], "measured": [[["a", "b"], 0.0]]},
+    {"widths": [1, 2], "measured": [[[1.0, 2.0], None]]},
+    {"widths": [1, 2], "measured": [[1.0, 2.0]]},
+    {"widths": [1, 2], "seconds": [1.0, 2.0], "slope": 0.0},
+])  # fmt: skip
+def test_a_file_of_the_right_shape_that_holds_nonsense_is_measured_again(kept, tmp_path, damage):
+    costs_of(tiny_model())
+    only_file(tmp_path).write_text(json.dumps(damage))
+    forget()
+    costs_of(tiny_model())
+    assert len(kept) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(kept, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / "file"))
+    assert costs_of(tiny_model()) == kept[0]
+
+
+def test_what_further_rows_cost_is_at_the_pace_of_the_pass_that_they_join():
+    costs = PassCosts((1, 33), (1.0, 33.0), 0.0)
+    assert costs.dearer(4, 3) == pytest.approx([0.0, 1.0, 2.0, 3.0])
+    for _ in range(50):
+        costs.observe(4, 0.0, 8.0)  # twice as long as measured
+        costs.observe(12, 0.0, 12.0)  # another width, as measured: its pace is no bargain for the fifth row
+    slow = costs.dearer(4, 8)
+    assert slow == pytest.approx([slow[1] * more for more in range(9)])
+    assert slow[1] > 1.2

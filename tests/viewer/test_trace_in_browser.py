@@ -1,0 +1,102 @@
+"""The page of a trace in a real browser: its tree, its passes, its text, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import re
+
+from viewer.browser import Look, trace_page
+from viewer.made_traces import as_lines, drafted_run
+
+
+def test_the_tree_is_walked_folded_and_stepped_through_by_keyboard(trace):
+    tree, node = trace.locator("#tree"), trace.locator("#node")
+    tree.focus()
+    trace.keyboard.press("ArrowRight")
+    assert "in the prompt" in node.inner_text()
+    trace.keyboard.press("ArrowRight")
+    assert "in the text" in node.inner_text()
+    before = node.inner_text()
+    trace.keyboard.press("ArrowDown")
+    assert node.inner_text() != before
+    assert re.search(r"score\s+−?-?\d", node.inner_text()), "marks are shown under their own names"
+    trace.keyboard.press("End")
+    assert "nodes below\t0" in node.inner_text()
+    trace.keyboard.press("]")
+    assert trace.locator("#pass-says").inner_text().startswith("Pass 1 of")
+    assert "with 1 other run" in trace.locator("#pass-says").inner_text()
+    trace.keyboard.press("]")
+    assert trace.locator("#pass").input_value() == "1"
+
+
+def drawn(page):
+    """What the tree's canvas shows now, as data."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.evaluate("document.getElementById('tree').toDataURL()")
+
+
+def test_folding_zooming_and_colours_change_the_picture_and_come_back(trace):
+    trace.locator("#tree").focus()
+    first = drawn(trace)
+    assert drawn(trace) == first
+    trace.click("#fold")
+    assert drawn(trace) != first
+    trace.click("#unfold")
+    assert drawn(trace) != first, "the prompt is unfolded, too"
+    trace.locator("#tree").focus()
+    trace.keyboard.press("Home")
+    trace.keyboard.press("Enter")
+    folded = drawn(trace)
+    trace.keyboard.press("+")
+    assert drawn(trace) != folded
+    uncoloured = drawn(trace)
+    for mark in ("score", "round"):
+        trace.locator("#paint").select_option(mark)
+        assert drawn(trace) != uncoloured
+    trace.locator("#paint").select_option("")
+    assert drawn(trace) == uncoloured
+
+
+def test_the_text_of_a_trace_is_that_of_its_tokens(browser, tmp_path):
+    events = drafted_run(nodes=60)
+    page = trace_page(tmp_path, as_lines(events))
+    texts = {row["token"]: row["text"] for event in events if event["event"] == "grow" for row in event["nodes"]}
+    with Look(browser, page) as look:
+        assert look.page.locator("#tokens").evaluate("(p) => p.textContent") == "".join(
+            texts[token] for token in events[-1]["tokens"]
+        )
+        look.page.locator("#tokens .token").nth(1).click()
+        assert "in the text" in look.page.locator("#node").inner_text()
+
+
+def test_bytes_become_characters_and_special_tokens_their_names(browser, tmp_path):
+    rows = [{"bytes": "f09f"}, {"bytes": "8f9e"}, {"text": " park"}, {"name": "<|im_end|>"}]
+    grown = [{"node": n + 2, "parent": n + 1, "token": 5 + n, "position": n + 1, **row} for n, row in enumerate(rows)]
+    events = [
+        {"event": "start", "time": 0, "method": "made", "model": "tiny", "prompt": [1]},
+        {"event": "grow", "time": 0, "nodes": [{"node": 1, "parent": None, "token": 1, "text": "Hi", "position": 0}]},
+        {"event": "grow", "time": 1, "nodes": grown},
+        {"event": "keep", "time": 1, "nodes": [2, 3, 4, 5]},
+        {"event": "finish", "time": 2, "reason": "stop", "tokens": [5, 6, 7, 8]},
+    ]
+    page = trace_page(tmp_path, as_lines(events))
+    with Look(browser, page) as look:
+        assert look.page.locator("#tokens").inner_text() == "\N{NATIONAL PARK} park<|im_end|>"
+        assert look.complaints == []
+
+
+def test_one_run_of_several_is_picked(browser, tmp_path):
+    events = drafted_run(nodes=40) + drafted_run(run=1, nodes=80, seed=2, method="other")
+    page = trace_page(tmp_path, as_lines(events))
+    with Look(browser, page) as look:
+        look.page.locator("#run").select_option("1")
+        assert look.page.locator("h1").inner_text().startswith("other wrote")
+        look.page.keyboard.press("]")
+        assert "with run 1" in look.page.locator("#pass-says").inner_text(), "the pass is found in the other run, too"
+
+
+def test_a_trace_that_is_cut_off_says_so_and_shows_what_is_there(browser, tmp_path):
+    page = trace_page(tmp_path, as_lines(drafted_run(nodes=80))[:-200])
+    with Look(browser, page) as look:
+        assert "is broken off" in look.page.locator("#warning").inner_text()
+        assert look.page.locator("#tokens .token").count() > 5
+        assert look.complaints == []
