@@ -1,4 +1,4 @@
-"""A method in a separate package is as good as ours: found, listed, run from the command line, and held to the laws."""
+"""A method in a separate package is as good as ours: found, listed, run, and held to the same properties."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METHOD = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outlay import About, Method, Run, Work
+from outlay import About, Method, TreeRun, Work
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class SecondBest(Method):
         spends="one target pass a token", saves="nothing", exact=False,
     )
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         node = run.tip
         while True:
             logits = yield run.target.forward([node])
             node = run.commit(int(logits[0].topk(self.k).indices[-1]))
 '''
 
-LAWS = """
-from outlay.testing import MethodLaws
+PROPERTIES = """
+from outlay.testing import MethodProperties
 from second_best import SecondBest
 
 
-class TestSecondBest(MethodLaws):
+class TestSecondBest(MethodProperties):
     method = SecondBest(k=3)
 
 
-class TestSecondBestByName(MethodLaws):
+class TestSecondBestByName(MethodProperties):
     method = "second_best:k=2"
 """
 
@@ -70,7 +70,7 @@ def environment(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "second_best.py").write_text(METHOD)
-    (target / "test_second_best.py").write_text(LAWS)
+    (target / "test_second_best.py").write_text(PROPERTIES)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*command, "--target", str(target), str(source)], check=True, timeout=120)
     path = os.pathsep.join([str(target), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -101,7 +101,7 @@ def test_it_runs_from_the_command_line(environment, default_path):
     assert len(result["tokens"]) == result["ledger"]["target_passes"] == 4
 
 
-def test_it_keeps_the_laws_that_ship_with_the_package(environment):
+def test_it_has_the_properties_that_ship_with_the_package(environment):
     folder, _ = environment
     outcome = run(environment, "pytest", "-q", "-p", "no:cacheprovider", str(folder / "test_second_best.py"))
     assert outcome.returncode == 0, outcome.stdout

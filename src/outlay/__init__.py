@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from outlay.decode.draft.ppd import PPD as PPD
     from outlay.decode.draft.rsd import RSD as RSD
     from outlay.decode.draft.specinfer import SpecInfer as SpecInfer
+    from outlay.decode.draft.specinfer import Speculative as Speculative
     from outlay.decode.draft.spectr import SpecTr as SpecTr
-    from outlay.decode.draft.speculative import Speculative as Speculative
     from outlay.decode.draft.superposed import Superposed as Superposed
     from outlay.decode.greedy import Greedy as Greedy
     from outlay.decode.sample import Sample as Sample
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from outlay.engine.method import Method as Method
     from outlay.engine.method import Work as Work
     from outlay.engine.run import Run as Run
+    from outlay.engine.submission import DraftSource as DraftSource
+    from outlay.engine.submission import Submission as Submission
+    from outlay.engine.tree_run import TreeRun as TreeRun
     from outlay.errors import FailureError as FailureError
     from outlay.errors import OutlayError as OutlayError
     from outlay.errors import UsageError as UsageError
@@ -48,7 +51,7 @@ _HOMES = {
     "RSD": "outlay.decode.draft.rsd",
     "SpecInfer": "outlay.decode.draft.specinfer",
     "SpecTr": "outlay.decode.draft.spectr",
-    "Speculative": "outlay.decode.draft.speculative",
+    "Speculative": "outlay.decode.draft.specinfer",
     "Superposed": "outlay.decode.draft.superposed",
     "Greedy": "outlay.decode.greedy",
     "Sample": "outlay.decode.sample",
@@ -58,6 +61,9 @@ _HOMES = {
     "Method": "outlay.engine.method",
     "Work": "outlay.engine.method",
     "Run": "outlay.engine.run",
+    "DraftSource": "outlay.engine.submission",
+    "Submission": "outlay.engine.submission",
+    "TreeRun": "outlay.engine.tree_run",
     "FailureError": "outlay.errors",
     "OutlayError": "outlay.errors",
     "UsageError": "outlay.errors",

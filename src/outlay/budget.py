@@ -12,7 +12,7 @@ from typing import Any
 
 from outlay.errors import UsageError, nearest
 
-TRIED, TAKEN = "tried_", "taken_"  # extras: rounds that came to a depth of a drafted tree, and that went on there
+VERIFIED, ACCEPTED = "verified_", "accepted_"  # extras by depth: rounds that verified a drafted token, and accepted it
 DEPTHS_SHOWN = 6
 
 
@@ -75,7 +75,7 @@ class Ledger:
     def table(self) -> str:
         """Returns the entries that are not zero, a line each, with rates where they tell something."""
         rows = [(name.replace("_", " "), _amount(name, getattr(self, name))) for name in ENTRIES if getattr(self, name)]
-        plain = {name: amount for name, amount in self.extras.items() if not name.startswith((TRIED, TAKEN))}
+        plain = {name: amount for name, amount in self.extras.items() if not name.startswith((VERIFIED, ACCEPTED))}
         rows += [(name.replace("_", " "), f"{amount:,.6g}") for name, amount in plain.items()]
         rows += self._rates()
         if self.ran_on:
@@ -85,12 +85,12 @@ class Ledger:
         return "\n".join(f"{name:<{width}}  {amount:>{height}}" for name, amount in rows)
 
     def acceptance(self) -> list[float]:
-        """Returns, for each depth of drafts, how often the target took a token there where it had come so far."""
+        """Returns the acceptance rate by depth: how often a token was accepted there, of the rounds that came so far."""
         shares = []
         for depth in range(1, len(self.extras) + 1):
-            if not self.extras.get(f"{TRIED}{depth}"):
+            if not self.extras.get(f"{VERIFIED}{depth}"):
                 break
-            shares.append(self.extras.get(f"{TAKEN}{depth}", 0) / self.extras[f"{TRIED}{depth}"])
+            shares.append(self.extras.get(f"{ACCEPTED}{depth}", 0) / self.extras[f"{VERIFIED}{depth}"])
         return shares
 
     def _rates(self) -> list[tuple[str, str]]:
@@ -172,3 +172,22 @@ class Budget:
     def allows(self, ledger: Ledger, cost: Ledger) -> bool:
         """Tells whether `cost` can be added to `ledger` with every cap kept."""
         return all(getattr(ledger, name) + getattr(cost, name) <= cap for name, cap in self.caps.items())
+
+
+class Account:
+    """A budget and the ledger that is charged against it: what a worker knows of the run that it works for."""
+
+    def __init__(self, budget: Budget, ledger: Ledger) -> None:
+        self.budget, self.ledger = budget, ledger
+
+    def left(self, name: str) -> float:
+        """Returns what may still be spent of one entry; infinity where it has no cap."""
+        return self.budget.left(self.ledger, name)
+
+    def allows(self, cost: Ledger) -> bool:
+        """Tells whether `cost` can be charged with every cap kept."""
+        return self.budget.allows(self.ledger, cost)
+
+    def charge(self, cost: Ledger) -> None:
+        """Adds `cost` to the ledger."""
+        self.ledger += cost

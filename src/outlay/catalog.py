@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import types
 import typing
@@ -26,7 +27,12 @@ def methods() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
     for module in pkgutil.walk_packages(outlay.decode.__path__, outlay.decode.__name__ + "."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.name:
+            if (
+                isinstance(value, type)
+                and issubclass(value, Method)
+                and not inspect.isabstract(value)
+                and value.__module__ == module.name
+            ):
                 found[value.about.name] = value
     for entry in entry_points(group=ENTRY_POINTS):
         try:

@@ -13,14 +13,14 @@ from outlay import catalog, kernels
 from outlay.budget import Budget
 from outlay.decode.greedy import Greedy
 from outlay.decode.sample import Sample
+from outlay.drafts import default_draft, model_draft, refuse_other_tokens, resolve
 from outlay.engine.engine import Engine
 from outlay.engine.handle import Handle, Result
-from outlay.engine.method import Method, Source
-from outlay.engine.run import RunOptions
+from outlay.engine.method import Method
 from outlay.engine.sampling import Sampling
+from outlay.engine.submission import DraftSource, RunOptions, Submission
 from outlay.errors import UsageError, nearest
 from outlay.models.load import Model, load_model
-from outlay.speculation.sources import default_draft, refuse_other_tokens, resolve
 from outlay.tree.cache import KV_DTYPES
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -59,7 +59,7 @@ class LM:
 
     def __init__(self, model: Model, engine: Engine) -> None:
         self.model, self.engine = model, engine
-        self._drafts: dict[str, Model | Source | None] = {}
+        self._drafts: dict[str, DraftSource | None] = {}
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ class LM:
         prompt: Prompt,
         *,
         method: str | Method | None = None,
-        draft: str | Model | LM | Source | None = None,
+        draft: str | Model | LM | DraftSource | None = None,
         budget: Budget | None = None,
         seed: int = 0,
         max_tokens: int = MAX_TOKENS,
@@ -120,7 +120,8 @@ class LM:
             method = Greedy() if temperature == 0 else Sample()
         chosen = catalog.parse(method) if isinstance(method, str) else method
         tokens = self.encode(prompt, chat=chat)
-        return self.engine.submit(self.model, chosen, tokens, options, draft=self.draft(draft, chosen), trace=trace)
+        submission = Submission(self.model, tokens, options, self.draft(draft, chosen))
+        return self.engine.submit(chosen, submission, trace=trace)
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """Answers a prompt and returns the result.
@@ -172,9 +173,10 @@ class LM:
         if strange is not None:
             raise UsageError(f"logit_bias names token {strange}, but the vocabulary goes from 0 to {vocab - 1}")
 
-    def draft(self, draft: str | Model | LM | Source | None, method: Method | None = None) -> Model | Source | None:
-        """Returns what `draft` means, loaded once. Without one, a method that takes a draft gets the head that was
-        trained for this model, if there is one.
+    def draft(self, draft: str | Model | LM | DraftSource | None, method: Method | None = None) -> DraftSource | None:
+        """Returns what `draft` means, loaded once (`outlay.drafts.resolve`).
+
+        Without one, a method that takes a draft gets the draft head that was trained for this model, if there is one.
         """
         if draft is None and method is not None and "draft" in (*method.about.needs, *method.about.takes):
             if "" not in self._drafts:
@@ -188,6 +190,7 @@ class LM:
             draft = draft.model
         if isinstance(draft, Model):
             refuse_other_tokens(draft, self.model)
+            return model_draft(draft)
         return draft
 
 

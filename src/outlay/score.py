@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+from outlay.engine.tree_run import TreeRun
 
 
 class Likelihood(NamedTuple):
@@ -50,7 +50,7 @@ class Score(Method):
         self.continuations, self.given = continuations, given
         self.likelihoods: list[Likelihood] = []
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         """Computes every position, parents before their children."""
         positions = grow(self.continuations, self.given)
         nodes = [run.tip]

@@ -1,8 +1,8 @@
-"""The laws that every method keeps, as tests to inherit, and a tiny model to run them on in a moment.
+"""The properties that every method has, as tests to inherit, and a tiny model to run them on in a moment.
 
-    from outlay.testing import MethodLaws
+    from outlay.testing import MethodProperties
 
-    class TestMine(MethodLaws):
+    class TestMine(MethodProperties):
         method = Mine(width=3)
 
 The class is collected by pytest. Set `options` for what the method needs of a request, such as a temperature.
@@ -97,20 +97,23 @@ def tiny_model(
     return Model(f"tiny-{seed}", builder.build(), _byte_tokenizer(), f"tiny-{seed}-{layers}-{context}", dtype)
 
 
-def markov_model(laws: Tensor, name: str = "markov") -> Model:
-    """Returns a model whose next token depends on the last one only: `laws` [V, V] are the distributions, a row for
-    each token, so that what any method writes can be compared with exact probabilities.
+def markov_model(transitions: Tensor, name: str = "markov") -> Model:
+    """Returns a model whose next token depends on the last one only, so that all probabilities are known.
 
-    It is a decoder without layers: its embedding tells the last token, and its head holds the logarithms of the laws.
+    It is a decoder without layers: its embedding tells the last token, and its LM head holds log-probabilities.
+
+    Args:
+        transitions: The distribution of the next token, a row for each token, [vocab, vocab].
+        name: The model's name.
     """
-    size = len(laws)
+    size = len(transitions)
     config = DecoderConfig(
         architecture="markov", vocab_size=size, hidden_size=size, num_layers=0, num_heads=1, num_kv_heads=1, head_dim=8,
         intermediate_size=8, max_positions=512, windows=(), attention_scale=1.0, final_norm=False,
     )  # fmt: skip
-    head = pack(laws.float().clamp_min(1e-30).log().T.contiguous(), "float32")
+    head = pack(transitions.float().clamp_min(1e-30).log().T.contiguous(), "float32")
     decoder = Decoder(config, [], Embedding(torch.eye(size), torch.float32), head, final_norm=None)
-    return Model(name, decoder, _byte_tokenizer(), f"{name}-{hash(tuple(laws.flatten().tolist()))}", "float32")
+    return Model(name, decoder, _byte_tokenizer(), f"{name}-{hash(tuple(transitions.flatten().tolist()))}", "float32")
 
 
 def _byte_tokenizer() -> Tokenizer:
@@ -127,8 +130,8 @@ def tiny_lm(seed: int = 0, *, prefix_cache: bool = True, max_runs: int = 64, con
     return LM(tiny_model(seed, context=context), Engine(prefix_cache=prefix_cache, max_runs=max_runs))
 
 
-class MethodLaws:
-    """What every method keeps, whoever wrote it. Inherit, set `method`, and `options` where it needs some."""
+class MethodProperties:
+    """What holds for every method, whoever wrote it. Inherit, set `method`, and `options` where it needs some."""
 
     method: ClassVar[Method | str]
     options: ClassVar[Mapping[str, Any]] = {}

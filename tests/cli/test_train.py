@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from outlay.models.load import load_model
 from outlay.speculation.ngrams import NgramTable
-from outlay.speculation.sources import own_table
+from outlay.speculation.tables import model_table
 from outlay.train import corpus
 from outlay.train import head as head_training
 
@@ -141,7 +141,7 @@ def test_a_table_of_what_the_model_writes_is_made_of_its_answers_alone(outlay, w
     status, out, _ = outlay(*words)
     assert (status, out.endswith(".table.safetensors\n")) == (0, True)
     assert [done for phase, done in watch.seen if phase == "writing text"] == [8 * 48, 2 * 8 * 48], "it went on"
-    table = own_table(load_model(tiny))
+    table = model_table(load_model(tiny))
     assert table.order == 3
     letters = range(ord("A"), ord("z") + 1)
     tokens = [token for token, _ in (pair for letter in letters for pair in table.successors((letter - 33,)))]

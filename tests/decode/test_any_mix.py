@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from outlay import LM, Budget
+from outlay.decode.draft.ppd.prompt_tokens import KIND
 from outlay.engine.engine import Engine
 from outlay.models import fitted
 from outlay.models.draft_head import untrained_head
-from outlay.speculation.prompts import KIND
 from outlay.testing import PROMPTS, tiny_model
 
 TOKENS = 30

@@ -200,7 +200,7 @@ class Seated(Method):
     about: ClassVar[About] = About("seated", "counts who is there when it begins", "", "test", "", "")
 
     def decode(self, run):
-        run.count(there=run.target.worker.seated)
+        run.count(there=run.target.runs)
         run.commit((yield from run.next_token(run.tip)))
 
 

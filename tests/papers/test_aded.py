@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from papers.laws import assert_exact, markov_lm
+from papers.distributions import assert_exact, markov_lm
 
-from outlay.decode.draft.aded import ADED
+from outlay.decode.draft.aded import ADED, AdaptiveTable, TreeSearch, best_first, remembered
 from outlay.errors import UsageError
-from outlay.speculation.ngrams import Learned, NgramTable, tokenizer_fingerprint
-from outlay.speculation.tree import ROOT
-from outlay.speculation.trigrams import TreeSearch, best_first, follower
+from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
+from outlay.speculation.rounds import ROOT
 from outlay.testing import PROMPTS, tiny_lm
 
 PAIRS = {
@@ -95,10 +94,10 @@ def test_a_search_is_the_same_for_the_same_seed():
 
 
 def test_ties_go_to_the_lowest_token():
-    learned = Learned(None)
+    learned = AdaptiveTable(None)
     learned.raise_by(0.4, [5, 5, 9])
     learned.raise_by(0.4, [5, 5, 3])
-    assert [token for token, _ in follower(learned)(5, 5)] == [3, 9]
+    assert [token for token, _ in remembered(learned)(5, 5)] == [3, 9]
 
 
 def test_decoding_a_text_again_takes_fewer_passes_if_the_table_persists():

@@ -186,7 +186,7 @@ def test_drafts_that_have_not_paid_are_watched_and_tried_again_where_they_would_
     ends = auto._Planner._round
 
     def end_of_round(planner, tokens):
-        now[0] += 1 if planner._run.target.worker.last.rows == 1 else 3
+        now[0] += 1 if planner._run.target.last_pass.rows == 1 else 3
         return ends(planner, tokens)
 
     monkeypatch.setattr(auto._Planner, "_round", end_of_round)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from papers.laws import assert_exact, markov_lm
+from papers.distributions import assert_exact, markov_lm
 from train.conftest import corpus, model, passages, prompts, prompts_file, silent  # noqa: F401 - fixtures
 
 from outlay import LM
 from outlay.decode.draft.ppd import PPD
+from outlay.decode.draft.ppd.prompt_tokens import KIND, load_prompt_tokens
 from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method
 from outlay.errors import UsageError
 from outlay.models import fitted
-from outlay.speculation.prompts import KIND, load_prompts
 from outlay.testing import PROMPTS, tiny_model
 from outlay.train.prompt_tokens import PromptRecipe, PromptTrainer
 
@@ -160,7 +160,7 @@ def test_guesses_that_are_never_right_are_not_made(model, tmp_path, monkeypatch)
     """Where no tree pays, it decodes plainly, with passes of one row."""
     path = tmp_path / "useless.safetensors"
     fitted.write(path, KIND, model, {"vectors": torch.zeros(2, 1, 32)}, accuracy=[[1e-4] * 10] * 2)
-    assert len(load_prompts(path, model)) == 2
+    assert len(load_prompt_tokens(path, model)) == 2
     lm = LM(model, Engine(prefix_cache=False))
     result = lm.generate(PROMPTS[0], method=PPD(prompts=str(path)), max_tokens=20, ignore_eos=True)
     assert result.ledger.target_tokens == len(lm.encode(PROMPTS[0])) + 19

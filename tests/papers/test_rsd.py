@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from papers.laws import assert_exact, markov_lm, random_law
+from papers.distributions import assert_exact, markov_lm, random_probs
 
-from outlay.decode.draft.rsd import RSD
+from outlay.bench.acceptance import recursive_acceptance, single_acceptance
+from outlay.decode.draft.rsd import RSD, reject_without_replacement
 from outlay.errors import UsageError
-from outlay.speculation.transport import recursive_acceptance, single_acceptance
-from outlay.speculation.verify import reject_without_replacement
 from outlay.testing import PROMPTS, markov_model, tiny_lm, tiny_model
 
 SHAPES = [
@@ -56,7 +55,7 @@ def test_a_draft_with_the_targets_law_is_taken_whole(chains):
 
 def test_one_sibling_is_plain_speculative_sampling():
     """It is taken as often as the laws overlap: 20,000 draws, within four standard errors."""
-    q, p = random_law(5, 1).float(), random_law(5, 2).float()
+    q, p = random_probs(5, 1).float(), random_probs(5, 2).float()
     generator = torch.Generator().manual_seed(0)
     drafts = torch.multinomial(p.expand(20_000, -1), 1, generator=generator).tolist()
     taken = sum(reject_without_replacement(q, p, drafted, generator) == drafted[0] for drafted in drafts)
@@ -81,7 +80,7 @@ def test_siblings_that_don_t_repeat_are_taken_more_often_at_low_temperature():
     """The headline at the scale of a law: four siblings of a peaked law, without and with repetition."""
     gains = []
     for seed in range(12):
-        q, p = (random_law(12, seed + shift, 1.0).pow(1 / 0.3) for shift in (0, 500))
+        q, p = (random_probs(12, seed + shift, 1.0).pow(1 / 0.3) for shift in (0, 500))
         q, p = (q / q.sum()).float(), (p / p.sum()).float()
         generator = torch.Generator().manual_seed(seed)
         drafts = torch.multinomial(p.expand(400, -1), 4, generator=generator).tolist()

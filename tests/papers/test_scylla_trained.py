@@ -12,7 +12,7 @@ import pytest
 from papers.small_target import LENGTH, VOCABULARY, small_target
 
 import outlay
-from outlay.decode.draft.speculative import Speculative
+from outlay.decode.draft.specinfer import Speculative
 from outlay.decode.greedy import Greedy
 from outlay.scaling import laws as scaling
 from outlay.scaling import study as study_module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from papers.laws import assert_exact, markov_lm
+from papers.distributions import assert_exact, markov_lm
 
 from outlay.decode.draft.specinfer import SpecInfer
 from outlay.decode.draft.spectr import SpecTr

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from papers.laws import assert_exact, markov_lm
+from papers.distributions import assert_exact, markov_lm
 
 from outlay.decode.draft.lookup import Lookup
-from outlay.decode.draft.speculative import Speculative
+from outlay.decode.draft.specinfer import Speculative
 from outlay.errors import UsageError
 from outlay.testing import PROMPTS, tiny_lm, tiny_model
 
@@ -67,9 +67,9 @@ def test_acceptance_is_counted_by_depth(chains):
     lm, draft = chains
     ledger = lm.generate([1], method=Speculative(3), draft=draft, temperature=1.0, max_tokens=80).ledger
     extras = ledger.extras
-    assert extras["taken_1"] + extras["taken_2"] + extras.get("taken_3", 0) == ledger.accepted
-    assert extras["tried_1"] >= extras["tried_2"] == extras["taken_1"] or extras["tried_2"] <= extras["taken_1"]
-    assert extras["tried_1"] <= ledger.rounds
+    assert extras["accepted_1"] + extras["accepted_2"] + extras.get("accepted_3", 0) == ledger.accepted
+    assert extras["verified_1"] >= extras["verified_2"] == extras["accepted_1"] or extras["verified_2"] <= extras["accepted_1"]
+    assert extras["verified_1"] <= ledger.rounds
     assert "accepted by depth" in ledger.table()
 
 

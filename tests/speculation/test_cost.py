@@ -9,7 +9,8 @@ import torch
 
 from outlay import kernels
 from outlay.engine.engine import Engine
-from outlay.engine.run import RunOptions, Seat
+from outlay.engine.seat import Seat
+from outlay.engine.submission import RunOptions, Submission
 from outlay.models.draft_head import untrained_head
 from outlay.speculation import cost
 from outlay.speculation.cost import LONG, SHORT, WIDTHS, PassCosts, Widths, costs_of, measure
@@ -44,7 +45,7 @@ def clock(monkeypatch):
 
     def set_clock(seconds):
         def decode(method, run):
-            yield run.target.top([run.tip], 1)
+            yield run.target.topk([run.tip], 1)
             for width, timed in method.seconds.items():
                 timed.append(seconds(width, len(run.prompt)))
 
@@ -81,14 +82,14 @@ def test_passes_are_timed_behind_others_of_their_width(monkeypatch):
     engine = Engine(prefix_cache=False)
     model = tiny_model()
     widths = Widths((1, 3), vectors=False)
-    passes, inner = [], Seat.top
+    passes, inner = [], Seat.topk
 
     def top(seat, nodes, k, **options):
         passes.append(len(nodes))
         return inner(seat, nodes, k, **options)
 
-    monkeypatch.setattr(Seat, "top", top)
-    engine.submit(model, widths, [1, 2, 3], RunOptions(max_tokens=1)).result()
+    monkeypatch.setattr(Seat, "topk", top)
+    engine.submit(widths, Submission(model, [1, 2, 3], RunOptions(max_tokens=1))).result()
     engine.close()
     assert passes[1:] == cost.TURNS * ([1] * cost.IN_A_ROW + [3] * cost.IN_A_ROW)
     assert {len(seconds) for seconds in widths.seconds.values()} == {cost.TURNS * (cost.IN_A_ROW - 1)}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from outlay.speculation.tree import ROOT, DraftTree
+from outlay.speculation.rounds import ROOT, DraftLimits, DraftTree
 
 
 def grown():
-    tree = DraftTree(laws={ROOT: torch.ones(2), 1: torch.zeros(2)})
+    tree = DraftTree(draft_probs={ROOT: torch.ones(2), 1: torch.zeros(2)})
     a = tree.add(ROOT, 7, "x")
     b = tree.add(ROOT, 8, "x")
     tree.add(b, 9, "y")
@@ -20,8 +20,8 @@ def test_nodes_know_their_depth_path_and_siblings():
     tree = grown()
     assert tree.depths == [1, 1, 2, 2]
     assert tree.depth == 2
-    assert tree.path(2) == [8, 9]
-    assert tree.way(3) == [0, 3]
+    assert tree.path_tokens(2) == [8, 9]
+    assert tree.path(3) == [0, 3]
     assert tree.children(ROOT) == [0, 1]
     assert tree.child(1, 9) == 2
     assert tree.child(1, 7) is None
@@ -38,16 +38,16 @@ def test_a_token_that_is_drafted_again_is_counted():
 
 def test_a_chain_is_added_from_any_node():
     tree = grown()
-    tree.chain([1, 2], "c", parent=2)
-    assert tree.path(5) == [8, 9, 1, 2]
+    tree.add_chain([1, 2], "c", parent=2)
+    assert tree.path_tokens(5) == [8, 9, 1, 2]
 
 
 def test_a_cut_keeps_the_first_nodes_and_what_is_shallow():
     tree = grown()
-    assert tree.cut(10, 10) is tree
-    assert tree.cut(3, 9).tokens == [7, 8, 9]
-    shallow = tree.cut(10, 1)
+    assert tree.cut(DraftLimits(10, 10)) is tree
+    assert tree.cut(DraftLimits(3, 9)).tokens == [7, 8, 9]
+    shallow = tree.cut(DraftLimits(10, 1))
     assert shallow.tokens == [7, 8]
-    assert set(shallow.laws) == {ROOT, 1}
-    assert tree.cut(1, 9).tokens == [7]
-    assert set(tree.cut(1, 9).laws) == {ROOT}
+    assert set(shallow.draft_probs) == {ROOT, 1}
+    assert tree.cut(DraftLimits(1, 9)).tokens == [7]
+    assert set(tree.cut(DraftLimits(1, 9)).draft_probs) == {ROOT}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from outlay.decode.draft.aded import AdaptiveTable
 from outlay.errors import UsageError
 from outlay.speculation import ngrams
 from outlay.speculation.ngrams import (
-    Learned,
     NgramTable,
     TextNgrams,
     _hash_contexts,
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_table_or_of_another_tokenizer_is_refused(tmp_path):
 
 
 def test_learning_raises_each_triple_as_often_as_it_is_there_up_to_the_cap():
-    learned = Learned(table(), cap=3.0)
+    learned = AdaptiveTable(table(), cap=3.0)
     before = learned.weight(2, 3, 1)
     learned.raise_by(0.04, [1, 2, 3, 1, 2, 3])
     assert learned.weight(1, 2, 3) == pytest.approx(0.75 + 0.08, abs=1e-3)
@@ -112,7 +112,7 @@ def test_learning_raises_each_triple_as_often_as_it_is_there_up_to_the_cap():
 
 
 def test_the_pairs_that_were_raised_last_are_kept():
-    learned = Learned(None, size=3)
+    learned = AdaptiveTable(None, size=3)
     for token in range(5):
         learned.raise_by(0.5, [token, token, token])
     learned.raise_by(0.5, [2, 2, 2])
@@ -123,7 +123,7 @@ def test_the_pairs_that_were_raised_last_are_kept():
 
 
 def test_what_was_learned_fades_where_that_is_asked_for():
-    learned = Learned(None, decay=0.5)
+    learned = AdaptiveTable(None, decay=0.5)
     learned.raise_by(0.4, [1, 2, 3])
     learned.fade()
     assert learned.weight(1, 2, 3) == pytest.approx(0.2)
@@ -158,7 +158,7 @@ def test_an_end_does_not_find_itself():
 
 
 def test_triples_that_are_raised_by_nothing_are_no_successors():
-    learned = Learned(None)
+    learned = AdaptiveTable(None)
     learned.raise_by(0.0, [1, 2, 3, 4])
     assert learned.successors(1, 2) == []
     assert len(learned) == 0

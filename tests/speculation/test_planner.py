@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from outlay.speculation.planner import Asking, Average, Calibration, Candidates, Duel, Kept
-from outlay.speculation.tree import ROOT
+from outlay.speculation.rounds import ROOT
 
 
 def test_a_proposals_own_word_counts_until_more_is_known():

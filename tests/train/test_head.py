@@ -16,6 +16,8 @@ from outlay.engine.method import About, Method
 from outlay.errors import UsageError
 from outlay.models import fitted
 from outlay.models.draft_head import load_head
+from outlay.speculation.model_drafter import ModelDrafter
+from outlay.speculation.rounds import ROOT, DraftTree, TopTokens
 from outlay.testing import PROMPTS, tiny_model
 from outlay.train.head import HeadRecipe, HeadTrainer, as_batch, batches, frequent_tokens, schedule
 
@@ -31,22 +33,19 @@ class Look(Method):
         self.tokens, self.found = tokens, {}
 
     def decode(self, run):
-        from outlay.speculation.drafter import Best, ModelDrafter
-        from outlay.speculation.tree import ROOT, DraftTree
-
         drafter = ModelDrafter(run)
-        assert not drafter.begin(), "the target has not read the prompt"
+        assert not drafter.sync(), "the target has not read the prompt"
         yield run.target.forward([run.tip])
         run.commit(self.tokens[0])
-        assert drafter.begin()
-        vocab = len(run.draft.worker.model.vocabulary)
+        assert drafter.sync()
+        vocab = len(run.draft.model.vocabulary)
         guesses = torch.tensor((yield from drafter.guesses(drafter.ahead, vocab)), dtype=torch.float64)
-        self.found["guesses"] = Best(guesses[..., 0].long(), guesses[..., 1].log().float())
+        self.found["guesses"] = TopTokens(guesses[..., 0].long(), guesses[..., 1].log().float())
         tree = DraftTree()
-        tree.chain(self.tokens[1:], "x")
+        tree.add_chain(self.tokens[1:], "x")
         rows = []
         for place in (ROOT, *range(len(tree))):
-            rows.append((yield from drafter.best(tree, [place], vocab)))
+            rows.append((yield from drafter.topk(tree, [place], vocab)))
         self.found["steps"] = rows
 
 

@@ -9,9 +9,9 @@ import torch
 from train.conftest import silent
 
 import outlay.train.corpus as corpus_module
+from outlay.decode.draft.ppd.prompt_tokens import RANKS, load_prompt_tokens
 from outlay.errors import UsageError
 from outlay.models import fitted
-from outlay.speculation.prompts import RANKS, load_prompts
 from outlay.testing import tiny_lm, tiny_model
 from outlay.train.corpus import WARM_EVERY, Passage
 from outlay.train.prompt_tokens import PHRASE, PromptRecipe, PromptTrainer, train_prompts
@@ -174,7 +174,7 @@ def test_what_is_trained_is_calibrated_on_texts_that_were_held_out_and_written_w
     about = fitted.describe(out)
     assert about["accuracy"] == [[round(chance, 4) for chance in row] for row in table.tolist()]
     assert (about["recipe"]["m"], about["recipe"]["steps"]) == (2, 60)
-    loaded = load_prompts(out, short.model)
+    loaded = load_prompt_tokens(out, short.model)
     assert loaded.vectors.shape == (2, 1, 32)
     assert len(loaded.accuracy) == 2
     assert not (tmp_path / "p.safetensors.work").exists()
@@ -222,4 +222,4 @@ def test_the_file_says_whose_it_is(prompts_file):
     assert (about["kind"], about["model"]) == ("ppd", "tiny-0")
     assert json.loads(json.dumps(about)) == about
     with pytest.raises(UsageError, match="whose weights are not those of tiny-4"):
-        load_prompts(prompts_file, tiny_model(4))
+        load_prompt_tokens(prompts_file, tiny_model(4))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from outlay.decode.greedy import Greedy
 from outlay.engine.method import Method, Work
-from outlay.engine.run import Run
+from outlay.engine.tree_run import TreeRun
 from outlay.lm import LM
 from outlay.models.decoder import Decoder
 from outlay.models.experts import ExpertMlp
@@ -29,7 +29,7 @@ class Score(Method):
         self.first = first
         self.logits: list[Tensor] = []
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         """Yields a request for each block of positions; those before `first` need no logits and are computed first."""
         assert run.tip is not None
         nodes = run.tip.path()[self.first :]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from outlay.bench.acceptance import optimal_acceptance, recursive_acceptance, single_acceptance
 from outlay.bench.contenders.speculators import prompts_of
 from outlay.bench.drafts_report import report
 from outlay.bench.machine import describe
@@ -26,21 +27,19 @@ from outlay.bench.progress import Progress
 from outlay.bench.speculation import DATA
 from outlay.budget import Ledger
 from outlay.decode.draft.ppd import tree_plan
-from outlay.decode.draft.rsd import RSD
-from outlay.decode.draft.specinfer import SpecInfer
-from outlay.decode.draft.speculative import Speculative
+from outlay.decode.draft.ppd.prompt_tokens import open_prompt_tokens
+from outlay.decode.draft.rsd import RSD, reject_without_replacement
+from outlay.decode.draft.specinfer import SpecInfer, Speculative
+from outlay.decode.draft.spectr import kseq_acceptance
 from outlay.decode.draft.superposed import Superposed
 from outlay.engine.handle import Result
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import FailureError
 from outlay.lm import DEFAULT_MODEL, LM, load
 from outlay.models import hub
 from outlay.python_sources import library_sources
-from outlay.speculation import transport
 from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
-from outlay.speculation.sources import prompts_for
-from outlay.speculation.verify import reject_without_replacement
 
 TEMPERATURES, KS = (0.3, 0.6, 1.0), (1, 2, 4, 8)
 SEEN = 8  # tokens that the draft sees
@@ -78,7 +77,7 @@ class Laws(Method):
     def __init__(self, positions: Sequence[int]) -> None:
         self.positions, self.logits = positions, torch.empty(0)
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         """Commits nothing."""
         path = run.tip.path()
         self.logits = yield run.target.forward([path[position] for position in self.positions])
@@ -156,12 +155,12 @@ def node_acceptance(lm: LM, data: Path, count: int, progress: Progress) -> dict[
 
 
 def _acceptances(pairs: Sequence[tuple[Tensor, Tensor]], k: int) -> dict[str, float]:
-    optima = [transport.optimal_acceptance(p, q, k) for q, p in pairs]
-    reached = [transport.kseq_acceptance(p, q, k) for q, p in pairs]
+    optima = [optimal_acceptance(p, q, k) for q, p in pairs]
+    reached = [kseq_acceptance(p, q, k) for q, p in pairs]
     draws = [_without_replacement(q, p, k, place) for place, (q, p) in enumerate(pairs)]
     return {
-        "single": mean(transport.single_acceptance(p, q) for q, p in pairs),
-        "recursive": mean(transport.recursive_acceptance(p, q, k) for q, p in pairs),
+        "single": mean(single_acceptance(p, q) for q, p in pairs),
+        "recursive": mean(recursive_acceptance(p, q, k) for q, p in pairs),
         "kseq": mean(reached),
         "optimum": mean(optima),
         "least_share": min(mine / best for mine, best in zip(reached, optima, strict=True)),
@@ -210,9 +209,7 @@ def without_a_model(lm: LM, data: Path, count: int, progress: Progress) -> dict[
     """Returns the tokens a target pass of tables, lookup and prompt tokens at temperature 0, a prompt after the other,
     and what the plan of the prompt tokens' trees predicts.
     """
-    prompts = prompts_for(lm.model)
-    if prompts is None:
-        raise FailureError(f"{lm.name} has no prompt tokens; `outlay train ppd --model {lm.name}` trains them")
+    prompts = open_prompt_tokens("default", lm.model)
     plan = tree_plan(prompts.accuracy, ROWS)
     assert plan is not None
     rows = []

@@ -13,7 +13,7 @@ import torch
 
 from outlay.engine.handle import Result
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+from outlay.engine.tree_run import TreeRun
 from outlay.lm import LM
 from outlay.score import Score
 
@@ -35,7 +35,7 @@ class _Choice(Method):
         saves="",
     )
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         logits = yield run.target.forward([run.tip])
         probs = logits[0, list(self.choices)].double().softmax(-1)
         run.count(mean=float(probs @ torch.arange(len(self.choices), dtype=torch.float64)))

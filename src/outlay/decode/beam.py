@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from outlay.engine.method import About, Method, Request, Work
-from outlay.engine.run import Run
+from outlay.engine.method import About, Method, Work
+from outlay.engine.request import Request
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.tree.token_tree import Node
 
@@ -53,14 +55,14 @@ class Beam(Method):
         if self.width < 1:
             raise UsageError(f"beam needs a width of 1 or more, not {self.width}")
 
-    def check(self, run: Run) -> None:
-        if not run.sampler.greedy:
+    def check(self, submission: Submission) -> None:
+        if not submission.greedy:
             raise UsageError("beam search does not draw tokens; leave temperature at 0")
-        if run.options.stop:
+        if submission.options.stop:
             raise UsageError("beam search ends at end tokens only; leave out the stop strings")
 
-    def decode(self, run: Run) -> Work:
-        limit, eos, vocab = run.max_tokens, run.eos_token_ids, run.target.worker.decoder.config.vocab_size
+    def decode(self, run: TreeRun) -> Work:
+        limit, eos, vocab = run.max_tokens, run.eos_token_ids, run.model.decoder.config.vocab_size
         running, finished = [_Beam(run.tip, 0.0)], list[_Beam]()
         for length in range(1, limit + 1):
             grown = yield from self._best(run, running, min(max(2, 1 + len(eos)) * self.width, vocab))
@@ -82,11 +84,11 @@ class Beam(Method):
         run.accept(finished[0].node if finished else running[0].node)
 
     @staticmethod
-    def _best(run: Run, running: list[_Beam], count: int) -> Generator[Request, Any, list[tuple[Node, int, float]]]:
+    def _best(run: TreeRun, running: list[_Beam], count: int) -> Generator[Request, Any, list[tuple[Node, int, float]]]:
         """Returns the `count` best (parent, token, score) over all beams, best first."""
         nodes = [beam.node for beam in running]
         if run.sampler.raw:
-            top = yield run.target.top(nodes, count, lse=True)
+            top = yield run.target.topk(nodes, count, lse=True)
             tokens, logprobs = top.tokens, top.logits - top.lse[:, None]
         else:
             logits = yield run.target.forward(nodes)
@@ -99,7 +101,7 @@ class Beam(Method):
         return [(nodes[index // tokens.shape[1]], choices[index], score) for index, score in pairs]
 
     @staticmethod
-    def _extend(run: Run, choices: list[tuple[Node, int, float]]) -> list[_Beam]:
+    def _extend(run: TreeRun, choices: list[tuple[Node, int, float]]) -> list[_Beam]:
         nodes = run.tree.extend([node for node, _, _ in choices], [token for _, token, _ in choices])
         return [_Beam(node, score) for node, (_, _, score) in zip(nodes, choices, strict=True)]
 

@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.tree.token_tree import Node, Tree
 
@@ -58,11 +59,11 @@ class BestOf(Method):
         if self.n < 1:
             raise UsageError(f"best_of needs n of 1 or more, not {self.n}")
 
-    def check(self, run: Run) -> None:
-        if run.sampler.greedy and self.n > 1:
+    def check(self, submission: Submission) -> None:
+        if submission.greedy and self.n > 1:
             raise UsageError("best_of draws different texts only at a temperature above 0; try temperature=0.8")
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         prompt_end = run.tip
         logits = yield run.target.forward([prompt_end])
         texts = [_Text(run.target.fork(run.tree), stream) for stream in range(self.n)]
@@ -80,7 +81,7 @@ class BestOf(Method):
         run.accept(max(texts, key=lambda text: text.score).tip)
 
     @staticmethod
-    def _grow(run: Run, text: _Text, row: Tensor) -> None:
+    def _grow(run: TreeRun, text: _Text, row: Tensor) -> None:
         token = run.sampler.pick(row, text.tip, stream=text.stream)
         text.logprob += float(row[token] - row.logsumexp(-1))
         text.length += 1

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 
 
@@ -26,13 +27,14 @@ class Greedy(Method):
         saves="nothing: it is what the others are measured against",
     )
 
-    def check(self, run: Run) -> None:
-        if not run.sampler.greedy:
+    def check(self, submission: Submission) -> None:
+        if not submission.greedy:
             raise UsageError(
-                f"greedy decodes at temperature 0, not {run.options.sampling.temperature}; method 'sample' draws tokens"
+                f"greedy decodes at temperature 0, not {submission.options.sampling.temperature}; "
+                "method 'sample' draws tokens"
             )
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         node = run.tip
         while True:
             node = run.commit((yield from run.next_token(node)))

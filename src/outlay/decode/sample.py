@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+from outlay.engine.tree_run import TreeRun
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sample(Method):
         saves="nothing: it is what the others are measured against",
     )
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         node = run.tip
         while True:
             node = run.commit((yield from run.next_token(node)))

@@ -19,20 +19,18 @@ import torch
 
 from outlay.budget import Ledger
 from outlay.engine.handle import Handle, Result
-from outlay.engine.method import Method, Request, Source, Work, Worker
-from outlay.engine.run import RESERVE, Run, RunOptions, Seat
-from outlay.engine.text import TextStream
+from outlay.engine.method import Method, Work
+from outlay.engine.request import Request, Served, Stage, Worker
+from outlay.engine.seat import Seat
+from outlay.engine.session import Session
+from outlay.engine.submission import Submission
 from outlay.engine.trace import Trace
+from outlay.engine.tree_run import TreeRun
 from outlay.engine.worker import ModelWorker
-from outlay.errors import UsageError
 from outlay.models.load import Model
 
 LINGER = 5.0  # seconds that the idle thread waits for more work before it ends
-
-
-def _seats(run: Run) -> list[Seat]:
-    """Returns the seats that a run has; none before it is admitted."""
-    return [seat for seat in (getattr(run, "target", None), run.draft) if seat is not None]
+RESERVE = 512  # tokens of text for which a run asks the cache for room at once; more comes when it is needed
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -46,15 +44,24 @@ def _close_all() -> None:
 
 
 @dataclass
-class _Live:
-    """A run in the engine: its generator and what it waits for."""
+class _Waiting:
+    """What was submitted and is not admitted yet."""
 
-    run: Run
+    method: Method
+    session: Session
     handle: Handle
-    target: Model
-    draft: Model | Source | None
-    write_trace: Callable[[dict[str, Any]], None] | None
-    work: Work | None = None
+
+
+@dataclass
+class _Live:
+    """A run in the engine: its generator and the requests that it waits for."""
+
+    run: TreeRun
+    session: Session
+    handle: Handle
+    seats: list[Seat]
+    label: str
+    work: Work
     waiting: list[Request] = field(default_factory=list)
     alone: bool = True  # the method yielded one request, not a list
 
@@ -77,7 +84,7 @@ class Engine:
         self._kv_dtype = kv_dtype
         self._lock = threading.Condition()  # guards the queue and the thread; never held during a tick
         self._ticking = threading.Lock()
-        self._queue: list[_Live] = []
+        self._queue: list[_Waiting] = []
         self._live: list[_Live] = []
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -93,40 +100,24 @@ class Engine:
         return list(self._workers.values())
 
     def submit(
-        self,
-        target: Model,
-        method: Method,
-        prompt: Sequence[int],
-        options: RunOptions,
-        *,
-        draft: Model | Source | None = None,
-        trace: Callable[[dict[str, Any]], None] | None = None,
+        self, method: Method, submission: Submission, *, trace: Callable[[dict[str, Any]], None] | None = None
     ) -> Handle:
-        """Hands in a run and returns its handle at once. Raises `UsageError` for a prompt that can't be run."""
-        context = target.decoder.config.max_positions
-        if not prompt:
-            raise UsageError("the prompt is empty; give it at least one token")
-        if len(prompt) >= context:
-            raise UsageError(
-                f"the prompt has {len(prompt)} tokens, but {target.name} reads at most {context}, one of which "
-                "must be left for the answer"
-            )
-        vocab = target.decoder.config.vocab_size
-        strange = next((token for token in prompt if not 0 <= token < vocab), None)
-        if strange is not None:
-            raise UsageError(f"token {strange} is not in the vocabulary of {target.name} (0 to {vocab - 1})")
+        """Hands in a prompt for a method and returns its handle at once.
+
+        Args:
+            method: How to decode.
+            submission: The model, the prompt and the options.
+            trace: Called with each event of the run.
+
+        Raises:
+            UsageError: Where the submission doesn't fit the method.
+        """
+        method.check(submission)
         handle = Handle()
-        eos = frozenset() if options.ignore_eos else frozenset(target.tokenizer.eos_token_ids)
-        text = TextStream(target.tokenizer, options.stop)
-        run = Run(method, prompt, options, text, eos, context, handle.add)
-        run.model = target
-        if isinstance(draft, Model):
-            run.draft_model = draft
-        else:
-            run.source = draft
-        method.check(run)
+        tracer = Trace(trace, submission.model.tokenizer) if trace is not None else None
+        session = Session(submission, handle.add, tracer)
         with self._lock:
-            self._queue.append(_Live(run, handle, target, draft, trace))
+            self._queue.append(_Waiting(method, session, handle))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="outlay-engine", daemon=True)
                 self._thread.start()
@@ -154,8 +145,8 @@ class Engine:
         """Cancels what is running and waits until the engine's thread has ended. The engine can be used again."""
         with self._lock:
             self._closing, thread = True, self._thread
-            for live in [*self._queue, *self._live]:
-                live.handle.cancel()
+            for handle in [*(each.handle for each in self._queue), *(each.handle for each in self._live)]:
+                handle.cancel()
             self._lock.notify_all()
         if thread is not None:
             thread.join()
@@ -166,7 +157,7 @@ class Engine:
         with self._ticking:
             for worker in self._workers.values():
                 if learned:
-                    worker.kept.clear()
+                    worker.shared_state.clear()
                 if worker.prefixes is not None:
                     worker.prefixes.clear()
 
@@ -187,39 +178,37 @@ class Engine:
                 except Exception as failure:  # a mistake of ours: whoever waits must hear of it
                     self._fail_all([*self._live, *admitted], failure)
 
-    def _fail_all(self, lives: Sequence[_Live], failure: Exception) -> None:
+    def _fail_all(self, failed: Sequence[_Live | _Waiting], failure: Exception) -> None:
         self._live.clear()
-        for live in lives:
-            if not live.handle.done:
-                live.handle.end(None, failure)
-        for live in lives:
-            for seat in _seats(live.run):
-                with suppress(Exception):  # a mistake may have left something that can't be given back
-                    seat.release()
+        for each in failed:
+            if not each.handle.done:
+                each.handle.end(None, failure)
+        for each in failed:
+            for seat in each.seats if isinstance(each, _Live) else ():
+                with suppress(Exception):  # a mistake may have left something that can't be released
+                    seat.release(remember=False)
 
-    def _tick(self, admitted: Sequence[_Live]) -> None:
+    def _tick(self, admitted: Sequence[_Waiting]) -> None:
         """Admits, sends every worker its requests, and lets each run go on with its results."""
         started = time.perf_counter()
-        for live in admitted:
-            self._admit(live)
-        for live in admitted:  # when all have their seats, so that each knows beside how many others it runs
-            if live.work is not None:
-                self._resume(live)
+        fresh = [live for waiting in admitted if (live := self._admit(waiting)) is not None]
+        for live in fresh:  # when all have their seats, so that each knows beside how many others it runs
+            self._resume(live)
         for live in self._live:
             self._police(live)
         # Drafts first: a run that drafts in one pass then takes part in the target's pass of the same tick.
-        if drafts := self._pending(drafts=True):
+        if drafts := self._pending("draft"):
             self._serve(drafts)
-        self._serve(self._pending(drafts=False))
+        self._serve(self._pending("pass"))
         self.ticks += 1
         self.tick_seconds += time.perf_counter() - started
 
-    def _pending(self, *, drafts: bool) -> list[tuple[Worker, list[Request]]]:
-        """Returns the workers that are asked for something, draft models or the others, with what they are asked."""
+    def _pending(self, stage: Stage) -> list[tuple[Worker, list[Request]]]:
+        """Returns the workers of a stage that are asked for something, with what they are asked."""
         batches: dict[int, tuple[Worker, list[Request]]] = {}
         for live in self._live:
             for request in live.waiting:
-                if not request.done and live.run.finish_reason is None and (request.worker.role == "draft") == drafts:
+                if not request.done and live.session.finish_reason is None and request.worker.stage == stage:
                     batches.setdefault(id(request.worker), (request.worker, []))[1].append(request)
         return list(batches.values())
 
@@ -227,100 +216,111 @@ class Engine:
         """Has each worker do a step, and lets each run go on that then has all that it waited for."""
         for worker, requests in batches:
             try:
-                worker.advance(requests)
+                served = worker.advance(requests)
             except Exception as failure:  # fails those who asked, not the engine and not the others
                 for request in requests:
-                    request.error, request.done = failure, True
+                    request.fail(failure)
+            else:
+                if served is not None:
+                    self._trace(worker, served)
         for live in list(self._live):
-            if live.run.finish_reason is not None:
+            if any(request.over_budget for request in live.waiting):
+                live.run.close("budget")
+            if live.session.finish_reason is not None:
                 self._end(live)
             elif all(request.done for request in live.waiting):
                 self._resume(live)
 
-    def _admit(self, live: _Live) -> None:
-        run = live.run
-        self._live.append(live)
+    def _trace(self, worker: Worker, served: Served) -> None:
+        for live in self._live:
+            if live.session.trace is not None and live.session.account in served.nodes:
+                live.session.trace.passed(worker.role, served.report, served.nodes[live.session.account])
+
+    def _admit(self, waiting: _Waiting) -> _Live | None:
+        """Gives a run its seats and starts its method. A failure, a full cache above all, fails this run alone."""
+        method, session, handle = waiting.method, waiting.session, waiting.handle
+        submission, seats = session.submission, list[Seat]()
         try:
-            worker = self.worker(live.target)
-            reserve = min(run.max_tokens, RESERVE)
-            tree, prompt_end = worker.plant(run.prompt, reserve)
-            target, draft = Seat(run, worker, tree), None
-            run.begin(target, None, prompt_end)
-            if isinstance(live.draft, Model):
-                draft_worker = self.worker(live.draft, "draft")
-                if live.draft.decoder.reads_features:
+            worker = self.worker(submission.model)
+            seats.append(self._seat(session, worker))
+            if submission.draft is not None and submission.draft.model is not None:
+                draft_worker = self.worker(submission.draft.model, "draft")
+                if submission.draft.model.decoder.reads_features:
                     worker.keep_features()
                     draft_worker.keep_features()
-                draft = Seat(run, draft_worker, draft_worker.plant(run.prompt, reserve)[0])
-                run.begin(target, draft, prompt_end)
-        except Exception as failure:  # a full cache, above all: fails this run, not the engine
-            self._end(live, failure)
-            return
-        if live.write_trace is not None:
-            run.trace = tree.watch = Trace(live.write_trace, live.target.tokenizer)
-            run.trace.begun(method=run.method.label, model=live.target.name, prompt=list(run.prompt))
-            run.trace.grew(prompt_end.path())
-        live.work = run.method.decode(run)
+                seats.append(self._seat(session, draft_worker))
+        except Exception as failure:
+            for seat in seats:
+                seat.release(remember=False)
+            handle.end(None, failure)
+            return None
+        run = TreeRun(session, *seats)
+        if session.trace is not None:
+            run.tree.watch = session.trace
+            session.trace.begun(method=method.label, model=submission.model.name, prompt=list(submission.prompt))
+            session.trace.grew(run.tip.path())
+        live = _Live(run, session, handle, seats, method.label, method.decode(run))
+        self._live.append(live)
+        return live
+
+    def _seat(self, session: Session, worker: ModelWorker) -> Seat:
+        """Returns a run's seat at a model, which holds the prompt."""
+        tree = worker.plant(session.submission.prompt, reserve=min(session.max_tokens, RESERVE))
+        return Seat(session.account, worker, tree, raw_logits=session.submission.options.logprobs is not None)
 
     def _police(self, live: _Live) -> None:
         """Ends a run that was cancelled or is out of time, before more is spent on it."""
-        live.run.clock()
-        if live.run.finish_reason is None:
+        live.session.tick()
+        if live.session.finish_reason is None:
             if live.handle.cancelled:
-                live.run.finish("cancelled")
+                live.run.close("cancelled")
             elif live.run.left("seconds") <= 0:
-                live.run.finish("budget")
+                live.run.close("budget")
 
     def _resume(self, live: _Live) -> None:
         """Sends a run its results and takes its next requests; a run that is finished, fails or returns is ended."""
-        assert live.work is not None
         error = next((request.error for request in live.waiting if request.error is not None), None)
         results = [request.result for request in live.waiting]
+        live.run.receive(live.waiting)
         try:
             if error is not None:
                 raise error
             answer = results[0] if live.alone and results else results
             asked = live.work.send(answer) if live.waiting else next(live.work)
         except StopIteration:
-            live.run.finish("stop")
+            live.run.close("stop")
         except Exception as failure:  # whatever a method raises belongs to its caller, and must not stop the others
             self._end(live, failure)
             return
         else:
             live.alone = isinstance(asked, Request)
             live.waiting = [asked] if isinstance(asked, Request) else list(asked)
-        if live.run.finish_reason is not None:
+        if live.session.finish_reason is not None:
             self._end(live)
 
     def _end(self, live: _Live, error: BaseException | None = None) -> None:
-        run = live.run
+        session = live.session
         self._live.remove(live)
-        if live.work is not None:
-            live.work.close()
+        live.work.close()
         if error is None:
-            run.finish(run.finish_reason or "stop")
-            error = run.trace.error if run.trace is not None else None
-        for seat in _seats(run):
-            tip = seat.tree.tip
-            while tip is not None and not tip.computed:
-                tip = tip.parent
-            if tip is not None and error is None:
-                seat.worker.remember(tip)
-            seat.release()
-        self.ledger += run.ledger
-        if error is not None:
-            live.handle.end(None, error)
-            return
-        live.handle.end(
-            Result(
-                text=run.text,
-                tokens=run.tokens,
-                finish_reason=run.finish_reason or "stop",
-                ledger=run.ledger,
-                method=run.method.label,
-                model=live.target.name,
-                origins=run.origins,
-                logprobs=run.logprobs if run.options.logprobs is not None else None,
-                alternatives=run.alternatives,
-            )
+            live.run.close("stop")
+            error = session.trace.error if session.trace is not None else None
+        for seat in live.seats:
+            seat.release(remember=error is None)
+        self.ledger += session.ledger
+        live.handle.end(self._result(live) if error is None else None, error)
+
+    @staticmethod
+    def _result(live: _Live) -> Result:
+        session = live.session
+        return Result(
+            text=session.text,
+            tokens=session.tokens,
+            finish_reason=session.finish_reason or "stop",
+            ledger=session.ledger,
+            method=live.label,
+            model=session.submission.model.name,
+            origins=session.origins,
+            logprobs=session.logprobs if session.submission.options.logprobs is not None else None,
+            alternatives=session.alternatives,
         )

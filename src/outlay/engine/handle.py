@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from outlay.budget import Ledger
-from outlay.engine.run import Alternative, TokenLogprob
+from outlay.engine.session import Alternative, TokenLogprob
 
 
 @dataclass(frozen=True)

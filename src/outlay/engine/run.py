@@ -1,345 +1,100 @@
-"""One request in the engine: its tree, its sampler, its ledger, and the text that it has committed so far."""
+"""What a method sees of its submission, whatever it decodes on."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from outlay.budget import Budget, Ledger
-from outlay.engine.method import Forward, Method, Source
+from outlay.budget import Ledger
 from outlay.engine.random import RandomStreams
-from outlay.engine.sampling import Sampling, distribution, draw, most_probable, penalize
-from outlay.engine.text import TextStream
-from outlay.engine.trace import Trace
-from outlay.tree.token_tree import Node, Tree
+from outlay.engine.request import Request
+from outlay.engine.session import Session
+from outlay.engine.submission import RunOptions, Submission
+from outlay.models.load import Model
 
-if TYPE_CHECKING:
-    from outlay.engine.worker import ModelWorker
-    from outlay.models.load import Model
-
-Kept = TypeVar("Kept")
-RESERVE = 512  # tokens of text for which a run asks the cache for room at once; more comes when it is needed
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a request asks for beside its prompt and its method."""
-
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-    budget: Budget = field(default_factory=Budget)
-    seed: int = 0
-    logprobs: int | None = None
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """Log-probability of a token under the model's raw logits, and the most probable tokens in its place."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A text that a method proposes beside others, with its score, higher for better."""
-
-    text: str
-    tokens: list[int]
-    score: float
-
-
-class Seat:
-    """A run's place at one model: its tree there, and the way to ask that model for work."""
-
-    def __init__(self, run: Run, worker: ModelWorker, tree: Tree) -> None:
-        self.run, self.worker, self.tree = run, worker, tree
-        self.trees = [tree]
-        worker.seated += 1
-
-    def forward(self, nodes: Sequence[Node]) -> Forward:
-        """Asks for the logits of `nodes`, float32 [len(nodes), vocab], in one pass if they fit."""
-        return Forward(self.run, self, tuple(nodes))
-
-    def top(self, nodes: Sequence[Node], k: int, *, lse: bool = False) -> Forward:
-        """Asks for the k largest logits of `nodes`, as a `Top`, with their log-sum-exp if `lse`: cheaper than all."""
-        return Forward(self.run, self, tuple(nodes), k, lse)
-
-    def logprobs_of(self, nodes: Sequence[Node], tokens: Sequence[Sequence[int]]) -> Forward:
-        """Asks for the log-probabilities of some `tokens` after each of `nodes`, and the best token there: a list of
-        `NamedLogprobs`. Cheaper than all logits, which are never held together.
-        """
-        return Forward(self.run, self, tuple(nodes), named=tuple(tokens))
-
-    def features(self, nodes: Sequence[Node]) -> list[Tensor]:
-        """Returns what the model's head read for computed nodes, float32 [hidden_size] each, in the cache's own memory;
-        zeros for those that were computed before anybody asked to `Cache.keep_features`.
-        """
-        store = self.worker.cache.features
-        assert store is not None, "features are kept where a draft starts from them"
-        return [store[node.slot] for node in nodes]
-
-    def fork(self, tree: Tree, node: Node | None = None) -> Tree:
-        """Returns a tree that shares the path to `node` of `tree` (its tip by default); the run gives it back at its
-        end.
-        """
-        twin = tree.fork(node)
-        self.trees.append(twin)
-        return twin
-
-    def release(self) -> None:
-        """Gives back everything this run holds in the model's cache, once."""
-        trees, self.trees = self.trees, []
-        if trees:
-            self.worker.seated -= 1
-        for tree in trees:
-            tree.release()
-
-
-class Sampler:
-    """Chooses tokens from logits by the run's sampling options and its random streams."""
-
-    def __init__(self, run: Run) -> None:
-        self._run, self._options = run, run.options.sampling
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
-        return self._options.temperature == 0
-
-    @property
-    def raw(self) -> bool:
-        """Whether the logits are used as they are, before temperature: without bias and penalties."""
-        options = self._options
-        return not options.logit_bias and options.repetition_penalty == 1 and options.presence_penalty == 0
-
-    def penalized(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
-        """Returns logits [vocab] after `node` (the run's tip by default) and the tokens `then` behind it, with bias and
-        penalties, before temperature and truncation.
-        """
-        text: list[int] = []
-        if self._options.repetition_penalty != 1 or self._options.presence_penalty:
-            text = [*self._run.text_tokens(node or self._run.tip), *then]
-        return penalize(logits, self._options, self._run.prompt, text)
-
-    def probs(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
-        """Returns the distribution, float32 [vocab], of the token after `node` and `then`."""
-        return distribution(self.penalized(logits, node, then), self._options)
-
-    def pick(self, logits: Tensor, node: Node | None = None, stream: int = 0) -> int:
-        """Returns the token after `node`, given its logits [vocab]. Draws depend on the seed, the position and
-        `stream`.
-        """
-        if self.greedy:
-            return most_probable(self.penalized(logits, node))
-        generator = self._run.random.at((node or self._run.tip).position, stream)
-        return draw(self.probs(logits, node), generator)
+COUNTED = ("drafted", "accepted", "rounds")  # ledger entries that only a method can count
 
 
 class Run:
-    """What a method sees of its request.
+    """What all runs share: the prompt, the options, the text committed so far, the budget, and random streams.
 
-    `tree` is the token tree at the target model, `tip` its last decided node, `prompt` the prompt's token ids,
-    `tokens` the committed ones. A method calls `commit` or `accept` with what it decides and goes on; the engine ends
-    it. `model` is the target; `draft_model`, the draft model that the request gives, at which `draft` is its place;
-    `source`, what it gives as a draft that is no model.
+    `random.at(...)` gives a `torch.Generator` for a place in the text, so that draws don't depend on what else runs.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        prompt: Sequence[int],
-        options: RunOptions,
-        text: TextStream,
-        eos_token_ids: frozenset[int],
-        context: int,
-        deliver: Callable[[str, str], None],
-    ) -> None:
-        self.method, self.prompt, self.options = method, tuple(prompt), options
-        self.ledger = Ledger()
-        self.tokens: list[int] = []
-        self.origins: list[str] = []
-        self.logprobs: list[TokenLogprob] = []
-        self.random = RandomStreams(options.seed)
-        self.sampler = Sampler(self)
-        self.alternatives: list[Alternative] = []
-        self.finish_reason: str | None = None
-        self.trace: Trace | None = None
-        self.target: Seat
-        self.draft: Seat | None = None
-        self.source: Source | None = None
-        self.draft_model: Model | None = None
-        self.model: Model
-        self._text, self._eos, self._deliver = text, eos_token_ids, deliver
-        self._offer: Node | None = None
-        self._prompt_end: Node
-        self._rows: dict[Node, Tensor] = {}
-        room = context - len(prompt)
-        # How many tokens this run can commit at most: its own limit, its budget's or the context's, the least of them.
-        self.max_tokens = int(min(options.max_tokens, room, options.budget.caps.get("tokens_out", room)))
-        self._ended = False
-        self._started = time.perf_counter()
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.random = RandomStreams(session.submission.options.seed)
 
     @property
-    def tree(self) -> Tree:
-        """The token tree at the target model."""
-        return self.target.tree
+    def submission(self) -> Submission:
+        """What the caller handed in."""
+        return self._session.submission
 
     @property
-    def tip(self) -> Node:
-        """The last decided node."""
-        tip = self.tree.tip
-        assert tip is not None, "a run's tree holds its prompt"
-        return tip
+    def model(self) -> Model:
+        """The target model."""
+        return self._session.submission.model
+
+    @property
+    def options(self) -> RunOptions:
+        """What the caller asked for beside the prompt."""
+        return self._session.submission.options
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The prompt's token ids."""
+        return self._session.submission.prompt
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids committed so far."""
+        return self._session.tokens
 
     @property
     def text(self) -> str:
-        """The text committed so far, without what a stop string may still cut."""
-        return self._text.text
+        """The text committed so far, without the beginning of what may become a stop string."""
+        return self._session.text
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run has spent so far."""
+        return self._session.account.ledger
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that this run can commit."""
+        return self._session.max_tokens
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """The tokens that end the text; empty where the request ignores them."""
-        return self._eos
+        """The tokens that end the text; none where they are ignored."""
+        return self._session.eos_token_ids
 
-    def next_token(self, node: Node, stream: int = 0) -> Generator[Forward, Any, int]:
-        """Asks the target for what choosing the token after `node` takes: `token = yield from run.next_token(node)`."""
-        if self.sampler.greedy and self.sampler.raw:
-            top = yield self.target.top([node], 1)
-            return int(top.tokens)
-        logits = yield self.target.forward([node])
-        return self.sampler.pick(logits[0], node, stream)
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the text has ended; None as long as it goes on."""
+        return self._session.finish_reason
 
     def left(self, entry: str) -> float:
         """Returns what the budget leaves of a ledger entry; infinity where it has no cap."""
-        return self.options.budget.left(self.ledger, entry)
-
-    def text_tokens(self, node: Node) -> list[int]:
-        """Returns the tokens from the end of the prompt to `node`."""
-        return [below.token for below in node.path(self._prompt_end)]
-
-    def commit(self, token: int) -> Node:
-        """Decides the next token and returns its node, the new tip. Frees what was loose."""
-        self.tree.prune(())
-        self._offer = None
-        if self.finish_reason is None:
-            above = self.tip
-            self._emit(token, above)
-            self.tree.append([token])
-        return self.tip
-
-    def accept(self, node: Node) -> Node:
-        """Decides the path from the tip to a loose `node`, up to the first stop condition; returns the new tip.
-
-        `node` may belong to another tree of this run, forked below the tip.
-        """
-        last, self._offer = self.tip, None
-        for below in node.path(last):
-            if self.finish_reason is not None:
-                break
-            self._emit(below.token, last, below.origin)
-            last = below
-        if last.tree is self.tree:
-            self.tree.keep(last)
-        return last
-
-    def offer(self, node: Node) -> None:
-        """Says which node is the best end so far: what the run commits if it has to end before the method decides."""
-        self._offer = node
-
-    def propose(self, texts: Sequence[tuple[Sequence[int], float]]) -> None:
-        """Says which texts, given as tokens with their scores, could be the answer, the best first: the result's
-        `alternatives`.
-        """
-        for tokens, score in texts:
-            text = self.model.tokenizer.decode([token for token in tokens if token not in self._eos])
-            self.alternatives.append(Alternative(text, list(tokens), score))
-
-    def kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """Returns what methods keep with the target from one run to the next under `key`: what `make` makes, until
-        `Engine.clear` forgets it.
-        """
-        store = self.target.worker.kept
-        if key not in store:
-            store[key] = make()
-        kept: Kept = store[key]
-        return kept
-
-    def mark(self, node: Node, **marks: float | str) -> None:
-        """Writes what a method thinks of a node of its tree, such as `score`, `visits` or `round`, into the trace."""
-        if self.trace is not None:
-            self.trace.marked(node, marks)
+        return self._session.account.left(entry)
 
     def count(self, **amounts: float) -> None:
         """Adds to the ledger what only the method knows: `drafted`, `accepted`, `rounds`, an extra under any name."""
+        ledger = self.ledger
         for name, amount in amounts.items():
-            if name in ("drafted", "accepted", "rounds"):
-                setattr(self.ledger, name, getattr(self.ledger, name) + int(amount))
+            if name in COUNTED:
+                setattr(ledger, name, getattr(ledger, name) + int(amount))
             else:
-                self.ledger.extras[name] = self.ledger.extras.get(name, 0) + amount
+                ledger.extras[name] = ledger.extras.get(name, 0) + amount
 
-    def finish(self, reason: str) -> None:
-        """Ends the run, once: what was offered is committed and held text delivered. A reason that stands already
-        stays.
-        """
-        if self._ended:
-            return
-        self._ended = True
-        if self.finish_reason is None:
-            if self._offer is not None:
-                self.accept(self._offer)
-            self.finish_reason = reason
-        self._send(self._text.flush())
-        self._rows.clear()
-        if self.trace is not None:
-            self.trace.finished(self.finish_reason, self.tokens)
-        self.clock()
+    def suggest(self, texts: Sequence[tuple[Sequence[int], float]]) -> None:
+        """Adds texts, given as tokens with their scores, the best first, to the result's `alternatives`."""
+        for tokens, score in texts:
+            self._session.suggest(tokens, score)
 
-    def clock(self) -> None:
-        """Brings the ledger's seconds up to date."""
-        self.ledger.seconds = time.perf_counter() - self._started
+    def receive(self, requests: Sequence[Request]) -> None:
+        """Called by the engine with requests that are done, before their results go to the method."""
 
-    def begin(self, target: Seat, draft: Seat | None, prompt_end: Node) -> None:
-        """Takes the seats that the engine made; called once, before the method starts."""
-        self.target, self.draft, self._prompt_end = target, draft, prompt_end
-
-    def remember(self, node: Node, logits: Tensor) -> None:
-        """Keeps a node's raw logits until its successor is committed; only where log-probabilities are wanted."""
-        if self.options.logprobs is not None:
-            self._rows[node] = logits
-
-    def _emit(self, token: int, above: Node, origin: str = "") -> None:
-        self.tokens.append(token)
-        self.origins.append(origin)
-        self.ledger.tokens_out += 1
-        if self.options.logprobs is not None:
-            self.logprobs.append(_logprob(self._rows[above], token, self.options.logprobs))
-        if token in self._eos:
-            self.finish_reason = "stop"
-            return
-        self._send(self._text.push(token), origin)
-        if self._text.stopped:
-            self.finish_reason = "stop"
-        elif self.left("tokens_out") <= 0:
-            self.finish_reason = "budget"
-        elif len(self.tokens) >= self.max_tokens:
-            self.finish_reason = "length"
-
-    def _send(self, piece: str, origin: str = "") -> None:
-        if piece:
-            self._deliver(piece, origin)
-
-
-def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
-    logprobs = logits.float().log_softmax(-1)
-    best = torch.topk(logprobs, top) if top else None
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
-    return TokenLogprob(token, float(logprobs[token]), tuple(pairs))
+    def close(self, reason: str) -> None:
+        """Called by the engine at the end of the run, once or more often."""
+        self._session.close(reason)

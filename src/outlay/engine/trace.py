@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from outlay.engine.request import PassReport
 from outlay.models.tokenizer import Tokenizer
 from outlay.tree.token_tree import Node
 
@@ -49,13 +50,11 @@ class Trace:
         """A method says what it thinks of a node: a score, its visits, the round that it belongs to."""
         self._send("mark", node=self._number(node), **marks)
 
-    def passed(
-        self, model: str, number: int, nodes: Sequence[Node], width: int, runs: int, seconds: float, cache_bytes: int
-    ) -> None:
-        """The `number`-th pass of a model, over `width` nodes of `runs` runs, computed these nodes of this run."""
+    def passed(self, model: str, report: PassReport, nodes: Sequence[Node]) -> None:
+        """A pass of a model, the "target" or the "draft", computed these nodes of this run."""
         mine = [self._number(node) for node in nodes]
-        cost = {"seconds": seconds, "cache_bytes": cache_bytes}
-        self._send("pass", model=model, number=number, nodes=mine, width=width, runs=runs, **cost)
+        cost = {"seconds": report.seconds, "cache_bytes": report.cache_bytes}
+        self._send("pass", model=model, number=report.number, nodes=mine, width=report.rows, runs=report.runs, **cost)
 
     def finished(self, reason: str, tokens: Sequence[int]) -> None:
         """The run ended."""

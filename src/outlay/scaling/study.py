@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from outlay.budget import Budget
-from outlay.decode.draft.speculative import Speculative
+from outlay.decode.draft.specinfer import Speculative
 from outlay.decode.greedy import Greedy
-from outlay.engine.method import Method, Source
+from outlay.engine.method import Method
+from outlay.engine.submission import DraftSource
 from outlay.errors import UsageError
 from outlay.lm import LM, Result
 from outlay.models.draft_head import untrained_head
@@ -184,7 +185,7 @@ def study_of(lm: LM, recipe: HeadRecipe, tokens: int, folder: Path, progress: Pr
 
 
 def batch_speeds(
-    lm: LM, draft: Model | Source, prompts: Sequence[list[int]], batches: Sequence[int], progress: Progress
+    lm: LM, draft: Model | DraftSource, prompts: Sequence[list[int]], batches: Sequence[int], progress: Progress
 ) -> dict[str, list[Point]]:
     """Returns the tokens a second of plain decoding and of a chain of drafts at several batches, as points of laws in
     the batch (theorem 1.3); the rounds of both alternate, and the first is not counted.
@@ -248,7 +249,12 @@ def round_costs(lm: LM, sizes: Sequence[int], vocabulary: int, batch: int, progr
 
 
 def _timed(
-    lm: LM, prompts: Sequence[list[int]], method: Method, draft: Model | Source | None, most: int, budget: Budget | None
+    lm: LM,
+    prompts: Sequence[list[int]],
+    method: Method,
+    draft: Model | DraftSource | None,
+    most: int,
+    budget: Budget | None,
 ) -> tuple[float, list[Result]]:
     """Returns the seconds that up to `most` tokens behind each prompt take, and the results. That the target and the
     draft read the prompts is not counted.

@@ -25,7 +25,8 @@ import torch
 from outlay import kernels
 from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run, RunOptions
+from outlay.engine.submission import RunOptions, Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.models import hub
 from outlay.models.load import Model
 from outlay.speculation.planner import Average
@@ -122,20 +123,20 @@ class Widths(Method):
         self.seconds: dict[int, list[float]] = {width: [] for width in widths}
         self._vectors = vectors
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         """Yields a few passes of each width in a row, as decoding has them: behind a much wider one, which leaves less
         of the weights in the caches, a narrow pass may take twice as long. The widths take turns, so that a machine
         that drifts drifts for all.
         """
         size = run.model.decoder.config.hidden_size
-        yield run.target.top([run.tip], 1)
+        yield run.target.topk([run.tip], 1)
         for _ in range(TURNS):
             for width, seconds in self.seconds.items():
                 for place in range(IN_A_ROW):
                     vectors = list(torch.zeros(width, size)) if self._vectors else None
                     nodes = run.tree.extend(range(-1, width - 1), range(1, width + 1), vectors=vectors)
                     started = time.perf_counter()
-                    yield run.target.top(nodes, 1)
+                    yield run.target.topk(nodes, 1)
                     if place:
                         seconds.append(time.perf_counter() - started)
                     run.tree.prune(())
@@ -153,7 +154,7 @@ def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
     def timed(length: int, widths: Sequence[int]) -> dict[int, float]:
         method = Widths(widths, vectors=model.decoder.reads_features)
         prompt = [1 + place % most for place in range(length)]
-        engine.submit(model, method, prompt, RunOptions(max_tokens=1)).result()
+        engine.submit(method, Submission(model, prompt, RunOptions(max_tokens=1))).result()
         return {width: min(seconds) for width, seconds in method.seconds.items()}
 
     short = timed(shorter, widths)

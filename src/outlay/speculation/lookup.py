@@ -1,39 +1,40 @@
-"""Prompt lookup: what followed the last time that the text's end stood in it is drafted again (Saxena 2023).
-
-Where the text has no such place, a table of n-grams may have one.
-"""
+"""Prompt lookup: what followed the last time that the text's end stood in it is drafted again (Saxena 2023)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from outlay.engine.run import Run
-from outlay.speculation.drafter import Proposer
+from outlay.engine.tree_run import TreeRun
 from outlay.speculation.ngrams import NgramTable, TextNgrams
-from outlay.speculation.tree import DraftTree
+from outlay.speculation.rounds import DraftLimits, DraftTree, Proposer
 
 ORIGIN = "lookup"
 
 
 class LookupProposer(Proposer):
-    """Looks for the longest end of the text, of up to `longest` tokens and at least `shortest`."""
+    """Looks for the longest end of the text that stood in it before.
+
+    Args:
+        run: The run whose text is searched.
+        longest: The longest end that is looked for, in tokens.
+        shortest: The shortest one.
+        table: N-grams to look in where the text has no such place.
+    """
 
     name = ORIGIN
 
-    def __init__(self, run: Run, longest: int, shortest: int = 1, table: NgramTable | None = None) -> None:
+    def __init__(self, run: TreeRun, longest: int, shortest: int = 1, table: NgramTable | None = None) -> None:
         self._run, self._shortest, self._table = run, shortest, table
         self._text = TextNgrams(longest)
         self._text.extend(run.prompt)
         self._known = 0
 
-    def propose(self, nodes: int, depth: int) -> DraftTree:
-        """Drafts a chain of up to `depth` tokens."""
-        tree = DraftTree()
+    def propose(self, limits: DraftLimits) -> DraftTree:
+        """Drafts a chain."""
+        tree, count = DraftTree(), min(limits)
         found = self.match()
         if found is not None:
-            tree.chain(list(self._text.after(found[0], min(nodes, depth))), self.name)
+            tree.add_chain(self.after(found[0], count), self.name)
         elif self._table is not None:
-            tree.chain(self._from_table(self._table, min(nodes, depth)), self.name)
+            tree.add_chain(self._from_table(self._table, count), self.name)
         return tree
 
     def match(self) -> tuple[int, int] | None:
@@ -58,15 +59,3 @@ class LookupProposer(Proposer):
                 break
             drafted.append(known[0][0])
         return drafted
-
-
-@dataclass(frozen=True)
-class LookupSource:
-    """Prompt lookup as the draft of any method: `draft="lookup"`."""
-
-    longest: int = 3
-    shortest: int = 1
-
-    def begin(self, run: Run) -> LookupProposer:
-        """Returns the run's own."""
-        return LookupProposer(run, self.longest, self.shortest)

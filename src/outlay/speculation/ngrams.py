@@ -8,7 +8,6 @@ Contexts are kept as 64-bit hashes, two of which are equal by chance in one of 1
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -206,55 +205,6 @@ def _counted(keys: NDArray[np.int64], following: NDArray[np.int64], most: int | 
     starts = np.searchsorted(context_of, np.arange(len(contexts) + 1))
     probs = (counts / totals[context_of]).astype(np.float16)
     return _Order(contexts, starts.astype(np.int64), pair_tokens.astype(np.int32), probs, totals.astype(np.int32))
-
-
-class Learned:
-    """A table of contexts of two tokens with what was added to it since: weights that texts raise as they are written.
-
-    `cap` is the most that a weight can become. The `size` contexts that were raised last are kept.
-    """
-
-    def __init__(self, table: NgramTable | None, *, cap: float = 3.0, size: int = 200_000, decay: float = 1.0) -> None:
-        self.table, self.cap, self.size, self.decay = table, cap, size, decay
-        self._raised: OrderedDict[tuple[int, int], dict[int, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._raised)
-
-    def successors(self, a: int, b: int) -> Successors:
-        """Returns what follows the tokens a, b, with its weight: from the table and from what was learned."""
-        raised = self._raised.get((a, b))
-        known = self.table.successors((a, b)) if self.table is not None else []
-        if raised is None:
-            return known
-        return sorted({**dict(known), **raised}.items(), key=lambda pair: (-pair[1], pair[0]))
-
-    def weight(self, a: int, b: int, c: int) -> float:
-        """Returns the weight of c after a, b; 0 where it was never seen there."""
-        return dict(self.successors(a, b)).get(c, 0.0)
-
-    def raise_by(self, delta: float, tokens: Sequence[int]) -> None:
-        """Adds `delta` to the weight of every triple in `tokens`, once for each time that it is there."""
-        if delta == 0:  # a triple without weight would be a successor that can't be drawn
-            return
-        for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False):
-            raised = self._raised.setdefault((a, b), {})
-            self._raised.move_to_end((a, b))
-            before = raised[c] if c in raised else self.weight(a, b, c)
-            raised[c] = min(before + delta, self.cap)
-        while len(self._raised) > self.size:
-            self._raised.popitem(last=False)
-
-    def fade(self) -> None:
-        """Multiplies all that was learned by `decay`."""
-        if self.decay != 1.0:
-            for raised in self._raised.values():
-                for token in raised:
-                    raised[token] *= self.decay
-
-    def reset(self) -> None:
-        """Forgets what was learned."""
-        self._raised.clear()
 
 
 class TextNgrams:

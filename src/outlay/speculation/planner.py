@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from outlay.speculation.tree import ROOT, DraftTree
+from outlay.speculation.rounds import ROOT, DraftTree
 
 BINS = 12  # of how sure a proposal is
 MEMORY = 200.0  # observations of a bin that count; older ones fade
@@ -144,7 +144,7 @@ class Candidates:
 
     def learn(self, decided: Sequence[int]) -> None:
         """Tells all sources what became of their proposals: `decided` are the tokens that followed, drafted or not."""
-        path = self.tree.along(decided)
+        path = self.tree.follow(decided)
         for at, token in zip([ROOT, *path], decided, strict=False):
             for child in self.tree.children(at):
                 for calibration, sure in self.proposals[child].said:

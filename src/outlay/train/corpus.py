@@ -19,7 +19,7 @@ from torch import Tensor
 
 from outlay.engine.method import About, Method, Work
 from outlay.engine.random import mix
-from outlay.engine.run import Run
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models.load import Model
@@ -56,7 +56,7 @@ class Harvest(Method):
     def __init__(self) -> None:
         self.passage: Passage | None = None
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         """Decodes as `sample` does; what was computed is taken when the engine ends the run."""
         node = run.tip
         try:
@@ -65,9 +65,9 @@ class Harvest(Method):
         finally:
             path = run.tip.path()
             tokens = torch.tensor([node.token for node in path])
-            features = torch.zeros(len(path), run.target.worker.cache.config.hidden_size, dtype=torch.float16)
+            features = torch.zeros(len(path), run.model.decoder.config.hidden_size, dtype=torch.float16)
             computed = [node for node in path if node.computed]
-            for row, feature in zip(features, run.target.features(computed), strict=False):
+            for row, feature in zip(features, run.target.hidden_states(computed), strict=False):
                 row.copy_(feature)
             self.passage = Passage(tokens, len(run.prompt), features)
 

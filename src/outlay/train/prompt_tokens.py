@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from outlay.decode.draft.ppd.prompt_tokens import KIND, RANKS
 from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models import fitted
 from outlay.models.load import Model
-from outlay.speculation.prompts import KIND, RANKS
 from outlay.train.corpus import WARM_EVERY, Corpus, Passage
 from outlay.train.frozen import Frozen
 from outlay.train.head import schedule

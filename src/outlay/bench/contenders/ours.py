@@ -15,7 +15,8 @@ from outlay.bench.tasks import Decode, PassCost, Prompt, ReadMemory, decode_valu
 from outlay.decode.greedy import Greedy
 from outlay.engine.engine import Engine
 from outlay.engine.method import Method, Work
-from outlay.engine.run import Run
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.lm import LM
 from outlay.models.load import Model, load_model
 
@@ -115,11 +116,11 @@ class Stamped(Method):
         """The other method's."""
         return self.method.label
 
-    def check(self, run: Run) -> None:
+    def check(self, submission: Submission) -> None:
         """As the other method does."""
-        self.method.check(run)
+        self.method.check(submission)
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         """Passes requests on, and their answers back."""
         work = self.method.decode(run)
         asked = next(work)
@@ -142,7 +143,7 @@ class ChainPasses(Method):
         self.seconds: dict[int, list[float]] = {width: [] for width in widths}
         self._repeats = repeats
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         """Yields the passes; the first of each width warms up."""
         yield run.target.forward([run.tip])
         for width, seconds in self.seconds.items():

@@ -62,8 +62,8 @@ def summed(parts: Sequence[Values]) -> Values:
             "draft_passes_per_pass": total["draft_passes"] / passes,
         }
     for depth in range(1, DEPTHS + 1):
-        if tried := total[f"tried_{depth}"]:
-            found[f"accepted_{depth}"] = total[f"taken_{depth}"] / tried
+        if tried := total[f"verified_{depth}"]:
+            found[f"accepted_{depth}"] = total[f"accepted_{depth}"] / tried
     if expected := total["expected_tokens"]:
         found["expected_per_pass"] = expected / max(total["rounds"], 1)
     return found

@@ -17,18 +17,19 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, ClassVar, TypeVar
 
-from outlay.engine.method import About, Method, Request, Work
-from outlay.engine.run import Run
+from outlay.engine.method import About, Method, Work
+from outlay.engine.request import Request
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
+from outlay.models.load import Model
 from outlay.speculation.cost import costs_of
-from outlay.speculation.drafter import ModelDrafter
 from outlay.speculation.lookup import ORIGIN, LookupProposer
+from outlay.speculation.model_drafter import ModelDrafter
 from outlay.speculation.ngrams import NgramTable
 from outlay.speculation.planner import RECALLED, UNLIKELY, Asking, Average, Calibration, Candidates, Duel, Kept
-from outlay.speculation.round import Room, judge
-from outlay.speculation.sources import own_table, table_of
-from outlay.speculation.tree import ROOT, DraftTree
-from outlay.speculation.verify import sample_and_match
+from outlay.speculation.rounds import ROOT, DraftLimits, DraftTree, sample_and_match, verify_tree
+from outlay.speculation.tables import model_table, open_table
 
 Answer = TypeVar("Answer")
 TABLE = "table"
@@ -76,22 +77,23 @@ class Auto(Method):
         if self.nodes < 1:
             raise UsageError(f"auto needs nodes of 1 or more, not {self.nodes}")
 
-    def check(self, run: Run) -> None:
-        if run.source is not None:
+    def check(self, submission: Submission) -> None:
+        draft = submission.draft
+        if draft is not None and draft.model is None:
             raise UsageError(
                 "auto takes a draft head or model as its draft; what the text and a table of n-grams say it looks up "
                 "by itself (auto:table=FILE for another table)"
             )
-        costs_of(run.model)
-        if run.draft_model is not None and self.draft:
-            costs_of(run.draft_model)
-        self.ngrams(run)
+        costs_of(submission.model)
+        if draft is not None and draft.model is not None and self.draft:
+            costs_of(draft.model)
+        self.ngrams(submission.model)
 
-    def ngrams(self, run: Run) -> NgramTable | None:
+    def ngrams(self, model: Model) -> NgramTable | None:
         """Returns the table that is looked in, if any. Raises `UsageError` where it can't be had."""
-        return own_table(run.model) if self.table == "default" else table_of(self.table, run)
+        return model_table(model) if self.table == "default" else open_table(self.table, model)
 
-    def decode(self, run: Run) -> Work:
+    def decode(self, run: TreeRun) -> Work:
         planner = _Planner(self, run)
         while True:
             if not planner.drafts():
@@ -101,7 +103,7 @@ class Auto(Method):
                 continue
             plan = yield from planner.plan()
             before = len(run.tokens)
-            yield from judge(run, plan.tree, sample_and_match)
+            yield from verify_tree(run, plan.tree, sample_and_match)
             planner.learn(plan, run.tokens[before:])
 
 
@@ -148,17 +150,17 @@ class _Learned:
 class _Planner:
     """One run's."""
 
-    def __init__(self, method: Auto, run: Run) -> None:
+    def __init__(self, method: Auto, run: TreeRun) -> None:
         temperature = math.ceil(4 * run.options.sampling.temperature)
-        draft = run.draft.worker.model if run.draft is not None and method.draft else None
+        draft = run.draft.model if run.draft is not None and method.draft else None
         key = ("auto", temperature, draft.fingerprint if draft is not None else "")
         self._run, self._nodes = run, method.nodes
-        self._learned = run.kept(key, _Learned)
+        self._learned = run.shared_state(key, _Learned)
         self._target = costs_of(run.model)
         self._draft = costs_of(draft) if draft is not None else None
         self._drafter = ModelDrafter(run) if draft is not None else None
         self._lookup = LookupProposer(run, LONGEST) if method.lookup else None
-        self._table = method.ngrams(run)
+        self._table = method.ngrams(run.model)
         self._rows = 1.0  # of each run in the last pass
         self._tokens, self._seconds = Average(1.0, RECENT), Average(1.0, RECENT)
         self._kept = Kept(self._learned.kept.share, RECENT)
@@ -170,11 +172,11 @@ class _Planner:
 
     def drafts(self) -> bool:
         """Tells whether tokens are drafted in this round. Runs that share passes take their turns together."""
-        worker, duel = self._run.target.worker, self._learned.duel
-        if worker.seated > 1:
+        seat, duel = self._run.target, self._learned.duel
+        if seat.runs > 1:
             self._watching = False
             self._watched.clear()
-            self._drafting = self._learned.duel_beside(worker.seated).drafts_at(worker.passes)
+            self._drafting = self._learned.duel_beside(seat.runs).drafts_at(seat.last_pass.number)
         elif self._left == 0 and TURNS[False] and not self._watched:
             if self._watching:
                 self._drafting, self._watching = duel.overdue or not duel.slower, False
@@ -195,9 +197,9 @@ class _Planner:
         """Plans a round that drafts nothing, where drafts are watched: the text will show what it would have given."""
         if not self._watching or self._left == 0:
             return
-        began, room = time.perf_counter(), Room(self._run, self._nodes, self._nodes)
+        began, room = time.perf_counter(), DraftLimits(self._nodes, self._nodes).within(self._run)
         candidates, kept = self._found(room), self._kept.share
-        tree, expected = candidates.chosen(self._price(self._rate()), room.nodes, room.depth, kept)
+        tree, expected = candidates.chosen(self._price(self._rate()), room.max_nodes, room.max_depth, kept)
         self._watched.append((len(self._run.tokens), _Plan(tree, candidates, 1 + expected, 0.0, kept)))
         self._since += time.perf_counter() - began
 
@@ -210,8 +212,8 @@ class _Planner:
 
     def _round(self, tokens: int) -> float | None:
         """Takes in that a round gave so many tokens; returns its seconds, None where its pass read a prompt as well."""
-        worker, now = self._run.target.worker, time.perf_counter()
-        rows, runs, _ = worker.last
+        seat, now = self._run.target, time.perf_counter()
+        rows, runs = seat.last_pass.rows, seat.last_pass.runs
         seconds, self._since = now - self._since, now
         first, self._rounds, self._left = self._rounds == 0, self._rounds + 1, max(0, self._left - 1)
         if first or rows > READING + runs * self._rows:
@@ -222,36 +224,36 @@ class _Planner:
             self._seconds.observe(seconds)
             self._learned.duel.observe(self._drafting, tokens, seconds)
         else:
-            self._learned.duel_beside(runs).observe_at(worker.passes, self._drafting, tokens, seconds)
+            self._learned.duel_beside(runs).observe_at(seat.last_pass.number, self._drafting, tokens, seconds)
         return seconds
 
     def plan(self) -> Generator[Request, Any, _Plan]:
         """Returns what to draft in this round."""
-        run, room = self._run, Room(self._run, self._nodes, self._nodes)
+        run, room = self._run, DraftLimits(self._nodes, self._nodes).within(self._run)
         rate, kept = self._rate(), self._kept.share
         candidates, price = self._found(room), self._price(rate)
-        if room.depth == 0:
+        if room.max_depth == 0:
             return _Plan(DraftTree(), candidates, 1.0, self._cost(1))
-        tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
+        tree, expected = candidates.chosen(price, room.max_nodes, room.max_depth, kept)
         asking = self._learned.asking[expected > 0.5]
         if not self._asks(asking, rate, price):
             return _Plan(tree, candidates, 1 + expected, self._cost(1 + len(tree)), kept)
         without, began = tree, time.perf_counter()
         seconds = yield from self._ask(candidates, room, rate)
-        tree, expected = candidates.chosen(price, room.nodes, room.depth, kept)
+        tree, expected = candidates.chosen(price, room.max_nodes, room.max_depth, kept)
         self._spent = time.perf_counter() - began
         run.count(asked=1)
         cheaper = price(len(tree)) - price(len(without))
         seconds += self._cost(1 + len(tree))
         return _Plan(tree, candidates, 1 + expected, seconds, kept, asking, without, cheaper)
 
-    def _found(self, room: Room) -> Candidates:
+    def _found(self, room: DraftLimits) -> Candidates:
         """Returns what the text and the table propose."""
         # Beside others a useless row costs all of them time: nothing is drafted on hope there.
-        candidates = Candidates(careful=self._run.target.worker.seated > 1)
-        if self._lookup is not None and room.depth:
+        candidates = Candidates(careful=self._run.target.runs > 1)
+        if self._lookup is not None and room.max_depth:
             self._look_up(candidates, self._lookup, room)
-        if self._table is not None and room.depth:
+        if self._table is not None and room.max_depth:
             self._look_in(candidates, self._table, room)
         return candidates
 
@@ -261,11 +263,11 @@ class _Planner:
             begin, plan = self._watched[0]
             decided = self._run.tokens[begin:]
             proposed = plan.candidates.tree
-            path = proposed.along(decided)
+            path = proposed.follow(decided)
             if len(path) == len(decided) and proposed.children(path[-1] if path else ROOT):
                 return
             self._watched.popleft()
-            taken = len(plan.tree.along(decided))
+            taken = len(plan.tree.follow(decided))
             self._learn(plan, decided, taken)
             self._learned.duel.observe_watched(1 + taken)
 
@@ -278,10 +280,10 @@ class _Planner:
         """Takes in what a round gave."""
         self._learn(plan, decided, len(decided) - 1)
         if plan.asked is not None:
-            plan.asked.observe(len(decided) - 1 - len(plan.without.along(decided)) - plan.cheaper)
+            plan.asked.observe(len(decided) - 1 - len(plan.without.follow(decided)) - plan.cheaper)
         seconds = self._round(len(decided))
         if seconds is not None:
-            self._target.observe(self._run.target.worker.last.rows, self._context(), seconds - self._spent)
+            self._target.observe(self._run.target.last_pass.rows, self._context(), seconds - self._spent)
         self._spent = 0.0
         self._run.count(expected_tokens=plan.tokens, expected_seconds=plan.seconds)
 
@@ -289,7 +291,7 @@ class _Planner:
         """Returns the tokens a second that are made at present, by all runs that share the passes; no less than without
         drafts.
         """
-        runs, plain = self._run.target.worker.seated, 1 / self._cost(1)
+        runs, plain = self._run.target.runs, 1 / self._cost(1)
         if runs > 1:
             return runs * max(self._learned.duel_beside(runs).best, plain)
         return max(self._tokens.value / self._seconds.value if self._seconds.seen else plain, plain)
@@ -300,7 +302,7 @@ class _Planner:
 
     def _others(self) -> float:
         """Returns how many rows of other runs a pass has."""
-        return (self._run.target.worker.seated - 1) * self._rows
+        return (self._run.target.runs - 1) * self._rows
 
     def _price(self, rate: float) -> Callable[[int], float]:
         """Returns the function that gives what n drafted nodes cost, in tokens."""
@@ -312,7 +314,7 @@ class _Planner:
 
     def _reprice(self) -> None:
         """Looks at the costs of rows again, now and then, and where other runs came or went."""
-        state = self._run.target.worker.seated, self._rounds // REPRICED
+        state = self._run.target.runs, self._rounds // REPRICED
         if state != self._priced:
             self._priced, self._one, self._dearer = state, self._cost(1), []
 
@@ -324,7 +326,7 @@ class _Planner:
         assert self._drafter is not None
         assert self._run.draft is not None
         rows = self._tokens.value + self._drafter.ahead
-        return self._draft.at_present(rows) / max(1, self._run.draft.worker.last.runs)
+        return self._draft.at_present(rows) / max(1, self._run.draft.last_pass.runs)
 
     def _dear(self) -> float:
         """Returns how many times more than usual the next pass of the draft costs: the first one reads the prompt."""
@@ -336,13 +338,13 @@ class _Planner:
     def _context(self) -> int:
         return self._run.tip.position + 1
 
-    def _look_up(self, candidates: Candidates, lookup: LookupProposer, room: Room) -> None:
+    def _look_up(self, candidates: Candidates, lookup: LookupProposer, room: DraftLimits) -> None:
         found = lookup.match()
         if found is None:
             return
         place, length = found
         at, reach = ROOT, 1.0
-        for token in lookup.after(place, min(COPIED, room.depth)):
+        for token in lookup.after(place, min(COPIED, room.max_depth)):
             level = min(length, len(SURE)) - 1
             calibration = self._learned.calibration(ORIGIN, level)
             reach *= calibration.chance(SURE[level])
@@ -351,7 +353,7 @@ class _Planner:
             at = candidates.add(at, token, ORIGIN, calibration, SURE[level])
             length += 1
 
-    def _look_in(self, candidates: Candidates, table: NgramTable, room: Room) -> None:
+    def _look_in(self, candidates: Candidates, table: NgramTable, room: DraftLimits) -> None:
         """Adds what a table says is likely, the likeliest first."""
         run, longest = self._run, table.order - 1
         text = run.tokens[-longest:]
@@ -373,7 +375,7 @@ class _Planner:
                 if reach < UNLIKELY:
                     break
                 node = candidates.add(parent, token, TABLE, calibration, sure)
-                if depth + 1 < room.depth:
+                if depth + 1 < room.max_depth:
                     heappush(heap, (-reach, depth + 1, node, [*context[1:], token]))
 
     def _asks(self, asking: Asking, rate: float, price: Callable[[int], float]) -> bool:
@@ -382,22 +384,22 @@ class _Planner:
             return False
         hoped = max(sum(HOPED[:nodes]) - price(nodes) for nodes in range(min(self._nodes, len(HOPED)) + 1))
         spent = rate * self._asking()
-        return hoped > spent and asking.asks(spent, self._dear()) and self._drafter.begin()
+        return hoped > spent and asking.asks(spent, self._dear()) and self._drafter.sync()
 
-    def _ask(self, candidates: Candidates, room: Room, rate: float) -> Generator[Request, Any, float]:
+    def _ask(self, candidates: Candidates, room: DraftLimits, rate: float) -> Generator[Request, Any, float]:
         """Adds what the draft proposes; returns the seconds that this was expected to take."""
         assert self._drafter is not None
         if self._drafter.ahead:
             guesses, seconds = yield from self._timed(
-                self._drafter.guesses(min(self._drafter.ahead, room.depth - 1), max(RANKS))
+                self._drafter.guesses(min(self._drafter.ahead, room.max_depth - 1), max(RANKS))
             )
             self._take_guesses(candidates, guesses)
             return seconds
         # A draft model goes on with its best token as long as another pass of it is likely to pay.
         tree, at, reach, total = DraftTree(), (ROOT, ROOT), 1.0, 0.0
         step = rate * (self._asking() + self._cost(2) - self._cost(1))
-        while tree.depth < room.depth and (reach > step or not tree):
-            best, seconds = yield from self._timed(self._drafter.best(tree, [at[0]], RANKS[0]))
+        while tree.depth < room.max_depth and (reach > step or not tree):
+            best, seconds = yield from self._timed(self._drafter.topk(tree, [at[0]], RANKS[0]))
             calibration = self._learned.calibration(self._drafter.name, min(tree.depth, len(RANKS)))
             pairs = list(zip(best.tokens[0].tolist(), best.logprobs[0].exp().tolist(), strict=True))
             nodes = [candidates.add(at[1], token, self._drafter.name, calibration, sure) for token, sure in pairs]
@@ -412,7 +414,7 @@ class _Planner:
         assert self._run.draft is not None
         began = time.perf_counter()
         answer = yield from asked
-        rows = self._run.draft.worker.last.rows
+        rows = self._run.draft.last_pass.rows
         expected = self._draft.at_present(rows)
         self._draft.observe(rows, 0.0, time.perf_counter() - began)
         return answer, expected

@@ -1,8 +1,8 @@
 """Prompt lookup: where the text's end stood before, what followed there is drafted.
 
 No model drafts. It pays where a text repeats itself or its prompt, as summaries and code do, and costs next to nothing
-where it does not (Saxena 2023). Exact: the drafted tokens are matched with the target's own, so the text is what greedy
-or sample write with the same seed.
+where it does not (Saxena 2023). Lossless: the drafted tokens are matched with the target's own, so the text is what
+greedy or sample write with the same seed.
 """
 
 from __future__ import annotations
@@ -11,24 +11,31 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
+from outlay.models.load import Model
 from outlay.speculation.lookup import LookupProposer
 from outlay.speculation.ngrams import NgramTable
-from outlay.speculation.round import Room, judge
-from outlay.speculation.sources import table_of
-from outlay.speculation.verify import sample_and_match
+from outlay.speculation.rounds import DraftLimits, sample_and_match, verify_tree
+from outlay.speculation.tables import open_table
 
 
 @dataclass(frozen=True)
 class Lookup(Method):
-    """Drafts `tokens` tokens behind the last place where the text's longest end, of `longest` tokens and fewer, stood.
-    `table` names a file of n-grams to look in where the text has no such place."""
+    """Prompt lookup decoding (Saxena 2023)."""
 
     tokens: int = 10
+    """Tokens that are drafted behind a match."""
+
     longest: int = 3
+    """The longest end of the text that is looked for, in tokens."""
+
     shortest: int = 1
+    """The shortest end of the text that is looked for, in tokens."""
+
     table: str | None = None
+    """A file of n-grams to look in where the text has no match (`outlay train table`)."""
 
     about: ClassVar[About] = About(
         name="lookup",
@@ -46,14 +53,14 @@ class Lookup(Method):
         if self.longest < self.shortest:
             raise UsageError(f"lookup's longest match, {self.longest}, is below its shortest, {self.shortest}")
 
-    def check(self, run: Run) -> None:
-        self._table(run)
+    def check(self, submission: Submission) -> None:
+        self._table(submission.model)
 
-    def decode(self, run: Run) -> Work:
-        proposer = LookupProposer(run, self.longest, self.shortest, self._table(run))
+    def decode(self, run: TreeRun) -> Work:
+        proposer = LookupProposer(run, self.longest, self.shortest, self._table(run.model))
         while True:
-            room = Room(run, self.tokens, self.tokens)
-            yield from judge(run, proposer.propose(room.nodes, room.depth), sample_and_match)
+            tree = proposer.propose(DraftLimits(self.tokens, self.tokens).within(run))
+            yield from verify_tree(run, tree, sample_and_match)
 
-    def _table(self, run: Run) -> NgramTable | None:
-        return None if self.table is None else table_of(self.table, run)
+    def _table(self, model: Model) -> NgramTable | None:
+        return None if self.table is None else open_table(self.table, model)

@@ -1,35 +1,55 @@
 """Recursive speculative decoding: drafted siblings are drawn without replacement, so that none repeats another.
 
-Variant "c" draws a constant number of children at each level by Gumbel-Top-k, variant "s" whole texts by stochastic
-beam search, which drops unlikely ones early. Recursive rejection in the order of the draws keeps the target's law: the
-text is exact, and at temperature 0 it is greedy's (Jeon et al. 2024).
+Variant "c" draws a constant number of children at each level by Gumbel-top-k, variant "s" whole texts by stochastic
+beam search, which drops unlikely ones early. Recursive rejection in the order of the draws is lossless: the text is
+distributed as the target's own, and at temperature 0 it is greedy's (Jeon et al. 2024).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from outlay.engine.method import About, Method, Work
-from outlay.engine.run import Run
+import torch
+from torch import Tensor
+
+from outlay.engine.method import About
+from outlay.engine.sampling import draw
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
-from outlay.speculation.drafter import Drafter, Growth
-from outlay.speculation.grow import chosen, chosen_beams, drawn_beams, drawn_without_replacement, tree_size
-from outlay.speculation.round import Room, judge, proposed
-from outlay.speculation.sources import drafter_of, require_draft
-from outlay.speculation.verify import reject_without_replacement
+from outlay.speculation.rounds import (
+    ROOT,
+    Attachments,
+    Drafter,
+    Drafting,
+    DraftLimits,
+    DraftTree,
+    SpeculativeMethod,
+    Verification,
+    verify_tree,
+)
+from outlay.speculation.trees import gumbel, gumbel_topk_tree, topk_beams, topk_tree, tree_size
 
 
 @dataclass(frozen=True)
-class RSD(Method):
-    """Variant "c" grows `branching[l]` children from each node of level l; variant "s" keeps `width` texts on each of
-    `depth` levels. `nodes` caps the tree, whatever its shape."""
+class RSD(SpeculativeMethod):
+    """Recursive speculative decoding (Jeon et al. 2024): RSD-C and RSD-S."""
 
     variant: Literal["c", "s"] = "c"
+    """How the tree is drawn: "c", with constant branching factors; "s", by stochastic beam search."""
+
     branching: tuple[int, ...] = (2, 2, 1)
+    """Variant "c": children drawn after each node of level 1, 2, ...; b in the paper."""
+
     width: int = 3
+    """Variant "s": texts that are kept on each level; W in the paper."""
+
     depth: int = 4
+    """Variant "s": levels of the tree; L in the paper."""
+
     nodes: int | None = None
+    """The most nodes of a tree, whatever its shape."""
 
     about: ClassVar[About] = About(
         name="rsd",
@@ -51,27 +71,86 @@ class RSD(Method):
             raise UsageError(f"rsd needs nodes of 1 or more, not {self.nodes}")
 
     @property
-    def size(self) -> int:
-        """The most nodes that its tree can have."""
+    def limits(self) -> DraftLimits:
         shape = self.width * self.depth if self.variant == "s" else tree_size(self.branching)
-        return shape if self.nodes is None else min(shape, self.nodes)
-
-    def check(self, run: Run) -> None:
-        require_draft(self, run)
-
-    def decode(self, run: Run) -> Work:
-        drafter = drafter_of(run)
         depth = self.depth if self.variant == "s" else len(self.branching)
-        while True:
-            room = Room(run, self.size, depth)
-            tree = yield from proposed(drafter, room, lambda drafter, room: self._grow(run, drafter, room))
-            yield from judge(run, tree, reject_without_replacement, drafter)
+        return DraftLimits(shape if self.nodes is None else min(shape, self.nodes), depth)
 
-    def _grow(self, run: Run, drafter: Drafter, room: Room) -> Growth:
+    def draft(self, run: TreeRun, drafter: Drafter, limits: DraftLimits) -> Drafting:
         if self.variant == "s":
             if run.sampler.greedy:
-                return chosen_beams(drafter, self.width, self.depth, room)
-            return drawn_beams(run, drafter, self.width, self.depth, room)
+                return topk_beams(drafter, self.width, limits)
+            return stochastic_beam_search(run, drafter, self.width, limits)
         if run.sampler.greedy:
-            return chosen(drafter, self.branching, room)
-        return drawn_without_replacement(run, drafter, self.branching, room)
+            return topk_tree(drafter, self.branching, limits)
+        return gumbel_topk_tree(run, drafter, self.branching, limits)
+
+    def verify(self, run: TreeRun, tree: DraftTree, attachments: Attachments) -> Verification:
+        return verify_tree(run, tree, reject_without_replacement, attachments)
+
+
+def stochastic_beam_search(run: TreeRun, drafter: Drafter, width: int, limits: DraftLimits) -> Drafting:
+    """Draws `width` texts of each length without replacement (Kool et al. 2019; RSD, section 3.2.2).
+
+    Each text has its log-probability phi, and psi: phi with Gumbel noise, such that the largest psi of a text's
+    continuations is the text's own. All that are among the `width` largest psi of a level stay in the tree, siblings in
+    descending order.
+    """
+    tree = DraftTree()
+    beams = [(ROOT, 0.0, 0.0)]  # place, phi, psi
+    for _ in range(limits.max_depth):
+        probs = yield from drafter.probs(tree, [place for place, _, _ in beams])
+        phis, psis = [], []
+        for (place, phi, psi), draft_probs in zip(beams, probs, strict=True):
+            tree.draft_probs[place] = draft_probs
+            phis.append(phi + draft_probs.double().log())
+            psis.append(truncated_gumbel(phis[-1] + gumbel(run, place, len(draft_probs)), psi))
+        flat = torch.cat(psis)
+        top = flat.topk(min(width, len(flat)))
+        size, grown = len(probs[0]), []
+        for index, psi in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+            if psi > -torch.inf:
+                beam, token = divmod(index, size)
+                grown.append((tree.add(beams[beam][0], token, drafter.name), float(phis[beam][token]), psi))
+        beams = grown
+        if not beams:
+            break
+    return tree.cut(limits)
+
+
+def truncated_gumbel(noisy: Tensor, largest: float) -> Tensor:
+    """Conditions Gumbels [n] on that the largest of them is `largest` (Kool et al. 2019, appendix B.3)."""
+    below = noisy.max() - noisy
+    # log(1 - exp(-below)), -inf at the largest
+    u = largest - noisy + torch.log(-torch.expm1(-below))
+    return largest - u.clamp(min=0) - torch.log1p(torch.exp(-u.abs()))
+
+
+def reject_without_replacement(
+    target_probs: Tensor, draft_probs: Tensor | None, drafted: Sequence[int], generator: torch.Generator
+) -> int:
+    """Recursive rejection of tokens that were drawn from `draft_probs` one after the other, none twice (section 3.1).
+
+    After each rejection the token leaves p, and q becomes its residual distribution. The returned token is distributed
+    as `target_probs` (Theorem 3.1). Draws are in float64.
+    """
+    if not drafted:
+        return draw(target_probs, generator)
+    assert draft_probs is not None, "drawn tokens have a distribution"
+    q, p = target_probs.double(), draft_probs.double()
+    for token in drafted:
+        u = float(torch.rand((), generator=generator, dtype=torch.float64))
+        if u * float(p[token]) < float(q[token]):
+            return token
+        residual = (q - p).clamp_(min=0)
+        total = float(residual.sum())
+        if total <= 0:  # equal up to rounding
+            return token
+        q = residual / total
+        p = p.clone()
+        p[token] = 0
+        mass = float(p.sum())
+        if mass <= 0:  # nothing is left that a further token could have been drawn from
+            break
+        p /= mass
+    return draw(q, generator)

@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from outlay.engine.method import About, Method, Request, Work
-from outlay.engine.run import Run
+from outlay.engine.method import About, Method, Work
+from outlay.engine.request import Request
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.speculation.ngrams import NgramTable
-from outlay.speculation.sources import table_of
+from outlay.speculation.tables import open_table
 from outlay.tree.token_tree import Node
 
 ORIGIN = "superposed"
@@ -52,25 +54,40 @@ class Stream:
 
 @dataclass(frozen=True)
 class Superposed(Method):
-    """`k` drafts of `length` tokens. Each step keeps the `top_n` likeliest tokens at `temperature`.
-
-    `ngram` names a file of n-grams (`outlay train table --order 6`), which weigh `alpha`, with `lambdas` for contexts
-    of 1, 2, ... tokens; a draft none of whose continuations they know loses `penalty`, unless `backoff` is the
-    probability of what they don't know. `rescore` ranks the drafts by their true probability, in one more pass. After
-    each `reset_every` tokens the drafts become streams of their own.
-    """
+    """Superposed decoding (Shen et al. 2024, algorithm 1)."""
 
     k: int = 3
+    """Drafts that share a pass; k in the paper."""
+
     length: int = 10
+    """Tokens of a draft."""
+
     temperature: float = 0.06
+    """Temperature of the model's distribution in the drafts' scores; tau in the paper."""
+
     top_n: int = 9
+    """Most probable tokens of a pass that each draft is extended by."""
+
     ngram: str = "none"
+    """A file of n-grams (`outlay train table --order 6`), "default", or "none"."""
+
     alpha: float = 0.54
+    """Weight of the n-grams beside the model, from 0 to 1."""
+
     lambdas: tuple[float, ...] = (0.01, 0.04, 0.15, 0.18, 0.12)
+    """Weights of the n-grams with contexts of 1, 2, ... tokens."""
+
     penalty: float = 200.0
+    """What a draft loses that the n-grams know no continuation of, in nats."""
+
     backoff: float = 0.0
+    """The probability of what the n-grams don't know; above 0 it replaces the penalty."""
+
     rescore: bool = True
+    """Whether the drafts are ranked by their true probabilities, in one more pass."""
+
     reset_every: int | None = None
+    """Tokens after which the drafts become streams of their own; None: never."""
 
     about: ClassVar[About] = About(
         name="superposed",
@@ -95,17 +112,17 @@ class Superposed(Method):
         if self.reset_every is not None and self.reset_every < 1:
             raise UsageError(f"superposed needs a reset_every of 1 or more, not {self.reset_every}")
 
-    def check(self, run: Run) -> None:
-        if not run.sampler.greedy:
+    def check(self, submission: Submission) -> None:
+        if not submission.greedy:
             raise UsageError(
                 "superposed has a temperature of its own, superposed:temperature=0.06; leave that of the request at 0"
             )
-        if run.options.logprobs is not None:
+        if submission.options.logprobs is not None:
             raise UsageError("superposed gives no log-probabilities of tokens; leave logprobs out")
-        table_of(self.ngram, run)
+        open_table(self.ngram, submission.model)
 
-    def decode(self, run: Run) -> Work:
-        table, length = table_of(self.ngram, run), min(self.length, run.max_tokens)
+    def decode(self, run: TreeRun) -> Work:
+        table, length = open_table(self.ngram, run.model), min(self.length, run.max_tokens)
         first = yield run.target.forward([run.tip])
         best = first.topk(min(self.top_n, first.shape[1]))
         rows = list(zip(best.indices, best.values, strict=True))
@@ -121,20 +138,20 @@ class Superposed(Method):
                 break
             if self.reset_every is not None and step % self.reset_every == 0:
                 streams = [_restart(run, draft) for draft in drafts if not draft.ended]
-            top = yield run.target.top([self._superpose(run, stream) for stream in streams], self.top_n)
+            top = yield run.target.topk([self._superpose(run, stream) for stream in streams], self.top_n)
             rows = list(zip(top.tokens, top.logits, strict=True))
         yield from self._choose(run, first[0], drafts)
 
     def _advance(
-        self, run: Run, stream: Stream, tokens: Tensor, logits: Tensor, table: NgramTable | None, *, last: bool
+        self, run: TreeRun, stream: Stream, tokens: Tensor, logits: Tensor, table: NgramTable | None, *, last: bool
     ) -> None:
-        """Extends every draft by every token that is kept, and keeps the k best (section A of the algorithm)."""
+        """Extends every draft by each of the most probable tokens, and keeps the k best (algorithm 1)."""
         logprobs = (logits.double() / self.temperature).log_softmax(-1).tolist()
-        kept = tokens.tolist()
+        ids = tokens.tolist()
         grown = []
         for draft in stream.drafts:
-            scores = self.scores(logprobs, self._grams(run, draft, kept, table))
-            for token, score in zip(kept, scores, strict=True):
+            scores = self.scores(logprobs, self._grams(run, draft, ids, table))
+            for token, score in zip(ids, scores, strict=True):
                 ended = last or token in run.eos_token_ids
                 grown.append(Draft((*draft.tokens, token), draft.score + score, ended))
         best = sorted(grown, key=lambda draft: -draft.score)[: 2 * self.k]
@@ -154,7 +171,7 @@ class Superposed(Method):
             return [(1 - self.alpha) * logprob - self.penalty for logprob in logprobs]
         return scores
 
-    def _grams(self, run: Run, draft: Draft, tokens: Sequence[int], table: NgramTable | None) -> list[float] | None:
+    def _grams(self, run: TreeRun, draft: Draft, tokens: Sequence[int], table: NgramTable | None) -> list[float] | None:
         """Returns the interpolated n-gram probability of each token after a draft; None without n-grams."""
         if table is None or self.alpha == 0:
             return None
@@ -166,11 +183,11 @@ class Superposed(Method):
                 found[place] += weight * known.get(token, 0.0)
         return found
 
-    def _superpose(self, run: Run, stream: Stream) -> Node:
+    def _superpose(self, run: TreeRun, stream: Stream) -> Node:
         """Returns the stream's next node, which reads the mean of the drafts' last tokens, weighed by softmax(S)."""
         gamma = torch.tensor([draft.score for draft in stream.drafts], dtype=torch.float64).softmax(-1).float()
         last = torch.tensor([draft.tokens[-1] for draft in stream.drafts])
-        vectors = run.target.worker.decoder.vectors(last).float()
+        vectors = run.model.decoder.vectors(last).float()
         mixed = (gamma[:, None].to(vectors.device) * vectors).sum(0)
         [stream.node] = run.tree.extend([stream.node], [int(last[gamma.argmax()])], ORIGIN, vectors=[mixed])
         return stream.node
@@ -179,7 +196,7 @@ class Superposed(Method):
         """Returns the k drafts with the lowest perplexities."""
         return sorted(dict.fromkeys(drafts), key=lambda draft: -draft.mean)[: self.k]
 
-    def _choose(self, run: Run, first: Tensor, drafts: Sequence[Draft]) -> Generator[Request, Any, None]:
+    def _choose(self, run: TreeRun, first: Tensor, drafts: Sequence[Draft]) -> Generator[Request, Any, None]:
         """Ranks the drafts, by their true probabilities if that is wanted, and commits the best. `first` are the logits
         [vocab] of the first token.
         """
@@ -193,11 +210,11 @@ class Superposed(Method):
                 rows |= dict(zip(inner, logits.log_softmax(-1), strict=True))
             ranked = [(_mean_logprob(draft.tokens, rows), draft) for draft in drafts]
         ranked.sort(key=lambda pair: -pair[0])
-        run.propose([(draft.tokens, score) for score, draft in ranked])
+        run.suggest([(draft.tokens, score) for score, draft in ranked])
         run.accept(nodes[ranked[0][1].tokens])
 
 
-def plant(run: Run, drafts: Sequence[Draft]) -> dict[Text, Node]:
+def plant(run: TreeRun, drafts: Sequence[Draft]) -> dict[Text, Node]:
     """Grows the drafts' real tokens below the tip, what they begin with alike once; returns the node of each text."""
     nodes: dict[Text, Node] = {(): run.tip}
     for draft in drafts:
@@ -208,7 +225,7 @@ def plant(run: Run, drafts: Sequence[Draft]) -> dict[Text, Node]:
     return nodes
 
 
-def _offer(run: Run, draft: Draft, before: Sequence[Node]) -> list[Node]:
+def _offer(run: TreeRun, draft: Draft, before: Sequence[Node]) -> list[Node]:
     """Offers the best draft so far in place of the one before; returns its nodes."""
     if before:
         run.tree.free(before[0])
@@ -217,7 +234,7 @@ def _offer(run: Run, draft: Draft, before: Sequence[Node]) -> list[Node]:
     return [nodes[draft.tokens[:at]] for at in range(1, len(draft.tokens) + 1)]
 
 
-def _restart(run: Run, draft: Draft) -> Stream:
+def _restart(run: TreeRun, draft: Draft) -> Stream:
     """Returns a stream that begins behind a draft's real tokens; they are computed when it goes on."""
     above = Draft(draft.tokens[:-1])
     return Stream(plant(run, [above])[above.tokens], [draft])

@@ -9,23 +9,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cli.conftest import tiny  # noqa: F401 - a fixture
-from papers.laws import random_chain
+from papers.distributions import random_chain
 from safetensors.torch import save_file
 
 from outlay import LM
+from outlay.decode.draft.aded import TableProposer
+from outlay.decode.draft.ppd.prompt_tokens import KIND, PromptDrafter, load_prompt_tokens
+from outlay.drafts import default_draft, resolve
 from outlay.engine.engine import Engine
+from outlay.engine.submission import DraftSource
 from outlay.errors import FailureError, UsageError
 from outlay.models import fitted
 from outlay.models.draft_head import HeadDecoder
 from outlay.models.load import Model, load_model
 from outlay.models.tokenizer import Tokenizer
-from outlay.speculation import sources
-from outlay.speculation.drafter import ModelDrafter
-from outlay.speculation.lookup import LookupProposer, LookupSource
+from outlay.speculation import tables
+from outlay.speculation.lookup import LookupProposer
+from outlay.speculation.model_drafter import ModelDrafter
 from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
-from outlay.speculation.prompts import KIND, PromptDrafter, PromptSource
-from outlay.speculation.sources import default_draft, resolve, table_of
-from outlay.speculation.trigrams import TableProposer, TableSource
+from outlay.speculation.rounds import DraftLimits
+from outlay.speculation.tables import open_table
 from outlay.testing import PROMPTS, markov_model, tiny_model
 from outlay.train.corpus import Passage
 from outlay.train.head import HeadRecipe, HeadTrainer
@@ -37,7 +40,7 @@ NAMES = ["head", "lookup", "table", "ppd", "self:skip", "self:skip=0", "self:int
 def cache(monkeypatch, tmp_path):
     """An empty cache; a default table of a little of Python's library."""
     monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "library_sources", lambda characters: iter(["def one():\n    return 1\n"] * 3))
+    monkeypatch.setattr(tables, "library_sources", lambda characters: iter(["def one():\n    return 1\n"] * 3))
     return tmp_path / "cache"
 
 
@@ -84,11 +87,11 @@ def other_tokens(model, *, rename):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("lookup", LookupSource), ("table", TableSource), ("ppd", PromptSource), ("head", Model), ("self:skip", Model)],
+    ("name", "seated"),
+    [("lookup", False), ("table", False), ("ppd", False), ("head", True), ("self:skip", True)],
 )
-def test_each_name_gives_its_kind_of_draft(trained, model, name, kind):
-    assert isinstance(resolve(name, model), kind)
+def test_a_run_gets_a_seat_at_drafts_that_are_models(trained, model, name, seated):
+    assert isinstance(resolve(name, model).model, Model) == seated
 
 
 @pytest.mark.parametrize(
@@ -98,38 +101,40 @@ def test_each_name_gives_its_kind_of_draft(trained, model, name, kind):
         ("head", ModelDrafter), ("self:int4", ModelDrafter),
     ],
 )  # fmt: skip
-def test_a_run_gets_the_drafter_of_its_draft(trained, lm, name, drafter, monkeypatch):
-    seen = []
-    inner = sources.drafter_of
-    monkeypatch.setattr("outlay.decode.draft.speculative.drafter_of", lambda run: seen.append(inner(run)) or seen[-1])
-    lm.generate(PROMPTS[0], method="speculative", draft=name, max_tokens=6, ignore_eos=True)
+def test_a_run_gets_the_drafter_of_its_draft(trained, lm, name, drafter):
+    seen, named = [], lm.draft(name)
+    watched = DraftSource(lambda run: seen.append(named.drafter(run)) or seen[-1], named.model)
+    lm.generate(PROMPTS[0], method="speculative", draft=watched, max_tokens=6, ignore_eos=True)
     assert [type(each) for each in seen] == [drafter]
 
 
 def test_files_and_folders_are_drafts(model, tiny, tmp_path):  # noqa: F811
     save_head(tmp_path / "h.safetensors", model)
     save_prompts(tmp_path / "p.safetensors", model)
-    head = resolve(str(tmp_path / "h.safetensors"), model)
+    head = resolve(str(tmp_path / "h.safetensors"), model).model
     assert isinstance(head.decoder, HeadDecoder)
     assert head.vocabulary.tolist() == list(range(10, 100)), "the tokens that the model wrote"
-    assert len(resolve(str(tmp_path / "p.safetensors"), model).prompts) == 4
-    assert resolve(str(tiny), model).fingerprint == load_model(tiny).fingerprint
+    prompts = resolve(str(tmp_path / "p.safetensors"), model).drafter(SimpleNamespace(model=model))
+    assert isinstance(prompts, PromptDrafter)
+    assert len(prompts._vectors) == 4
+    assert resolve(str(tiny), model).model.fingerprint == load_model(tiny).fingerprint
     NgramTable.build([[1, 2, 3]], tokenizer_fingerprint(model.tokenizer)).save(tmp_path / "t.safetensors")
-    table = resolve(str(tmp_path / "t.safetensors"), model).table
-    assert [token for token, _ in table.successors((1, 2))] == [3]
+    run = SimpleNamespace(prompt=[1, 2], tokens=[])
+    proposer = resolve(str(tmp_path / "t.safetensors"), model).drafter(run)
+    assert proposer.propose(DraftLimits(4, 1)).tokens == [3]
 
 
 def test_the_model_itself_with_less_of_it(model):
     whole = tiny_model(layers=8)
-    assert len(resolve("self:skip", whole).decoder.layers) == 4, "without the middle half"
-    kept = resolve("self:skip=0+2-4", whole).decoder.layers
+    assert len(resolve("self:skip", whole).model.decoder.layers) == 4, "without the middle half"
+    kept = resolve("self:skip=0+2-4", whole).model.decoder.layers
     assert [whole.decoder.layers.index(layer) for layer in kept] == [1, 5, 6, 7]
-    narrow = resolve("self:int4,skip=7", whole)
+    narrow = resolve("self:int4,skip=7", whole).model
     assert len(narrow.decoder.layers) == 7
     assert {layer.qkv.format for layer in narrow.decoder.layers} == {"int4"}
     assert whole.decoder.layers[0].qkv.format == "float32", "the target stays as it is"
     assert narrow.decoder.embed is whole.decoder.embed
-    names = {resolve(name, model).fingerprint for name in ("self:skip=0", "self:skip=1", "self:int4")}
+    names = {resolve(name, model).model.fingerprint for name in ("self:skip=0", "self:skip=1", "self:int4")}
     assert len(names | {model.fingerprint}) == 4
 
 
@@ -174,12 +179,11 @@ def test_what_cannot_be_had_says_what_would_be_right(model, name, match):
 
 
 def test_a_table_that_is_not_there_says_how_to_make_one(model, tmp_path):
-    run = SimpleNamespace(model=model)
     with pytest.raises(UsageError, match=r"there is no table .*; `outlay train table --out .* FILES...` makes one"):
-        table_of(str(tmp_path / "none.tri"), run)
+        open_table(str(tmp_path / "none.tri"), model)
     (tmp_path / "text").write_text("no table")
     with pytest.raises(UsageError, match="is not a table of n-grams"):
-        table_of(str(tmp_path / "text"), run)
+        open_table(str(tmp_path / "text"), model)
 
 
 def test_a_method_without_its_draft_names_all_that_there_are(lm):
@@ -203,43 +207,42 @@ def test_a_draft_of_another_vocabulary_is_refused(model, lm, tiny):  # noqa: F81
 
 def test_a_table_of_other_tokens_is_refused(model, tmp_path):
     NgramTable.build([[1, 2, 3]], tokenizer_fingerprint(model.tokenizer)).save(tmp_path / "t")
-    assert len(table_of(str(tmp_path / "t"), SimpleNamespace(model=model))) == 1
+    assert len(open_table(str(tmp_path / "t"), model)) == 1
     other = replace(model, tokenizer=other_tokens(model, rename=True))
     with pytest.raises(UsageError, match="another tokenizer; make one for this model with `outlay train table"):
-        table_of(str(tmp_path / "t"), SimpleNamespace(model=other))
+        open_table(str(tmp_path / "t"), other)
     (tmp_path / "t").rename(tmp_path / "t.safetensors")
     with pytest.raises(UsageError, match="another tokenizer"):
         resolve(str(tmp_path / "t.safetensors"), other)
 
 
 def test_a_table_is_opened_anew_when_its_file_changes(model, tmp_path):
-    run, path = SimpleNamespace(model=model), tmp_path / "t"
+    path = tmp_path / "t"
     NgramTable.build([[1, 2, 3]], tokenizer_fingerprint(model.tokenizer)).save(path)
-    first = table_of(str(path), run)
-    assert table_of(str(path), run) is first
+    first = open_table(str(path), model)
+    assert open_table(str(path), model) is first
     NgramTable.build([[1, 2, 4]], tokenizer_fingerprint(model.tokenizer)).save(path)
     os.utime(path, ns=(1, 1))
-    assert [token for token, _ in table_of(str(path), run).successors((1, 2))] == [4]
+    assert [token for token, _ in open_table(str(path), model).successors((1, 2))] == [4]
 
 
 def test_the_default_table_is_counted_once_and_kept(cache, monkeypatch):
     model = tiny_model()
-    run = SimpleNamespace(model=model)
-    first = table_of("default", run)
+    first = open_table("default", model)
     place = model.tokenizer.encode("de")
     assert [token for token, _ in first.successors(place)] == model.tokenizer.encode("f")
     [path] = (cache / "tables").iterdir()
     assert tokenizer_fingerprint(model.tokenizer).startswith(path.stem.removeprefix("python-"))
-    monkeypatch.setattr(sources, "library_sources", lambda characters: iter(()))
-    again = table_of("default", SimpleNamespace(model=tiny_model()))
+    monkeypatch.setattr(tables, "library_sources", lambda characters: iter(()))
+    again = open_table("default", tiny_model())
     assert again.successors(place) == first.successors(place)
-    assert table_of("none", run) is None
+    assert open_table("none", model) is None
 
 
 def test_a_head_that_was_trained_is_the_default_draft(model, cache):
     assert default_draft(model) is None
     save_head(fitted.own_path("head", model), model)
-    assert isinstance(default_draft(model).decoder, HeadDecoder)
+    assert isinstance(default_draft(model).model.decoder, HeadDecoder)
     assert default_draft(tiny_model(1)) is None, "it is this model's only"
     assert fitted.own_path("head", model).parent == cache / "drafts"
 
@@ -255,7 +258,7 @@ def test_files_say_whose_they_are_and_no_other_model_takes_them(model, tmp_path)
         with pytest.raises(UsageError, match=fix):
             resolve(str(path), tiny_model(1))
     with pytest.raises(UsageError, match="holds a 'head', not a 'ppd'"):
-        sources.prompts_for(model, tmp_path / "h.safetensors")
+        load_prompt_tokens(tmp_path / "h.safetensors", model)
     assert fitted.read(tmp_path / "p.safetensors", KIND, model)[0]["vectors"].shape == (4, 1, 32)
 
 
@@ -312,4 +315,4 @@ def test_a_file_that_safetensors_cannot_write_is_a_failure(model, tmp_path):
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_the_middle_half_of_few_layers_leaves_some(layers):
-    assert 0 < len(resolve("self:skip", tiny_model(layers=layers)).decoder.layers) < layers
+    assert 0 < len(resolve("self:skip", tiny_model(layers=layers)).model.decoder.layers) < layers

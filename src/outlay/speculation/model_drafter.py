@@ -1,98 +1,35 @@
-"""What proposes tokens in a run: a draft model, a draft head, prompt tokens, n-grams.
-
-A `Drafter` has a distribution after any text, from which a tree is drawn or chosen; a `Proposer` proposes tokens and
-has none. Both belong to one run and follow what it commits.
-"""
+"""A draft model or a draft head that drafts for a run, in the run's second seat."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from outlay.engine.method import Request
-from outlay.engine.run import Run
+from outlay.engine.request import Request
+from outlay.engine.tree_run import TreeRun
 from outlay.kernels import Top
 from outlay.models.draft_head import HeadDecoder
-from outlay.speculation.tree import ROOT, DraftTree
+from outlay.speculation.rounds import ROOT, Drafter, DraftTree, TopTokens
 from outlay.tree.token_tree import NO_TOKEN, Node
-
-Growth = Generator[Request, Any, DraftTree]
-
-
-class Best(NamedTuple):
-    """The most probable tokens after some texts: `tokens` int64 and `logprobs` float32, both [texts, k], descending."""
-
-    tokens: Tensor
-    logprobs: Tensor
-
-
-class Attachments:
-    """What drafts from the target's own passes adds nodes to them, and is told what they gave."""
-
-    wanted = 0  # how many of the largest logits of each added node it needs where no law is drawn from
-    needs_logits = False  # whether it needs all of them even so
-
-    def attach(self, tree: DraftTree, nodes: Sequence[Node]) -> list[Node]:
-        """Returns further nodes for the target pass over a drafted tree and its `nodes`."""
-        return []
-
-    def observe(self, path: Sequence[int], rows: Tensor | Top) -> None:
-        """Told which drafted nodes were taken, and the logits, or the largest of them, of what was attached."""
-
-
-class Proposer(Attachments, ABC):
-    """Has no law. `name` is the origin of the tokens that it proposes."""
-
-    name: str
-
-    @abstractmethod
-    def propose(self, nodes: int, depth: int) -> DraftTree:
-        """Returns a tree of at most so many nodes and so deep, after what the run has committed."""
-
-
-class Drafter(Attachments, ABC):
-    """Has a law. `name` is the origin of the tokens that it proposes."""
-
-    name: str
-
-    @property
-    def reach(self) -> int | None:
-        """The depth that it can draft to in this round (None: any)."""
-        return None
-
-    @abstractmethod
-    def begin(self) -> bool:
-        """Catches up with the run, at the beginning of a round; tells whether it can draft in this one."""
-
-    @abstractmethod
-    def best(self, tree: DraftTree, places: Sequence[int], k: int) -> Generator[Request, Any, Best]:
-        """Returns the k most probable tokens after each of `places` (`ROOT`: the text's end), as the model has them."""
-
-    @abstractmethod
-    def laws(self, tree: DraftTree, places: Sequence[int]) -> Generator[Request, Any, Tensor]:
-        """Returns the distribution after each of `places`, float32 [places, vocab], with the run's temperature and
-        truncation.
-        """
 
 
 class ModelDrafter(Drafter):
-    """A draft model in the run's seat `run.draft`.
+    """Drafts with the model in the seat `run.draft`.
 
-    What it computed for tokens that were then committed is kept; the rest is given up. A draft head (a decoder that
-    `reads_features`) starts from the target's features, and drafts on from its own: its nodes are computed anew when
-    they are committed, from the target's features, which are better.
+    What it computed for tokens that were then committed is kept; the rest is freed. A draft head (a decoder that
+    `reads_features`) starts from the target's hidden states, and drafts on from its own: its nodes are computed anew
+    when they are committed, from the target's hidden states, which are better.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TreeRun) -> None:
         assert run.draft is not None, "the run has no draft model"
         self._run, self._seat = run, run.draft
         self._tree = run.draft.tree
-        self._model = run.draft.worker.model
+        self._model = run.draft.model
         self._head = self._model.decoder.reads_features
         ids, device = self._model.vocabulary, self._model.decoder.device
         self._ids = None if ids is None else ids.numpy()
@@ -101,7 +38,7 @@ class ModelDrafter(Drafter):
         self._nodes: dict[int, Node] = {}
         self.name = "head" if self._head else "draft"
 
-    def begin(self) -> bool:
+    def sync(self) -> bool:
         """Catches up with the run. A head can't draft before the target has read the prompt."""
         above = self._run.tip.parent
         if self._head and above is not None and not above.computed:
@@ -114,17 +51,17 @@ class ModelDrafter(Drafter):
             self._give_features(tip)
         return True
 
-    def best(self, tree: DraftTree, places: Sequence[int], k: int) -> Generator[Request, Any, Best]:
-        top: Top = yield self._seat.top(self._nodes_of(tree, places), k, lse=True)
+    def topk(self, tree: DraftTree, places: Sequence[int], k: int) -> Generator[Request, Any, TopTokens]:
+        top: Top = yield self._seat.topk(self._nodes_of(tree, places), k, lse=True)
         assert top.lse is not None
         ids = self._vocabulary
-        return Best(top.tokens if ids is None else ids[top.tokens], top.logits - top.lse[:, None])
+        return TopTokens(top.tokens if ids is None else ids[top.tokens], top.logits - top.lse[:, None])
 
-    def laws(self, tree: DraftTree, places: Sequence[int]) -> Generator[Request, Any, Tensor]:
+    def probs(self, tree: DraftTree, places: Sequence[int]) -> Generator[Request, Any, Tensor]:
         logits: Tensor = yield self._seat.forward(self._nodes_of(tree, places))
         logits = self._widened(logits)
         sampler = self._run.sampler
-        rows = [sampler.probs(row, then=tree.path(place)) for row, place in zip(logits, places, strict=True)]
+        rows = [sampler.probs(row, then=tree.path_tokens(place)) for row, place in zip(logits, places, strict=True)]
         return torch.stack(rows)
 
     @property
@@ -148,7 +85,7 @@ class ModelDrafter(Drafter):
         decoder = self._model.decoder
         assert isinstance(decoder, HeadDecoder)
         guessed = self._tree.extend(range(-1, ahead - 1), [NO_TOKEN] * ahead, vectors=decoder.prompts)
-        top: Top = yield self._seat.top([self._nodes[ROOT], *guessed], k, lse=True)
+        top: Top = yield self._seat.topk([self._nodes[ROOT], *guessed], k, lse=True)
         assert top.lse is not None
         assert self._ids is not None
         token, rows = self._ids.item, zip(top.tokens.tolist(), top.logits.tolist(), top.lse.tolist(), strict=True)
@@ -163,7 +100,7 @@ class ModelDrafter(Drafter):
         ids = self._vocabulary
         if ids is None:
             return logits
-        size = self._run.target.worker.decoder.config.vocab_size
+        size = self._run.model.decoder.config.vocab_size
         return logits.new_full((len(logits), size), -torch.inf).index_copy_(1, ids, logits)
 
     def _nodes_of(self, tree: DraftTree, places: Sequence[int]) -> list[Node]:
@@ -171,7 +108,7 @@ class ModelDrafter(Drafter):
         for place in places:
             if place not in self._nodes:
                 parent = self._nodes[tree.parents[place]]
-                vectors = [self._seat.features([parent])[0]] if self._head else None
+                vectors = [self._seat.hidden_states([parent])[0]] if self._head else None
                 self._nodes[place] = self._tree.extend([parent], [tree.tokens[place]], vectors=vectors)[0]
         return [self._nodes[place] for place in places]
 
@@ -204,5 +141,5 @@ class ModelDrafter(Drafter):
             above.append(before)
             node, before = node.parent, before.parent
         if missing:
-            for node, vector in zip(missing, self._run.target.features(above), strict=True):
+            for node, vector in zip(missing, self._run.target.hidden_states(above), strict=True):
                 node.vector = vector

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outlay.engine.method import Request
-from outlay.engine.run import Run
+from outlay.engine.request import Request
+from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.kernels import Top
 from outlay.models import fitted
 from outlay.models.load import Model
-from outlay.speculation.drafter import Best, Drafter
-from outlay.speculation.tree import ROOT, DraftTree
+from outlay.speculation.rounds import ROOT, Drafter, DraftTree, TopTokens
 from outlay.tree.token_tree import NO_TOKEN, Node
 
 KIND = "ppd"
@@ -42,7 +41,19 @@ class PromptTokens:
         return len(self.vectors)
 
 
-def load_prompts(path: Path, target: Model) -> PromptTokens:
+def open_prompt_tokens(name: str, model: Model) -> PromptTokens:
+    """Returns the prompt tokens that `name` means for a model: a file, or "default", those trained for it.
+
+    Raises:
+        UsageError: Where there are none, for what is no such file, and for another model's.
+    """
+    path = fitted.find("ppd", model) if name == "default" else Path(name)
+    if path is None:
+        raise fitted.missing("ppd", model)
+    return load_prompt_tokens(path, model)
+
+
+def load_prompt_tokens(path: Path, target: Model) -> PromptTokens:
     """Returns the prompt tokens in a file. Raises `UsageError` for what is none, and for another model's."""
     tensors, about = fitted.read(path, KIND, target)
     vectors, accuracy = tensors["vectors"].float(), tuple(tuple(row) for row in about["accuracy"])
@@ -52,39 +63,41 @@ def load_prompts(path: Path, target: Model) -> PromptTokens:
 
 
 class PromptDrafter(Drafter):
-    """Drafts from the guesses that the last pass made at the prompt tokens of the last node taken.
+    """Drafts from the guesses that the last pass made at the prompt tokens of the last accepted node.
 
-    The law of a guess is the same after whatever was guessed before it. `hang` says how many prompt tokens each drafted
-    node gets, and the root; None: all of them.
+    The distribution of a guess is the same after whatever was guessed before it.
+
+    Args:
+        run: The run.
+        prompts: The prompt tokens.
+        use: How many of them to work with (None: all).
     """
 
     name = ORIGIN
 
-    def __init__(self, run: Run, prompts: PromptTokens, use: int | None = None) -> None:
-        """`use`: how many of the prompt tokens to work with (None: all)."""
+    def __init__(self, run: TreeRun, prompts: PromptTokens, use: int | None = None) -> None:
         self._run, self._vectors = run, prompts.vectors[: use or len(prompts)]
-        self.wanted = min(RANKS, run.model.decoder.config.vocab_size)
+        self.wanted_topk = min(RANKS, run.model.decoder.config.vocab_size)
         self._guesses: Tensor | Top | None = None
         self._spans: list[tuple[int, int]] = []  # of each node, the root first: where its rows begin, how many guesses
         self.needs_logits = self._vectors.shape[1] > 1  # which are averaged
-        self.hang: Sequence[int] | None = None
 
     @property
-    def reach(self) -> int:
+    def max_depth(self) -> int:
         """How many guesses there are: the deepest that can be drafted."""
         if self._guesses is None:
             return 0
         return len(self._guesses if isinstance(self._guesses, Tensor) else self._guesses.tokens)
 
-    def begin(self) -> bool:
+    def sync(self) -> bool:
         """There is nothing to catch up with: guesses come with the pass before."""
-        return self.reach > 0
+        return self.max_depth > 0
 
-    def best(self, tree: DraftTree, places: Sequence[int], k: int) -> Generator[Request, Any, Best]:
+    def topk(self, tree: DraftTree, places: Sequence[int], k: int) -> Generator[Request, Any, TopTokens]:
         yield from ()
         tokens, logits = self.ranked()
         rows = [0 if place == ROOT else tree.depths[place] for place in places]
-        return Best(tokens[rows, :k], logits[rows, :k])
+        return TopTokens(tokens[rows, :k], logits[rows, :k])
 
     def ranked(self) -> tuple[Tensor, Tensor]:
         """Returns the best tokens of each guess and their logits, both [guesses, RANKS], in descending order."""
@@ -95,21 +108,26 @@ class PromptDrafter(Drafter):
             return best.indices, best.values
         return guesses.tokens, guesses.logits
 
-    def laws(self, tree: DraftTree, places: Sequence[int]) -> Generator[Request, Any, Tensor]:
+    def probs(self, tree: DraftTree, places: Sequence[int]) -> Generator[Request, Any, Tensor]:
         yield from ()
-        assert isinstance(self._guesses, Tensor), "laws are drawn from logits"
+        assert isinstance(self._guesses, Tensor), "a distribution takes all logits"
         rows = [0 if place == ROOT else tree.depths[place] for place in places]
         pairs = zip(rows, places, strict=True)
-        return torch.stack([self._run.sampler.probs(self._guesses[row], then=tree.path(at)) for row, at in pairs])
+        return torch.stack(
+            [self._run.sampler.probs(self._guesses[row], then=tree.path_tokens(at)) for row, at in pairs]
+        )
 
     def attach(self, tree: DraftTree, nodes: Sequence[Node]) -> list[Node]:
-        """Hangs prompt tokens from the root and from every node."""
-        m, copies = self._vectors.shape[:2]
-        hang = self.hang or (m,) * (1 + len(nodes))
+        """Hangs all prompt tokens from the root and from every node."""
+        return self.hang(nodes, (len(self._vectors),) * (1 + len(nodes)))
+
+    def hang(self, nodes: Sequence[Node], counts: Sequence[int]) -> list[Node]:
+        """Hangs `counts` prompt tokens from the root and from each of `nodes`, as far as the context has room."""
+        copies = self._vectors.shape[1]
         last = self._run.model.decoder.config.max_positions - 1
         attached: list[Node] = []
         self._spans, self._guesses = [], None
-        for node, wanted in zip([self._run.tip, *nodes], hang, strict=True):
+        for node, wanted in zip([self._run.tip, *nodes], counts, strict=True):
             count = min(wanted, last - node.position)
             self._spans.append((len(attached), count))
             tips = [node] * copies
@@ -119,21 +137,10 @@ class PromptDrafter(Drafter):
         return attached
 
     def observe(self, path: Sequence[int], rows: Tensor | Top) -> None:
-        """Keeps the guesses of the last node that was taken."""
+        """Keeps the guesses of the last accepted node."""
         begin, count = self._spans[path[-1] + 1 if path else 0]
         copies = self._vectors.shape[1]
         if isinstance(rows, Tensor):
             self._guesses = rows[begin : begin + count * copies].unflatten(0, (count, copies)).mean(1)
         else:
             self._guesses = Top(rows.tokens[begin : begin + count], rows.logits[begin : begin + count])
-
-
-@dataclass(frozen=True)
-class PromptSource:
-    """Prompt tokens as the draft of any method: `draft="ppd"`."""
-
-    prompts: PromptTokens
-
-    def begin(self, run: Run) -> PromptDrafter:
-        """Returns the run's own."""
-        return PromptDrafter(run, self.prompts)

@@ -1,4 +1,4 @@
-"""What the tests of several methods share: random laws, and the comparison of what is written with an exact law."""
+"""Shared by the tests of methods: random distributions, and texts compared with exact probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from outlay.testing import markov_model
 FALSE_ALARM = 1e-4
 
 
-def random_law(size, seed, concentration=0.7):
+def random_probs(size, seed, concentration=0.7):
     """A distribution, float64 [size], from a Dirichlet with this concentration."""
     gamma = np.random.default_rng(seed).gamma(concentration, size=size)
     return torch.from_numpy(gamma / gamma.sum())
@@ -25,14 +25,14 @@ def random_law(size, seed, concentration=0.7):
 
 def random_chain(size, seed, concentration=0.7):
     """The laws of a Markov chain, float64 [size, size]."""
-    return torch.stack([random_law(size, 1000 * seed + state, concentration) for state in range(size)])
+    return torch.stack([random_probs(size, 1000 * seed + state, concentration) for state in range(size)])
 
 
 def markov_lm(size, seed):
     return LM(markov_model(random_chain(size, seed), f"target{seed}"), Engine(prefix_cache=False))
 
 
-def exact_law(lm, start, length, sampling):
+def exact_probs(lm, start, length, sampling):
     """The law of the first `length` tokens after `start`: a dict from texts to probabilities."""
     size = lm.model.decoder.config.vocab_size
     logits = lm.model.decoder.head(torch.eye(size))
@@ -66,7 +66,7 @@ def p_value(counts, law):
 
 def assert_exact(lm, method, runs, *, draft=None, length=3, **sampling):
     """Runs a method many times and compares its first tokens with the exact law; returns the target passes a run."""
-    law = exact_law(lm, 1, length, Sampling(**sampling))
+    law = exact_probs(lm, 1, length, Sampling(**sampling))
     handles = [
         lm.submit([1], method=method, draft=draft, seed=seed, max_tokens=length, ignore_eos=True, **sampling)
         for seed in range(runs)

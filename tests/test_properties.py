@@ -1,4 +1,4 @@
-"""The laws of every method, over the whole catalogue, with every kind of draft."""
+"""What holds for every method, over the whole catalogue, with every kind of draft."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from outlay import catalog
+from outlay.decode.draft.ppd.prompt_tokens import KIND
 from outlay.models import fitted
 from outlay.models.draft_head import untrained_head
-from outlay.speculation.prompts import KIND
-from outlay.testing import MethodLaws, tiny_model
+from outlay.testing import MethodProperties, tiny_model
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method as the laws run it: with what options, and which draft by name."""
+    """A method as it is tested: with what options, and which draft by name."""
 
     method: str
     draft: str | None = None
@@ -40,6 +40,7 @@ CASES = [
     Case("rsd:variant=s", "model", SAMPLED),
     Case("rsd", "head"),
     Case("spectr", "model", SAMPLED),
+    Case("traversal", "model", SAMPLED),
     Case("specinfer", "model", SAMPLED),
     Case("lookup", options=SAMPLED),
     Case("aded", options=SAMPLED),
@@ -56,7 +57,7 @@ CASES += [Case(name) for name in sorted(catalog.methods()) if name not in NAMED]
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
-    """Prompt tokens of no use, which the laws don't mind."""
+    """Prompt tokens of no use, which no property minds."""
     path = tmp_path_factory.mktemp("prompts") / "tiny.ppd.safetensors"
     vectors = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(0))
     fitted.write(path, KIND, tiny_model(), {"vectors": vectors}, accuracy=[[0.3, 0.1, 0.05]] * 3)
@@ -72,5 +73,5 @@ def _each_case(request, prompts):
     TestEveryMethod.draft = drafts[case.draft]() if case.draft in drafts else case.draft
 
 
-class TestEveryMethod(MethodLaws):
+class TestEveryMethod(MethodProperties):
     pass

@@ -1,4 +1,4 @@
-"""Trees drawn from a law: what siblings are distributed as, how beams are conditioned, and what room is kept to."""
+"""Trees that are drawn from a distribution: their siblings, how beams are conditioned, and what limits they keep to."""
 
 from __future__ import annotations
 
@@ -7,52 +7,49 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from papers.laws import random_chain
+from outlay.speculation.trees import gumbel_topk_tree, topk_beams, topk_tree, tree_size
+from papers.distributions import random_chain
 
+from outlay.decode.draft import rsd
+from outlay.decode.draft.rsd import stochastic_beam_search, truncated_gumbel
+from outlay.decode.draft.specinfer import affordable, independent_tree
+from outlay.decode.draft.spectr import independent_texts
 from outlay.engine.random import RandomStreams
-from outlay.speculation.drafter import Best, Drafter
-from outlay.speculation.grow import (
-    affordable,
-    chosen,
-    chosen_beams,
-    conditioned,
-    drawn_beams,
-    drawn_independently,
-    drawn_texts,
-    drawn_without_replacement,
-    tree_size,
-)
-from outlay.speculation.tree import ROOT
+from outlay.speculation.rounds import ROOT, Drafter, DraftLimits, TopTokens
 
 SIZE = 5
 
 
 class Chain(Drafter):
-    """The law of a Markov chain after token 0."""
+    """The distribution of a Markov chain after token 0."""
 
     name = "chain"
 
-    def __init__(self, laws):
-        self._laws = laws.float()
+    def __init__(self, rows):
+        self.rows = rows.float()
 
-    def begin(self):
+    def sync(self):
         return True
 
-    def best(self, tree, places, k):
+    def topk(self, tree, places, k):
         yield from ()
         top = self._rows(tree, places).log().topk(k)
-        return Best(top.indices, top.values)
+        return TopTokens(top.indices, top.values)
 
-    def laws(self, tree, places):
+    def probs(self, tree, places):
         yield from ()
         return self._rows(tree, places)
 
     def _rows(self, tree, places):
-        return torch.stack([self._laws[0 if place == ROOT else tree.tokens[place]] for place in places])
+        return torch.stack([self.rows[0 if place == ROOT else tree.tokens[place]] for place in places])
 
 
-def room(nodes=100, depth=100):
-    return SimpleNamespace(nodes=nodes, depth=depth)
+def limits(nodes=100, depth=100):
+    return DraftLimits(nodes, depth)
+
+
+def within(limits, depth):
+    return limits._replace(max_depth=min(limits.max_depth, depth))
 
 
 def run(seed):
@@ -75,20 +72,20 @@ def test_siblings_without_replacement_come_in_the_order_of_sequential_draws(chai
     """P(x1 = a, x2 = b) = p_a p_b / (1 - p_a): a chi-square test with a false-alarm rate of 1e-4."""
     from scipy.stats import chisquare
 
-    p = chain._laws[0].double()
+    p = chain.rows[0].double()
     counts, runs = Counter(), 8000
     for seed in range(runs):
-        tree = finished(drawn_without_replacement(run(seed), chain, (2,), room()))
+        tree = finished(gumbel_topk_tree(run(seed), chain, (2,), limits()))
         counts[tuple(tree.tokens)] += 1
     pairs = [(a, b) for a in range(SIZE) for b in range(SIZE) if a != b]
     expected = [runs * float(p[a] * p[b] / (1 - p[a])) for a, b in pairs]
     assert chisquare([counts[pair] for pair in pairs], expected, sum_check=False).pvalue > 1e-4
 
 
-def test_a_law_of_few_tokens_gives_few_children():
-    laws = torch.zeros(SIZE, SIZE)
-    laws[:, 1], laws[:, 3] = 0.25, 0.75
-    tree = finished(drawn_without_replacement(run(0), Chain(laws), (4, 3), room()))
+def test_a_distribution_of_few_tokens_gives_few_children():
+    rows = torch.zeros(SIZE, SIZE)
+    rows[:, 1], rows[:, 3] = 0.25, 0.75
+    tree = finished(gumbel_topk_tree(run(0), Chain(rows), (4, 3), limits()))
     assert len(tree) == 2 + 4
     assert {tree.tokens[child] for child in tree.children(ROOT)} == {1, 3}
 
@@ -96,7 +93,7 @@ def test_a_law_of_few_tokens_gives_few_children():
 def test_conditioned_gumbels_have_the_largest_that_they_must_have():
     noisy = torch.tensor([0.3, -2.0, 1.7, -torch.inf, 1.69999], dtype=torch.float64)
     for largest in (-5.0, 0.0, 3.0):
-        found = conditioned(noisy, largest)
+        found = truncated_gumbel(noisy, largest)
         assert float(found.max()) == largest == float(found[2])
         assert found[3] == -torch.inf
         order = found[[2, 4, 0, 1]]
@@ -105,18 +102,16 @@ def test_conditioned_gumbels_have_the_largest_that_they_must_have():
 
 
 def test_beams_are_different_texts_whose_first_children_inherit_their_parents_place(chain, monkeypatch):
-    import outlay.speculation.grow as grow
-
     seen = []
-    inner = grow.conditioned
+    inner = rsd.truncated_gumbel
     monkeypatch.setattr(
-        grow, "conditioned", lambda noisy, largest: seen.append((inner(noisy, largest), largest)) or seen[-1][0]
+        rsd, "truncated_gumbel", lambda noisy, largest: seen.append((inner(noisy, largest), largest)) or seen[-1][0]
     )
     for seed in range(20):
         seen.clear()
-        tree = finished(drawn_beams(run(seed), chain, 3, 4, room()))
+        tree = finished(stochastic_beam_search(run(seed), chain, 3, limits(depth=4)))
         assert len(tree) <= 12
-        assert len({tuple(tree.path(node)) for node in range(len(tree))}) == len(tree)
+        assert len({tuple(tree.path_tokens(node)) for node in range(len(tree))}) == len(tree)
         assert all(len([n for n in range(len(tree)) if tree.depths[n] == level]) == 3 for level in range(1, 5))
         assert all(float(psis.max()) == pytest.approx(largest) for psis, largest in seen)
         for place in (ROOT, *range(len(tree))):
@@ -125,15 +120,15 @@ def test_beams_are_different_texts_whose_first_children_inherit_their_parents_pl
 
 
 def test_stochastic_beams_draw_texts_without_replacement(chain):
-    """The first of the beams of length 2 is distributed as a text of the law is: false-alarm rate 1e-4."""
+    """The first of the beams of length 2 is distributed as a text of the chain is: false-alarm rate 1e-4."""
     from scipy.stats import chisquare
 
     counts, runs = Counter(), 6000
     for seed in range(runs):
-        tree = finished(drawn_beams(run(seed), chain, 3, 2, room()))
+        tree = finished(stochastic_beam_search(run(seed), chain, 3, limits(depth=2)))
         deepest = next(node for node in range(len(tree)) if tree.depths[node] == 2)
-        counts[tuple(tree.path(deepest))] += 1
-    p = chain._laws.double()
+        counts[tuple(tree.path_tokens(deepest))] += 1
+    p = chain.rows.double()
     texts = [(a, b) for a in range(SIZE) for b in range(SIZE)]
     expected = [runs * float(p[0][a] * p[a][b]) for a, b in texts]
     common = [i for i, amount in enumerate(expected) if amount >= 5]
@@ -144,14 +139,14 @@ def test_stochastic_beams_draw_texts_without_replacement(chain):
 
 
 def test_independent_draws_that_repeat_are_one_node_that_counts_them(chain):
-    tree = finished(drawn_independently(run(1), chain, (6, 2), room()))
+    tree = finished(independent_tree(run(1), chain, (6, 2), limits()))
     assert sum(tree.copies[child] for child in tree.children(ROOT)) == 6
     assert len(tree.children(ROOT)) < 6
     assert all(sum(tree.copies[below] for below in tree.children(child)) == 2 for child in tree.children(ROOT))
 
 
 def test_texts_share_what_they_begin_with_and_count_how_many_do(chain):
-    tree = finished(drawn_texts(run(2), chain, 5, 3, room()))
+    tree = finished(independent_texts(run(2), chain, 5, limits(depth=3)))
     for level in range(1, 4):
         assert sum(tree.copies[node] for node in range(len(tree)) if tree.depths[node] == level) == 5
     for node in range(len(tree)):
@@ -162,24 +157,24 @@ def test_texts_share_what_they_begin_with_and_count_how_many_do(chain):
 @pytest.mark.parametrize(
     ("growth", "shape"),
     [
-        (lambda chain, room: chosen(chain, (3, 2, 2), room), 21),
-        (lambda chain, room: chosen_beams(chain, 3, 4, room), 12),
-        (lambda chain, room: drawn_without_replacement(run(0), chain, (3, 2, 2), room), 21),
-        (lambda chain, room: drawn_beams(run(0), chain, 3, 4, room), 12),
-        (lambda chain, room: drawn_independently(run(0), chain, (3, 2, 2), room), 21),
-        (lambda chain, room: drawn_texts(run(0), chain, 4, 4, room), 16),
+        (lambda chain, limits: topk_tree(chain, (3, 2, 2), limits), 21),
+        (lambda chain, limits: topk_beams(chain, 3, within(limits, 4)), 12),
+        (lambda chain, limits: gumbel_topk_tree(run(0), chain, (3, 2, 2), limits), 21),
+        (lambda chain, limits: stochastic_beam_search(run(0), chain, 3, within(limits, 4)), 12),
+        (lambda chain, limits: independent_tree(run(0), chain, (3, 2, 2), limits), 21),
+        (lambda chain, limits: independent_texts(run(0), chain, 4, within(limits, 4)), 16),
     ],
 )
-def test_a_tree_keeps_to_its_room(chain, growth, shape):
+def test_a_tree_keeps_to_its_limits(chain, growth, shape):
     for nodes in (1, 2, 5, 11, 100):
         for depth in (1, 2, 3, 9):
-            tree = finished(growth(chain, room(nodes, depth)))
+            tree = finished(growth(chain, limits(nodes, depth)))
             assert 1 <= len(tree) <= min(nodes, shape)
             assert tree.depth <= depth
 
 
 def test_what_is_drawn_independently_is_never_left_out_for_what_it_is():
-    """Room is given to draws, not to the different tokens that they turn out to be."""
+    """Limits are kept by draws, not to the different tokens that they turn out to be."""
     assert affordable((2, 2, 1), 100) == [2, 2, 1]
     assert affordable((2, 2, 1), 9) == [2, 2]
     assert affordable((2, 2, 1), 5) == [2]
@@ -189,10 +184,10 @@ def test_what_is_drawn_independently_is_never_left_out_for_what_it_is():
     assert tree_size((3, 2, 2)) == 21
 
 
-def test_the_greatest_are_chosen_at_temperature_0(chain):
-    tree = finished(chosen(chain, (2, 1), room()))
-    first = chain._laws[0].topk(2).indices.tolist()
+def test_the_most_probable_are_drafted_at_temperature_0(chain):
+    tree = finished(topk_tree(chain, (2, 1), limits()))
+    first = chain.rows[0].topk(2).indices.tolist()
     assert [tree.tokens[child] for child in tree.children(ROOT)] == first
     for child in tree.children(ROOT):
-        assert tree.tokens[tree.children(child)[0]] == int(chain._laws[tree.tokens[child]].argmax())
-    assert tree.laws == {}
+        assert tree.tokens[tree.children(child)[0]] == int(chain.rows[tree.tokens[child]].argmax())
+    assert tree.draft_probs == {}

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from outlay.speculation.sparse_tree import best_paths, fastest, plan_trees, stationary
+from outlay.decode.draft.ppd.sparse_tree import best_paths, fastest, plan_trees, stationary
 
 # Accuracies that the authors' repository gives for Vicuna-7B: guesses 1 to 3, ranks 1 to 10.
 VICUNA = [

@@ -1,0 +1,109 @@
+"""The request for a forward pass over nodes of a token tree, and how it is put together from one or several passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from outlay.engine.passes import Output, Want, join
+from outlay.engine.request import Request
+from outlay.kernels import Top
+from outlay.tree.token_tree import Node
+
+
+@dataclass(eq=False)
+class Forward(Request):
+    """Logits of `nodes`: the result is float32 [len(nodes), vocab], in their order.
+
+    With `topk` it is a `Top` of each node's largest logits, with their log-sum-exp if `lse`. Where tokens are `named`
+    for each node, it is a list of their `NamedLogprobs`. What lies above a node and is not computed yet, such as the
+    prompt, is computed first, in chunks.
+    """
+
+    nodes: tuple[Node, ...]
+    topk: int = 0
+    lse: bool = False
+    named: Sequence[Sequence[int]] = ()
+    keep_raw_logits: bool = False
+
+    pending: list[Node] = field(default_factory=list, init=False)
+    """Nodes that are still to be computed, each after those above it."""
+
+    raw_logits: dict[Node, Tensor] = field(default_factory=dict, init=False)
+    """The logits [vocab] of each of `nodes`, where they are kept."""
+
+    _rows: dict[Node, tuple[Output, int]] = field(default_factory=dict, init=False)
+
+    def update_pending(self) -> None:
+        """Finds out what is to be computed: at the first call all of it, then what nobody computed meanwhile."""
+        if not self.pending and not self._rows:
+            self.pending = uncomputed(self.nodes)
+        elif self.pending and self.pending[0].computed:
+            self.pending = self._still_pending()
+
+    def settle(self, computed: Sequence[Node], output: Output, places: Mapping[Node, int]) -> None:
+        """Takes in the rows of a pass, and finishes the request when it has all of them.
+
+        Args:
+            computed: The nodes that the pass computed for this request.
+            output: What the pass gave.
+            places: The row of `output` for each node that has one.
+        """
+        if self.keep_raw_logits and output.logits is not None:
+            for node in {*computed} & {*self.nodes}:
+                self.raw_logits[node] = output.logits[places[node]]
+
+        if not self._rows and len(computed) == len(self.pending):  # one pass computes all of it
+            rows = [(output, places[node]) for node in self.nodes]
+        else:
+            asked = set(self.nodes)
+            self._rows.update((node, (output, places[node])) for node in computed if node in asked)
+            self.pending = self._still_pending()
+            if self.pending:
+                return
+            rows = [self._rows[node] for node in self.nodes]
+        self.result = [each.named[row] for each, row in rows] if self.named else gather_rows(rows, self.topk)
+        self.done = True
+
+    def _still_pending(self) -> list[Node]:
+        """Returns pending nodes that were not computed meanwhile, or whose row is asked for and missing."""
+        asked = set(self.nodes)
+        return [node for node in self.pending if not node.computed or (node in asked and node not in self._rows)]
+
+
+def uncomputed(nodes: Sequence[Node]) -> list[Node]:
+    """Returns `nodes` and what lies above them and is not computed yet, each after its parent."""
+    pending: dict[Node, None] = {}
+    for node in nodes:
+        above, at = [], node.parent
+        while at is not None and not at.computed and at not in pending:
+            above.append(at)
+            at = at.parent
+        pending.update(dict.fromkeys(reversed(above)))
+        pending[node] = None
+    return list(pending)
+
+
+def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
+    """Returns what all of these requests need of the rows that have logits, together."""
+    logits = any(not (forward.topk or forward.named) or forward.keep_raw_logits for forward in forwards)
+    named: dict[Node, list[int]] = {}
+    for forward in forwards:
+        for node, tokens in zip(forward.nodes, forward.named, strict=False):
+            named.setdefault(node, []).extend(tokens)
+    return Want(
+        logits,
+        max(forward.topk for forward in forwards),
+        any(forward.lse for forward in forwards),
+        [named.get(node, ()) for node in heads] if named else (),
+    )
+
+
+def gather_rows(rows: Sequence[tuple[Output, int]], topk: int) -> Tensor | Top:
+    """Returns rows of one or several passes as one; without a copy where they lie side by side."""
+    first, begin = rows[0]
+    if all(output is first and place == begin + index for index, (output, place) in enumerate(rows)):
+        return first.rows(begin, begin + len(rows), topk)
+    return join([output.rows(place, place + 1, topk) for output, place in rows])

@@ -1,0 +1,105 @@
+"""A run's place at one model: its tokens in that model's KV cache, and the way to ask the model for work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+from outlay.budget import Account
+from outlay.engine.forward import Forward
+from outlay.engine.request import PassReport
+from outlay.engine.worker import ModelWorker
+from outlay.models.load import Model
+from outlay.tree.token_tree import Node, Tree
+
+State = TypeVar("State")
+
+
+class Seat:
+    """The token `tree` of a run at one model. `raw_logits`: whether the logits of each pass are kept for the run's
+    log-probabilities.
+    """
+
+    def __init__(self, account: Account, worker: ModelWorker, tree: Tree, *, raw_logits: bool = False) -> None:
+        self.tree = tree
+        self._account, self._worker, self._raw_logits = account, worker, raw_logits
+        self._trees = [tree]
+        worker.seated += 1
+
+    @property
+    def model(self) -> Model:
+        """The model at this seat."""
+        return self._worker.model
+
+    @property
+    def runs(self) -> int:
+        """How many runs have a seat at this model at present."""
+        return self._worker.seated
+
+    @property
+    def last_pass(self) -> PassReport:
+        """What the model's last forward pass was."""
+        return self._worker.last
+
+    def forward(self, nodes: Sequence[Node]) -> Forward:
+        """Asks for the logits of `nodes`, float32 [len(nodes), vocab], in one pass if they fit."""
+        return self._ask(nodes)
+
+    def topk(self, nodes: Sequence[Node], k: int, *, lse: bool = False) -> Forward:
+        """Asks for the k largest logits of `nodes`, as a `Top`, with their log-sum-exp if `lse`: cheaper than all."""
+        return self._ask(nodes, topk=k, lse=lse)
+
+    def logprobs_of(self, nodes: Sequence[Node], tokens: Sequence[Sequence[int]]) -> Forward:
+        """Asks for the log-probabilities of some `tokens` after each of `nodes`, and the most probable token there.
+
+        The result is a list of `NamedLogprobs`. This is cheaper than all logits, which are never held together.
+        """
+        return self._ask(nodes, named=tuple(tokens))
+
+    def hidden_states(self, nodes: Sequence[Node]) -> list[Tensor]:
+        """Returns what the LM head read for computed nodes, float32 [hidden_size] each, in the cache's own memory.
+
+        They are zeros for nodes that were computed before `Cache.keep_features`.
+        """
+        store = self._worker.cache.features
+        assert store is not None, "hidden states are kept where a draft head starts from them"
+        return [store[node.slot] for node in nodes]
+
+    def fork(self, tree: Tree, node: Node | None = None) -> Tree:
+        """Returns a tree of this run that shares the path to `node` of `tree` (its tip by default)."""
+        twin = tree.fork(node)
+        self._trees.append(twin)
+        return twin
+
+    def shared_state(self, key: Hashable, make: Callable[[], State]) -> State:
+        """Returns what runs of this model share under `key`: what `make` makes, until `Engine.clear` forgets it."""
+        store = self._worker.shared_state
+        if key not in store:
+            store[key] = make()
+        state: State = store[key]
+        return state
+
+    def release(self, *, remember: bool) -> None:
+        """Frees everything that this run holds in the model's cache, once.
+
+        Args:
+            remember: Whether the path to the tree's tip, as far as it is computed, is kept for requests to come.
+        """
+        trees, self._trees = self._trees, []
+        if not trees:
+            return
+        tip = self.tree.tip
+        while tip is not None and not tip.computed:
+            tip = tip.parent
+        if remember and tip is not None:
+            self._worker.remember(tip)
+        self._worker.seated -= 1
+        for tree in trees:
+            tree.release()
+
+    def _ask(
+        self, nodes: Sequence[Node], topk: int = 0, lse: bool = False, named: Sequence[Sequence[int]] = ()
+    ) -> Forward:
+        return Forward(self._account, self._worker, tuple(nodes), topk, lse, named, self._raw_logits)

@@ -1,0 +1,152 @@
+"""What a method sees of its submission where it decodes on a token tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from outlay.engine.forward import Forward
+from outlay.engine.request import Request
+from outlay.engine.run import Run
+from outlay.engine.sampling import distribution, draw, most_probable, penalize
+from outlay.engine.seat import Seat
+from outlay.engine.session import Session
+from outlay.tree.token_tree import Node, Tree
+
+State = TypeVar("State")
+
+
+class TreeRun(Run):
+    """A run on the token tree of the `target` model, with a second seat at the `draft` model where there is one.
+
+    A method grows tentative nodes, asks its seats for passes over them, and calls `commit` or `accept` with what it
+    decides. It has no ending to write: the engine stops it when a stop condition holds.
+    """
+
+    def __init__(self, session: Session, target: Seat, draft: Seat | None = None) -> None:
+        super().__init__(session)
+        assert target.tree.tip is not None, "a run's tree holds its prompt"
+        self.target, self.draft = target, draft
+        self._prompt_end: Node = target.tree.tip
+        self._offer: Node | None = None
+        self._raw_logits: dict[Node, Tensor] = {}
+        self.sampler = Sampler(self)
+
+    @property
+    def tree(self) -> Tree:
+        """The token tree at the target model."""
+        return self.target.tree
+
+    @property
+    def tip(self) -> Node:
+        """The last committed node."""
+        tip = self.tree.tip
+        assert tip is not None, "a run's tree holds its prompt"
+        return tip
+
+    def next_token(self, node: Node, stream: int = 0) -> Generator[Request, Any, int]:
+        """Asks the target for what choosing the token after `node` takes: `token = yield from run.next_token(node)`."""
+        if self.sampler.greedy and self.sampler.raw:
+            top = yield self.target.topk([node], 1)
+            return int(top.tokens)
+        logits = yield self.target.forward([node])
+        return self.sampler.pick(logits[0], node, stream)
+
+    def text_tokens(self, node: Node) -> list[int]:
+        """Returns the tokens from the end of the prompt to `node`."""
+        return [below.token for below in node.path(self._prompt_end)]
+
+    def commit(self, token: int) -> Node:
+        """Commits the next token and frees all tentative nodes. Returns the token's node, the new tip."""
+        self.tree.prune(())
+        self._offer = None
+        if self.finish_reason is None:
+            self._session.commit(token, logits=self._raw_logits.get(self.tip))
+            self.tree.append([token])
+        return self.tip
+
+    def accept(self, node: Node) -> Node:
+        """Commits the path from the tip to a tentative node, up to the first stop condition; returns the new tip.
+
+        `node` may belong to another tree of this run, forked below the tip.
+        """
+        last, self._offer = self.tip, None
+        for below in node.path(last):
+            if self.finish_reason is not None:
+                break
+            self._session.commit(below.token, below.origin, self._raw_logits.get(last))
+            last = below
+        if last.tree is self.tree:
+            self.tree.keep(last)
+        return last
+
+    def offer(self, node: Node) -> None:
+        """Says which node is the best end so far: what the run commits if it has to end before the method decides."""
+        self._offer = node
+
+    def mark(self, node: Node, **marks: float | str) -> None:
+        """Writes what a method thinks of a node of its tree, such as `score`, `visits` or `round`, into the trace."""
+        if self._session.trace is not None:
+            self._session.trace.marked(node, marks)
+
+    def shared_state(self, key: Hashable, make: Callable[[], State]) -> State:
+        """Returns what runs of the target model share under `key`, made by `make` until `Engine.clear` forgets it."""
+        return self.target.shared_state(key, make)
+
+    def receive(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if isinstance(request, Forward):
+                self._raw_logits.update(request.raw_logits)
+
+    def close(self, reason: str) -> None:
+        if self.finish_reason is None and self._offer is not None:
+            self.accept(self._offer)
+        self._raw_logits.clear()
+        super().close(reason)
+
+
+class Sampler:
+    """Chooses tokens from logits by the run's sampling options and its random streams."""
+
+    def __init__(self, run: TreeRun) -> None:
+        self._run, self._options = run, run.options.sampling
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self._options.temperature == 0
+
+    @property
+    def raw(self) -> bool:
+        """Whether the logits are used as they are, before temperature: without bias and penalties."""
+        options = self._options
+        return not options.logit_bias and options.repetition_penalty == 1 and options.presence_penalty == 0
+
+    def penalized(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
+        """Applies bias and penalties to logits, before temperature and truncation.
+
+        Args:
+            logits: Raw logits [vocab].
+            node: The node after which they stand, the run's tip by default.
+            then: Tokens between `node` and the logits.
+        """
+        text: list[int] = []
+        if self._options.repetition_penalty != 1 or self._options.presence_penalty:
+            text = [*self._run.text_tokens(node or self._run.tip), *then]
+        return penalize(logits, self._options, self._run.prompt, text)
+
+    def probs(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
+        """Returns the distribution, float32 [vocab], of the token after `node` and `then`."""
+        return distribution(self.penalized(logits, node, then), self._options)
+
+    def pick(self, logits: Tensor, node: Node | None = None, stream: int = 0) -> int:
+        """Returns the token after `node`, given its logits [vocab].
+
+        Draws depend on the seed, the position of `node`, and `stream`.
+        """
+        if self.greedy:
+            return most_probable(self.penalized(logits, node))
+        generator = self._run.random.at((node or self._run.tip).position, stream)
+        return draw(self.probs(logits, node), generator)
