@@ -16,7 +16,7 @@ from outlay import LM
 from outlay.engine.engine import Engine
 from outlay.errors import FailureError, UsageError
 from outlay.models import fitted
-from outlay.models.draft_head import HeadDecoder
+from outlay.models.draft_head import DraftHeadDecoder
 from outlay.models.load import Model, load_model
 from outlay.models.tokenizer import Tokenizer
 from outlay.speculation import sources
@@ -110,7 +110,7 @@ def test_files_and_folders_are_drafts(model, tiny, tmp_path):  # noqa: F811
     save_head(tmp_path / "h.safetensors", model)
     save_prompts(tmp_path / "p.safetensors", model)
     head = resolve(str(tmp_path / "h.safetensors"), model)
-    assert isinstance(head.decoder, HeadDecoder)
+    assert isinstance(head.decoder, DraftHeadDecoder)
     assert head.vocabulary.tolist() == list(range(10, 100)), "the tokens that the model wrote"
     assert len(resolve(str(tmp_path / "p.safetensors"), model).prompts) == 4
     assert resolve(str(tiny), model).fingerprint == load_model(tiny).fingerprint
@@ -239,7 +239,7 @@ def test_the_default_table_is_counted_once_and_kept(cache, monkeypatch):
 def test_a_head_that_was_trained_is_the_default_draft(model, cache):
     assert default_draft(model) is None
     save_head(fitted.own_path("head", model), model)
-    assert isinstance(default_draft(model).decoder, HeadDecoder)
+    assert isinstance(default_draft(model).decoder, DraftHeadDecoder)
     assert default_draft(tiny_model(1)) is None, "it is this model's only"
     assert fitted.own_path("head", model).parent == cache / "drafts"
 

@@ -248,9 +248,9 @@ class Engine:
             run.begin(target, None, prompt_end)
             if isinstance(live.draft, Model):
                 draft_worker = self.worker(live.draft, "draft")
-                if live.draft.decoder.reads_features:
-                    worker.keep_features()
-                    draft_worker.keep_features()
+                if live.draft.decoder.reads_hidden_states:
+                    worker.keep_hidden_states()
+                    draft_worker.keep_hidden_states()
                 draft = Seat(run, draft_worker, draft_worker.plant(run.prompt, reserve)[0])
                 run.begin(target, draft, prompt_end)
         except Exception as failure:  # a full cache, above all: fails this run, not the engine

@@ -32,7 +32,7 @@ class Result:
     alternatives: list[Alternative] = field(default_factory=list)
 
 
-class Piece(NamedTuple):
+class TextChunk(NamedTuple):
     """A piece of text as it comes, and what proposed it: empty for the model's own choice."""
 
     text: str
@@ -45,7 +45,7 @@ class Handle:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._ended = threading.Event()  # of its own, so that who waits for the end is not woken at each piece
-        self._pieces: list[Piece] = []
+        self._chunks: list[TextChunk] = []
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] = []
@@ -53,16 +53,16 @@ class Handle:
 
     def __iter__(self) -> Iterator[str]:
         """Yields pieces of text until the run ends. Raises the run's error, if it failed."""
-        return (piece.text for piece in self.pieces())
+        return (chunk.text for chunk in self.chunks())
 
-    def pieces(self) -> Iterator[Piece]:
+    def chunks(self) -> Iterator[TextChunk]:
         """As iterating over the handle; each piece comes with what proposed it."""
         seen = 0
         while True:
             with self._changed:
-                while len(self._pieces) == seen and not self.done:
+                while len(self._chunks) == seen and not self.done:
                     self._changed.wait()
-                fresh, ended = self._pieces[seen:], self.done
+                fresh, ended = self._chunks[seen:], self.done
             yield from fresh
             seen += len(fresh)
             if ended:
@@ -83,9 +83,9 @@ class Handle:
             while True:
                 awake.clear()
                 with self._changed:
-                    fresh, ended = self._pieces[seen:], self.done
-                for piece in fresh:
-                    yield piece.text
+                    fresh, ended = self._chunks[seen:], self.done
+                for chunk in fresh:
+                    yield chunk.text
                 seen += len(fresh)
                 if ended:
                     self.result()
@@ -123,7 +123,7 @@ class Handle:
 
     def add(self, text: str, origin: str) -> None:
         """Called by the engine with a piece of text."""
-        self._change(lambda: self._pieces.append(Piece(text, origin)))
+        self._change(lambda: self._chunks.append(TextChunk(text, origin)))
 
     def end(self, result: Result | None, error: BaseException | None = None) -> None:
         """Called by the engine, once, at the end."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from outlay.tree.token_tree import Node
 
 if TYPE_CHECKING:
-    from outlay.engine.passes import Output
+    from outlay.engine.passes import PassOutput
     from outlay.engine.run import Run, Seat
 
 
@@ -69,7 +69,7 @@ class Forward(Request):
     lse: bool = False
     named: Sequence[Sequence[int]] = ()
     pending: list[Node] = field(default_factory=list, init=False)
-    rows: dict[Node, tuple[Output, int]] = field(default_factory=dict, init=False)
+    rows: dict[Node, tuple[PassOutput, int]] = field(default_factory=dict, init=False)
 
     @property
     def worker(self) -> Worker:

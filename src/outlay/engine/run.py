@@ -79,12 +79,12 @@ class Seat:
         """
         return Forward(self.run, self, tuple(nodes), named=tuple(tokens))
 
-    def features(self, nodes: Sequence[Node]) -> list[Tensor]:
+    def hidden_states(self, nodes: Sequence[Node]) -> list[Tensor]:
         """Returns what the model's head read for computed nodes, float32 [hidden_size] each, in the cache's own memory;
-        zeros for those that were computed before anybody asked to `Cache.keep_features`.
+        zeros for those that were computed before anybody asked to `Cache.keep_hidden_states`.
         """
-        store = self.worker.cache.features
-        assert store is not None, "features are kept where a draft starts from them"
+        store = self.worker.cache.hidden_states
+        assert store is not None, "hidden states are kept where a draft starts from them"
         return [store[node.slot] for node in nodes]
 
     def fork(self, tree: Tree, node: Node | None = None) -> Tree:
@@ -227,7 +227,7 @@ class Run:
         return [below.token for below in node.path(self._prompt_end)]
 
     def commit(self, token: int) -> Node:
-        """Decides the next token and returns its node, the new tip. Frees what was loose."""
+        """Commits the next token and returns its node, the new tip. Frees the tentative nodes."""
         self.tree.prune(())
         self._offer = None
         if self.finish_reason is None:
@@ -237,7 +237,7 @@ class Run:
         return self.tip
 
     def accept(self, node: Node) -> Node:
-        """Decides the path from the tip to a loose `node`, up to the first stop condition; returns the new tip.
+        """Commits the path from the tip to a tentative `node`, up to the first stop condition; returns the new tip.
 
         `node` may belong to another tree of this run, forked below the tip.
         """

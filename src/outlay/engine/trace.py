@@ -1,4 +1,4 @@
-"""The events of one run as JSON objects: nodes grown, kept and freed, passes with their widths and times."""
+"""The events of one run as JSON objects: nodes grown, committed and freed, passes with their widths and times."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Trace:
         ]  # fmt: skip
         self._send("grow", nodes=rows)
 
-    def kept(self, nodes: Sequence[Node]) -> None:
-        """Nodes were decided."""
+    def committed(self, nodes: Sequence[Node]) -> None:
+        """Nodes were committed."""
         self._send("keep", nodes=[self._number(node) for node in nodes])
 
     def freed(self, nodes: Sequence[Node]) -> None:
-        """Nodes were given up."""
+        """Tentative nodes were dropped."""
         self._send("free", nodes=[self._numbers.pop(node, 0) for node in nodes])
 
     def marked(self, node: Node, marks: Mapping[str, float | str]) -> None:

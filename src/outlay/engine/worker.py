@@ -13,13 +13,13 @@ from torch import Tensor
 
 from outlay.budget import Ledger
 from outlay.engine.method import Forward, Request
-from outlay.engine.passes import Output, Want, join, pass_for
+from outlay.engine.passes import LogitsWanted, PassOutput, join, pass_for
 from outlay.engine.run import Run
 from outlay.errors import FailureError
 from outlay.kernels import Top
 from outlay.models.load import Model
 from outlay.tree.cache import Cache
-from outlay.tree.plan import Plan, plan_pass
+from outlay.tree.plan import PassPlan, plan_pass
 from outlay.tree.prefix import PrefixCache
 from outlay.tree.token_tree import Node, Tree
 
@@ -70,9 +70,9 @@ class ModelWorker:
         self.pass_seconds = 0.0
         self._layers = Counter(decoder.config.windows)
 
-    def keep_features(self) -> None:
-        """Has the cache keep what the head reads, for drafts that start from it: see `Seat.features`."""
-        self.cache.keep_features()
+    def keep_hidden_states(self) -> None:
+        """Has the cache keep what the head reads, for drafts that start from it: see `Seat.hidden_states`."""
+        self.cache.keep_hidden_states()
 
     def plant(self, prompt: Sequence[int], reserve: int) -> tuple[Tree, Node]:
         """Returns a tree that holds the prompt, and its last node; what is already in the cache is shared.
@@ -137,7 +137,7 @@ class ModelWorker:
         return [(forward, rows) for forward, rows in chosen if rows]
 
     def _run_pass(
-        self, chosen: list[tuple[Forward, list[Node]]], plan: Plan, order: list[Node], costs: dict[Run, Ledger]
+        self, chosen: list[tuple[Forward, list[Node]]], plan: PassPlan, order: list[Node], costs: dict[Run, Ledger]
     ) -> None:
         started = time.perf_counter()
         wanted = {node for forward, _ in chosen for node in forward.nodes}
@@ -166,13 +166,13 @@ class ModelWorker:
                 mine = [node for forward, nodes in chosen if forward.run is run for node in nodes]
                 run.trace.passed(self.role, self.passes, mine, len(order), len(costs), elapsed, self.cache.bytes())
 
-    def _costs(self, chosen: list[tuple[Forward, list[Node]]], plan: Plan, order: list[Node]) -> dict[Run, Ledger]:
+    def _costs(self, chosen: list[tuple[Forward, list[Node]]], plan: PassPlan, order: list[Node]) -> dict[Run, Ledger]:
         """Returns what this pass costs each run. What runs read together is split by rows, to the byte."""
         wanted = {node for forward, _ in chosen for node in forward.nodes}
         per_slot = self.cache.bytes_per_slot // max(1, self.decoder.config.num_layers)
         weight = self.decoder.pass_weight_bytes(len(order))
         read = [
-            (piece, count * piece.length * per_slot) for w, count in self._layers.items() for piece in plan.pieces[w]
+            (piece, count * piece.length * per_slot) for w, count in self._layers.items() for piece in plan.kv_spans[w]
         ]
         if len({forward.run for forward, _ in chosen}) == 1:
             return {chosen[0][0].run: self._cost(order, plan.keys_seen, wanted, weight, sum(kv for _, kv in read))}
@@ -206,14 +206,14 @@ class ModelWorker:
         )
 
 
-def _want(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
+def _want(forwards: Sequence[Forward], heads: Sequence[Node]) -> LogitsWanted:
     """Returns what all of these requests need of the head's rows, together."""
     logits = any(not (forward.top or forward.named) or forward.run.options.logprobs is not None for forward in forwards)
     named: dict[Node, list[int]] = {}
     for forward in forwards:
         for node, tokens in zip(forward.nodes, forward.named, strict=False):
             named.setdefault(node, []).extend(tokens)
-    return Want(
+    return LogitsWanted(
         logits,
         max(forward.top for forward in forwards),
         any(forward.lse for forward in forwards),
@@ -221,7 +221,7 @@ def _want(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
     )
 
 
-def _settle(forward: Forward, nodes: list[Node], output: Output, places: dict[Node, int]) -> None:
+def _settle(forward: Forward, nodes: list[Node], output: PassOutput, places: dict[Node, int]) -> None:
     """Hands a request its rows of a pass that computed `nodes` for it, and finishes it when it has all."""
     if output.logits is not None and forward.run.options.logprobs is not None:
         for node in {*nodes} & {*forward.nodes}:
@@ -239,7 +239,7 @@ def _settle(forward: Forward, nodes: list[Node], output: Output, places: dict[No
     forward.done = True
 
 
-def _gather(rows: Sequence[tuple[Output, int]], top: int) -> Tensor | Top:
+def _gather(rows: Sequence[tuple[PassOutput, int]], top: int) -> Tensor | Top:
     """Returns rows of one or several passes as one; without a copy where they lie side by side."""
     first, begin = rows[0]
     if all(output is first and place == begin + index for index, (output, place) in enumerate(rows)):

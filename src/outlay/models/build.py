@@ -68,13 +68,13 @@ class Builder:
             layers.append(self._layer(index))
             if progress is not None:
                 progress("loading", index + 1, config.num_layers)
-        embed, head = self._embedding_and_head()
+        embed, lm_head = self._embedding_and_lm_head()
         projected = config.embedding_size > 0
         return Decoder(
             config,
             layers,
             embed,
-            head,
+            lm_head,
             final_norm=self._norm("final_norm") if config.final_norm else None,
             positions=self._positions(),
             project_in=self._linear(["project_in"], config.hidden_size, config.embedding_size) if projected else None,
@@ -232,14 +232,14 @@ class Builder:
         shape = (config.max_positions + config.position_offset, config.hidden_size)
         return self._floats("positions", shape).to(self.device, self.dtype)
 
-    def _embedding_and_head(self) -> tuple[Embedding, Linear]:
-        """The token vectors and the head, which may be one matrix. In an integer format both are held as int8."""
+    def _embedding_and_lm_head(self) -> tuple[Embedding, Linear]:
+        """Returns input embeddings and LM head, which may share one matrix. An integer format holds both as int8."""
         config = self.config
         table = self._vocabulary("embed")
-        head = table if config.tied_head else self._vocabulary("head")
+        weight = table if config.tied_lm_head else self._vocabulary("lm_head")
         embed = Embedding(table.to(self.device), self.dtype, config.embedding_scale)
-        form = self._format_of(head) if self.format == "own" else "int8" if self.format == "int4" else self.format
-        return embed, pack(head, form, device=self.device, exact_output=True)
+        form = self._format_of(weight) if self.format == "own" else "int8" if self.format == "int4" else self.format
+        return embed, pack(weight, form, device=self.device, exact_output=True)
 
     def _vocabulary(self, part: str) -> Tensor | QuantizedWeight:
         config = self.config

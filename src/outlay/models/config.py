@@ -66,7 +66,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    tied_head: bool = False
+    tied_lm_head: bool = False
     embedding_scale: float = 1.0
     embedding_size: int = 0
     experts: Experts | None = None
@@ -134,7 +134,7 @@ def _rotary(raw: Raw, long_context: bool, **changes: Any) -> DecoderConfig:
         "activation": _activation(raw.get("hidden_act", "silu")),
         "qkv_bias": bool(raw.get("attention_bias")),
         "out_bias": bool(raw.get("attention_bias")),
-        "tied_head": bool(raw.get("tie_word_embeddings", False)),
+        "tied_lm_head": bool(raw.get("tie_word_embeddings", False)),
     }
     changes.pop("eps", None)
     return DecoderConfig(**(fields | changes))
@@ -169,7 +169,7 @@ def _gemma(raw: Raw, long_context: bool) -> DecoderConfig:
         norm_plus_one=True,
         embedding_scale=raw["hidden_size"] ** 0.5,
         activation=_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
     )
 
 
@@ -190,7 +190,7 @@ def _gemma2(raw: Raw, long_context: bool) -> DecoderConfig:
         post_norms=True,
         embedding_scale=raw["hidden_size"] ** 0.5,
         activation=_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
         names="gemma2",
     )
 
@@ -250,7 +250,7 @@ def _gpt2(raw: Raw, long_context: bool) -> DecoderConfig:
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
         names="gpt2",
     )
 
@@ -285,7 +285,7 @@ def _opt(raw: Raw, long_context: bool) -> DecoderConfig:
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
         embedding_size=0 if embedding == hidden else embedding,
         names="opt",
     )

@@ -10,8 +10,8 @@ from outlay.engine.method import Method, Source
 from outlay.engine.run import Run
 from outlay.errors import UsageError
 from outlay.models import fitted, hub
-from outlay.models.draft_head import load_head
-from outlay.models.layer_skip import smaller_self
+from outlay.models.draft_head import load_draft_head
+from outlay.models.layer_skip import layer_skip_draft
 from outlay.models.load import Model, load_model
 from outlay.models.tokenizer import Tokenizer
 from outlay.python_sources import library_sources
@@ -35,7 +35,7 @@ def resolve(draft: str, model: Model) -> Model | Source:
         path = fitted.find("head", model)
         if path is None:
             raise fitted.missing("head", model)
-        return load_head(path, model)
+        return load_draft_head(path, model)
     if draft == "lookup":
         return LookupSource()
     if draft == "table":
@@ -43,13 +43,13 @@ def resolve(draft: str, model: Model) -> Model | Source:
     if draft == "ppd":
         return PromptSource(prompts_for(model))
     if name == "self":
-        return smaller_self(model, options)
+        return layer_skip_draft(model, options)
     if draft.endswith(".safetensors"):
         path = Path(draft).expanduser()
         kind = fitted.describe(path)["kind"]
         if kind == "ngrams":
             return TableSource(NgramTable.load(path, model.tokenizer))
-        return load_head(path, model) if kind == "head" else PromptSource(prompts_for(model, path))
+        return load_draft_head(path, model) if kind == "head" else PromptSource(prompts_for(model, path))
     other = load_model(draft, device=str(model.decoder.device))
     refuse_other_tokens(other, model)
     return other

@@ -67,7 +67,7 @@ class Harvest(Method):
             tokens = torch.tensor([node.token for node in path])
             features = torch.zeros(len(path), run.target.worker.cache.config.hidden_size, dtype=torch.float16)
             computed = [node for node in path if node.computed]
-            for row, feature in zip(features, run.target.features(computed), strict=False):
+            for row, feature in zip(features, run.target.hidden_states(computed), strict=False):
                 row.copy_(feature)
             self.passage = Passage(tokens, len(run.prompt), features)
 
@@ -90,7 +90,7 @@ class Corpus:
         """Has the model write until it has written `tokens` tokens of its own, to its own prompts or to those given,
         again and again at other temperatures and seeds.
         """
-        lm.engine.worker(lm.model).keep_features()
+        lm.engine.worker(lm.model).keep_hidden_states()
         while self.tokens < tokens:
             progress(f"writing text, {self.tokens} of {tokens} tokens", self.tokens, tokens)
             first = self.shards * TOGETHER
