@@ -11,8 +11,13 @@ from outlay.tree.token_tree import Node
 
 
 class Trace:
-    """Numbers a run's nodes and sends each event to `write` as a dict with `event` and `time` (seconds from the
-    start). A node that grows is written with what its token looks like, so that a trace can be read without the model.
+    """Writes the events of one run.
+
+    Each event is a dict with `event` and `time` (seconds from the start). Nodes are numbered as they appear. A new node
+    is written with the text of its token, so that a trace can be read without the model.
+
+    Attributes:
+        error: the first error of the caller's `write`, after which nothing is written.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None], tokenizer: Tokenizer) -> None:
@@ -24,7 +29,7 @@ class Trace:
         self.error: Exception | None = None
 
     def begun(self, **about: object) -> None:
-        """The run starts; `about` says what it is."""
+        """The run starts; `about` describes it."""
         self._send("start", **about)
 
     def grew(self, nodes: Sequence[Node]) -> None:
@@ -46,13 +51,23 @@ class Trace:
         self._send("free", nodes=[self._numbers.pop(node, 0) for node in nodes])
 
     def marked(self, node: Node, marks: Mapping[str, float | str]) -> None:
-        """A method says what it thinks of a node: a score, its visits, the round that it belongs to."""
+        """A method describes a node: its score, its visits, the round that it belongs to."""
         self._send("mark", node=self._number(node), **marks)
 
     def passed(
         self, model: str, number: int, nodes: Sequence[Node], width: int, runs: int, seconds: float, cache_bytes: int
     ) -> None:
-        """The `number`-th pass of a model, over `width` nodes of `runs` runs, computed these nodes of this run."""
+        """A pass of a model computed nodes of this run.
+
+        Args:
+            model: the model's name.
+            number: how many passes the model has done, this one included.
+            nodes: the nodes of this run.
+            width: the nodes of all runs.
+            runs: how many runs took part.
+            seconds: how long the pass took.
+            cache_bytes: what the KV cache holds now.
+        """
         mine = [self._number(node) for node in nodes]
         cost = {"seconds": seconds, "cache_bytes": cache_bytes}
         self._send("pass", model=model, number=number, nodes=mine, width=width, runs=runs, **cost)
@@ -83,9 +98,7 @@ class Trace:
 
 
 def _spell(tokenizer: Tokenizer, token: int) -> dict[str, str]:
-    """Returns the text of a token, its bytes in hexadecimal where they don't make whole characters, or the name of a
-    special token.
-    """
+    """Returns a token's text, its bytes in hexadecimal if they are no whole characters, or a special token's name."""
     if token < 0:
         return {"name": "vector"}
     data = tokenizer.bytes_of(token)

@@ -1,7 +1,7 @@
-"""Where each part of a decoder lies in a checkpoint: our name -> the checkpoint's, for every family and file format.
+"""The names of a decoder's parts in checkpoints: our name -> the checkpoint's, for every family and file format.
 
-A name stands for a module, of which `.weight` and `.bias` are the tensors; `{i}` is a layer and `{e}` an expert. A
-family whose file holds several of our parts in one tensor names the fused part instead (`qkv`, `gate_up`).
+A name stands for a module, whose tensors are `.weight` and `.bias`; `{i}` is a layer and `{e}` an expert. Families that
+store several parts in one tensor name the fused part instead (`qkv`, `gate_up`).
 """
 
 from __future__ import annotations
