@@ -20,7 +20,7 @@ from outlay.engine.engine import Engine
 from outlay.engine.submission import DraftSource
 from outlay.errors import FailureError, UsageError
 from outlay.models import fitted
-from outlay.models.draft_head import HeadDecoder
+from outlay.models.draft_head import DraftHeadDecoder
 from outlay.models.load import Model, load_model
 from outlay.models.tokenizer import Tokenizer
 from outlay.speculation import tables
@@ -112,7 +112,7 @@ def test_files_and_folders_are_drafts(model, tiny, tmp_path):  # noqa: F811
     save_head(tmp_path / "h.safetensors", model)
     save_prompts(tmp_path / "p.safetensors", model)
     head = resolve(str(tmp_path / "h.safetensors"), model).model
-    assert isinstance(head.decoder, HeadDecoder)
+    assert isinstance(head.decoder, DraftHeadDecoder)
     assert head.vocabulary.tolist() == list(range(10, 100)), "the tokens that the model wrote"
     prompts = resolve(str(tmp_path / "p.safetensors"), model).drafter(SimpleNamespace(model=model))
     assert isinstance(prompts, PromptDrafter)
@@ -242,7 +242,7 @@ def test_the_default_table_is_counted_once_and_kept(cache, monkeypatch):
 def test_a_head_that_was_trained_is_the_default_draft(model, cache):
     assert default_draft(model) is None
     save_head(fitted.own_path("head", model), model)
-    assert isinstance(default_draft(model).model.decoder, HeadDecoder)
+    assert isinstance(default_draft(model).model.decoder, DraftHeadDecoder)
     assert default_draft(tiny_model(1)) is None, "it is this model's only"
     assert fitted.own_path("head", model).parent == cache / "drafts"
 

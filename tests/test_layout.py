@@ -80,9 +80,8 @@ def test_no_method_imports_another():
         f"{path} imports {module}"
         for path, tree in METHODS.items()
         for module, _ in imports(tree)
-        if module.startswith("outlay.decode.") and not f"{module}.".startswith(
-            "outlay." + method_of(path).replace("/", ".") + "."
-        )
+        if module.startswith("outlay.decode.")
+        and not f"{module}.".startswith("outlay." + method_of(path).replace("/", ".") + ".")
     ]
     assert not wrong
 

@@ -11,7 +11,7 @@ import torch
 from outlay import catalog
 from outlay.decode.draft.ppd.prompt_tokens import KIND
 from outlay.models import fitted
-from outlay.models.draft_head import untrained_head
+from outlay.models.draft_head import untrained_draft_head
 from outlay.testing import MethodProperties, tiny_model
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95}
@@ -67,7 +67,7 @@ def prompts(tmp_path_factory):
 @pytest.fixture(params=CASES, ids=str, autouse=True)
 def _each_case(request, prompts):
     case = request.param
-    drafts = {"model": lambda: tiny_model(1), "head": lambda: untrained_head(tiny_model(), 1, 128)}
+    drafts = {"model": lambda: tiny_model(1), "head": lambda: untrained_draft_head(tiny_model(), 1, 128)}
     TestEveryMethod.method = case.method.format(prompts=prompts)
     TestEveryMethod.options = case.options
     TestEveryMethod.draft = drafts[case.draft]() if case.draft in drafts else case.draft

@@ -85,7 +85,7 @@ class Ledger:
         return "\n".join(f"{name:<{width}}  {amount:>{height}}" for name, amount in rows)
 
     def acceptance(self) -> list[float]:
-        """Returns the acceptance rate by depth: how often a token was accepted there, of the rounds that came so far."""
+        """Returns the acceptance rate of each depth: accepted tokens over verified ones."""
         shares = []
         for depth in range(1, len(self.extras) + 1):
             if not self.extras.get(f"{VERIFIED}{depth}"):

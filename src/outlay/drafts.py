@@ -9,8 +9,8 @@ from outlay.decode.draft.ppd.prompt_tokens import PromptDrafter, PromptTokens, l
 from outlay.engine.submission import DraftSource
 from outlay.errors import UsageError
 from outlay.models import fitted
-from outlay.models.draft_head import load_head
-from outlay.models.layer_skip import smaller_self
+from outlay.models.draft_head import load_draft_head
+from outlay.models.layer_skip import layer_skip_draft
 from outlay.models.load import Model, load_model
 from outlay.speculation.lookup import LookupProposer
 from outlay.speculation.model_drafter import ModelDrafter
@@ -36,7 +36,7 @@ def resolve(draft: str, model: Model) -> DraftSource:
         path = fitted.find("head", model)
         if path is None:
             raise fitted.missing("head", model)
-        return model_draft(load_head(path, model))
+        return model_draft(load_draft_head(path, model))
     if draft == "lookup":
         return DraftSource(lambda run: LookupProposer(run, LOOKUP_LONGEST))
     if draft == "table":
@@ -44,7 +44,7 @@ def resolve(draft: str, model: Model) -> DraftSource:
     if draft == "ppd":
         return prompt_draft(open_prompt_tokens("default", model))
     if name == "self":
-        return model_draft(smaller_self(model, options))
+        return model_draft(layer_skip_draft(model, options))
     if draft.endswith(".safetensors"):
         return _of_file(Path(draft).expanduser(), model)
     other = load_model(draft, device=str(model.decoder.device))
@@ -87,4 +87,6 @@ def _of_file(path: Path, model: Model) -> DraftSource:
     kind = fitted.describe(path)["kind"]
     if kind == "ngrams":
         return table_draft(NgramTable.load(path, model.tokenizer))
-    return model_draft(load_head(path, model)) if kind == "head" else prompt_draft(load_prompt_tokens(path, model))
+    return (
+        model_draft(load_draft_head(path, model)) if kind == "head" else prompt_draft(load_prompt_tokens(path, model))
+    )

@@ -19,7 +19,7 @@ class FailureError(OutlayError, RuntimeError):
 
 
 def one_line(error: BaseException) -> str:
-    """Returns what an error says, on one line; that of somebody else with its kind before it."""
+    """Returns an error's text on one line; the type comes first if it is not our own."""
     text = str(error) if isinstance(error, OutlayError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
 

@@ -1,4 +1,4 @@
-"""Prompts in files: plain lines, or JSON lines with "prompt" or "messages"."""
+"""Reads prompts from files: plain lines, or JSON lines with "prompt" or "messages"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Prompt = str | Messages
 
 
 def decode(content: bytes, where: str) -> str:
-    """Returns UTF-8 text. Raises `UsageError` for anything else."""
+    """Decodes UTF-8. Raises `UsageError`, which begins with `where`, for anything else."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -37,7 +37,7 @@ def read_row(line: str, where: str) -> dict[str, Any]:
 
 
 def prompt_of(row: Mapping[str, Any], where: str) -> Prompt:
-    """Returns what the model is asked. Raises `UsageError` for what is neither text nor messages."""
+    """Returns the prompt of a row. Raises `UsageError` if it is neither text nor messages."""
     if "prompt" in row:
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
             raise UsageError(f'"prompt" in {where} must be some text, not {row["prompt"]!r}')
@@ -46,7 +46,7 @@ def prompt_of(row: Mapping[str, Any], where: str) -> Prompt:
 
 
 def with_system(system: str, prompt: Prompt) -> Messages:
-    """Returns the prompt as messages, after one of the system."""
+    """Returns the prompt as messages, after a system message."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return [{"role": "system", "content": system}, *messages]
 

@@ -17,7 +17,11 @@ def library_files() -> list[Path]:
 
 
 def library_sources(characters: int) -> Iterator[str]:
-    """Yields the sources of modules, up to so many characters in all, the modules spread evenly over the library."""
+    """Yields the sources of modules that are spread evenly over the library.
+
+    Args:
+        characters: the length of all sources together, at most.
+    """
     files = library_files()
     total = sum(path.stat().st_size for path in files)
     step = max(1, total // max(characters, 1))

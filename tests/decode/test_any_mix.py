@@ -9,7 +9,7 @@ from outlay import LM, Budget
 from outlay.decode.draft.ppd.prompt_tokens import KIND
 from outlay.engine.engine import Engine
 from outlay.models import fitted
-from outlay.models.draft_head import untrained_head
+from outlay.models.draft_head import untrained_draft_head
 from outlay.testing import PROMPTS, tiny_model
 
 TOKENS = 30
@@ -43,7 +43,7 @@ def cases(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "tiny.ppd.safetensors"
     vectors = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(0))
     fitted.write(path, KIND, model, {"vectors": vectors}, accuracy=[[0.3, 0.1, 0.05]] * 3)
-    drafts = {None: None, "model": tiny_model(1), "head": untrained_head(model, 1, 128), "lookup": "lookup"}
+    drafts = {None: None, "model": tiny_model(1), "head": untrained_draft_head(model, 1, 128), "lookup": "lookup"}
     return [(method.format(prompts=path), drafts[draft]) for method, draft in EXACT]
 
 

@@ -7,8 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from outlay.engine.passes import LayeredPass, pass_for
-from outlay.models.decoder import Given
-from outlay.models.draft_head import untrained_head
+from outlay.models.decoder import InputsEmbeds
+from outlay.models.draft_head import untrained_draft_head
 from outlay.models.linear import Int4Linear, Int8Linear, nibbles, pack
 from outlay.models.quantized import QuantizedWeight, quantize
 from outlay.testing import tiny_model
@@ -42,9 +42,9 @@ def test_a_pass_over_a_tree_stays_on_its_device(dtype, device):
 @pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_what_a_head_reads_is_on_its_device_wherever_the_vectors_are(device):
     """Prompt tokens and the zeros before a text are on the CPU, features on the target's device."""
-    decoder = untrained_head(tiny_model(device=device), 1, 128).decoder
+    decoder = untrained_draft_head(tiny_model(device=device), 1, 128).decoder
     feature = torch.zeros(decoder.config.hidden_size, device=device)
-    given = Given(
+    given = InputsEmbeds(
         (0, 1, 3), (feature, feature.new_zeros(feature.shape, device="cpu"), decoder.prompts[0]), (False, False, True)
     )
     tokens = torch.zeros(4, dtype=torch.int64, device=device)

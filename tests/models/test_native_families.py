@@ -12,7 +12,7 @@ from models.test_families import CASES, VOCAB, save
 from outlay import kernels
 from outlay.engine.passes import FusedPass, LayeredPass, pass_for
 from outlay.models.decoder import Decoder
-from outlay.models.draft_head import untrained_head
+from outlay.models.draft_head import untrained_draft_head
 from outlay.models.load import load_model
 from outlay.testing import tiny_model
 from outlay.tree.cache import Cache
@@ -85,7 +85,7 @@ def test_tokens_are_to_the_native_pass_what_the_decoder_makes_of_them(case: str,
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 def test_a_head_reads_natively_what_it_reads_in_torch(dtype: str) -> None:
     """Features with tokens, a token without one, and prompt tokens without a token."""
-    head = untrained_head(tiny_model(dtype=dtype), 2, 96).decoder
+    head = untrained_draft_head(tiny_model(dtype=dtype), 2, 96).decoder
     draw = torch.Generator().manual_seed(0)
     vectors = [torch.randn(head.config.hidden_size, generator=draw) for _ in range(6)]
     found = []
@@ -96,8 +96,8 @@ def test_a_head_reads_natively_what_it_reads_in_torch(dtype: str) -> None:
         assert tree.tip is not None
         nodes = tree.tip.path()
         for node, vector in zip(nodes[1:], vectors, strict=False):
-            node.vector = vector
-        nodes += tree.extend([-1, 0, 1], [NO_TOKEN] * 3, vectors=vectors[3:])
+            node.input_embed = vector
+        nodes += tree.extend([-1, 0, 1], [NO_TOKEN] * 3, inputs_embeds=vectors[3:])
         found.append(run(plan_pass([(tree, nodes)], cache.positions), list(range(7))).logits)
     assert isinstance(pass_for(head, cache), FusedPass)
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
@@ -113,8 +113,8 @@ def test_features_are_kept_natively_from_when_they_are_asked_for_and_where_the_c
         assert tree.tip is not None
         nodes = tree.tip.path()[-count:]
         run(plan_pass([(tree, nodes)], cache.positions), [count - 1])
-        cache.keep_features()
+        cache.keep_hidden_states()
     assert cache.capacity > 8
-    assert cache.features is not None
-    kept = [bool(cache.features[node.slot].any()) for node in tree.tip.path()]
+    assert cache.hidden_states is not None
+    kept = [bool(cache.hidden_states[node.slot].any()) for node in tree.tip.path()]
     assert kept == [False] * 4 + [True] * 20

@@ -35,7 +35,7 @@ def markov_lm(size, seed):
 def exact_probs(lm, start, length, sampling):
     """The law of the first `length` tokens after `start`: a dict from texts to probabilities."""
     size = lm.model.decoder.config.vocab_size
-    logits = lm.model.decoder.head(torch.eye(size))
+    logits = lm.model.decoder.lm_head(torch.eye(size))
     laws = distribution(logits, sampling).double().tolist()
     law = {}
     for text in itertools.product(range(size), repeat=length):

@@ -36,7 +36,7 @@ def small_target(folder) -> SmallTarget:
     """Trains the target in `folder`, and has it read."""
     tokens = _trained(folder)
     lm = outlay.load(str(folder), dtype="float32", threads=1)
-    lm.engine.worker(lm.model).keep_features()
+    lm.engine.worker(lm.model).keep_hidden_states()
     starts = torch.randperm(len(tokens) // LENGTH, generator=torch.Generator().manual_seed(1))[: CONTEXTS + READ]
     texts = [tokens[LENGTH * start : LENGTH * (start + 1)].tolist() for start in starts.tolist()]
     held = _harvested(lm, texts[:CONTEXTS], CONTINUED)

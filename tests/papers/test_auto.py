@@ -11,7 +11,7 @@ from outlay.decode.draft import auto
 from outlay.decode.draft.auto import Auto
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
-from outlay.models.draft_head import untrained_head
+from outlay.models.draft_head import untrained_draft_head
 from outlay.speculation.cost import PassCosts, costs_of
 from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
 from outlay.testing import PROMPTS, markov_model, tiny_lm, tiny_model
@@ -47,7 +47,7 @@ def circle(name="circle"):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("kind", ["none", "model", "head"])
 def test_it_writes_what_decoding_without_drafts_writes(temperature, kind):
-    drafts = {"none": None, "model": tiny_model(1), "head": untrained_head(tiny_model(), 1, 128)}
+    drafts = {"none": None, "model": tiny_model(1), "head": untrained_draft_head(tiny_model(), 1, 128)}
     for seed, prompt in enumerate(PROMPTS):
         options = {"max_tokens": 60, "ignore_eos": True, "temperature": temperature, "seed": seed}
         assert (

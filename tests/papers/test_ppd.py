@@ -31,7 +31,7 @@ class Guess(Method):
     def decode(self, run):
         nodes = [run.tip]
         for vectors in self.vectors:
-            nodes += run.tree.extend([nodes[-1]], [-1], "ppd", vectors=[vectors[0]])
+            nodes += run.tree.extend([nodes[-1]], [-1], "ppd", inputs_embeds=[vectors[0]])
         logits = yield run.target.forward(nodes)
         self.logits = logits[1:]
         self.last.append(logits[0])
@@ -117,11 +117,11 @@ def test_typical_acceptance_takes_longer_paths_and_is_another_law(prompts_file, 
 
 
 def test_only_the_prompt_tokens_are_trained(model, passages):  # noqa: F811
-    before = model.decoder.head.weight.clone()
+    before = model.decoder.lm_head.weight.clone()
     trainer = PromptTrainer(model, PromptRecipe(m=2, steps=3))
     start = trainer.vectors.detach().clone()
     trainer.fit(passages[:4], None, silent)
-    assert torch.equal(before, model.decoder.head.weight)
+    assert torch.equal(before, model.decoder.lm_head.weight)
     assert not torch.equal(start, trainer.vectors)
     assert trainer.vectors.numel() == 2 * 32
 

@@ -68,7 +68,10 @@ def test_acceptance_is_counted_by_depth(chains):
     ledger = lm.generate([1], method=Speculative(3), draft=draft, temperature=1.0, max_tokens=80).ledger
     extras = ledger.extras
     assert extras["accepted_1"] + extras["accepted_2"] + extras.get("accepted_3", 0) == ledger.accepted
-    assert extras["verified_1"] >= extras["verified_2"] == extras["accepted_1"] or extras["verified_2"] <= extras["accepted_1"]
+    assert (
+        extras["verified_1"] >= extras["verified_2"] == extras["accepted_1"]
+        or extras["verified_2"] <= extras["accepted_1"]
+    )
     assert extras["verified_1"] <= ledger.rounds
     assert "accepted by depth" in ledger.table()
 
@@ -127,6 +130,6 @@ def test_options_out_of_range_are_refused(make, match):
 
 
 @pytest.mark.parametrize("draft", ["self:", "self:int5", "self:skip=9", "self:skip=0-1", "self:skip=x"])
-def test_a_smaller_self_that_can_t_be_is_refused(draft):
+def test_a_layer_skip_draft_that_can_t_be_is_refused(draft):
     with pytest.raises(UsageError, match=r"self:|skip takes layers"):
         tiny_lm().generate("Hi", method="speculative", draft=draft)

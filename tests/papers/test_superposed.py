@@ -63,7 +63,7 @@ def test_drafts_differ_and_are_ranked_by_their_true_probability():
 def test_a_one_hot_mixture_is_the_tokens_own_embedding():
     decoder = tiny_lm().model.decoder
     gamma = torch.tensor([0.0, -1e9, -1e9], dtype=torch.float64).softmax(-1).float()
-    vectors = decoder.vectors(torch.tensor([5, 6, 7]))
+    vectors = decoder.embeddings(torch.tensor([5, 6, 7]))
     assert torch.equal((gamma[:, None] * vectors).sum(0), vectors[0])
 
 

@@ -14,7 +14,7 @@ from train.conftest import silent
 import outlay.scaling.study as study_module
 import outlay.train.head as head_module
 from outlay.errors import UsageError
-from outlay.models.draft_head import head_rows, load_head
+from outlay.models.draft_head import lm_head_rows, load_draft_head
 from outlay.scaling.study import (
     COST_DEPTHS,
     DEPTH,
@@ -50,7 +50,7 @@ def study(model, greedy, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(model):
-    return head_rows(model, torch.arange(257))
+    return lm_head_rows(model, torch.arange(257))
 
 
 def oracle(whole, wrong=None, vocabulary=257):
@@ -210,12 +210,12 @@ def test_a_head_in_a_file_is_measured_as_it_was(study, greedy):
     assert (found.layers, found.parameters) == (known.layers, known.parameters)
     assert found.tokens == own_tokens(study._first(600))
     trainer, _ = HeadTrainer.of_file(study.head(600, 1), study.model)
-    decoder = load_head(study.head(600, 1), study.model).decoder
+    decoder = load_draft_head(study.head(600, 1), study.model).decoder
     layer, held = trainer.net.layers[0], decoder.layers[0]
     for mine, theirs in ((layer.qkv.weight, held.qkv), (layer.down.weight, held.mlp.down)):
         assert torch.equal(mine, weight_of(theirs))
     assert torch.equal(trainer.net.fuse.weight, weight_of(decoder.fuse))
-    assert torch.equal(trainer.head, weight_of(decoder.head))
+    assert torch.equal(trainer.head, weight_of(decoder.lm_head))
     with pytest.raises(UsageError, match="whose weights are not those of tiny-5"):
         measure_file(study.head(600, 1), tiny_model(5), study.held)
 

@@ -11,7 +11,7 @@ from outlay import kernels
 from outlay.engine.engine import Engine
 from outlay.engine.seat import Seat
 from outlay.engine.submission import RunOptions, Submission
-from outlay.models.draft_head import untrained_head
+from outlay.models.draft_head import untrained_draft_head
 from outlay.speculation import cost
 from outlay.speculation.cost import LONG, SHORT, WIDTHS, PassCosts, Widths, costs_of, measure
 from outlay.testing import tiny_model
@@ -141,12 +141,12 @@ def test_models_of_any_context_can_be_timed(context):
 
 
 def test_a_head_is_timed_with_the_features_that_it_reads():
-    found = measure(untrained_head(tiny_model(), 1, 128), (1, 4, 8))
+    found = measure(untrained_draft_head(tiny_model(), 1, 128), (1, 4, 8))
     assert list(found.seconds) == sorted(found.seconds)
 
 
 def test_a_head_of_few_tokens_can_be_timed():
-    assert measure(untrained_head(tiny_model(), 1, 17), (1, 4)).seconds[0] > 0
+    assert measure(untrained_draft_head(tiny_model(), 1, 17), (1, 4)).seconds[0] > 0
 
 
 def test_timing_leaves_the_model_as_it_was(measured):

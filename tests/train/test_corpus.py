@@ -20,7 +20,7 @@ def test_features_are_what_the_head_read(corpus, model):
     lm = tiny_lm(context=1024)
     at = passage.begin + 3
     forced = lm.generate(passage.tokens[:at].tolist(), max_tokens=1, logprobs=257, ignore_eos=True)
-    logits = decoder.head(passage.features[at - 1 : at].float())
+    logits = decoder.lm_head(passage.features[at - 1 : at].float())
     expected = torch.empty(257)
     for token, logprob in forced.logprobs[0].top:
         expected[token] = logprob

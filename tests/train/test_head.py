@@ -15,7 +15,7 @@ from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method
 from outlay.errors import UsageError
 from outlay.models import fitted
-from outlay.models.draft_head import load_head
+from outlay.models.draft_head import load_draft_head
 from outlay.speculation.model_drafter import ModelDrafter
 from outlay.speculation.rounds import ROOT, DraftTree, TopTokens
 from outlay.testing import PROMPTS, tiny_model
@@ -63,7 +63,7 @@ def test_what_drafts_is_what_was_trained(head, head_file, model, passages, monke
     at, steps = passage.begin + 1, 3
     lm = LM(model, Engine(prefix_cache=False))
     look = Look(passage.tokens[at : at + steps].tolist())
-    lm.generate(passage.tokens[:at].tolist(), method=look, draft=load_head(head_file, model), max_tokens=5)
+    lm.generate(passage.tokens[:at].tolist(), method=look, draft=load_draft_head(head_file, model), max_tokens=5)
     batch = as_batch(
         [replace(passage, tokens=passage.tokens[: at + steps + 1], features=passage.features[: at + steps + 1])]
     )
@@ -191,12 +191,12 @@ def test_training_makes_it_better_in_either_precision(model, passages, monkeypat
 
 def test_a_head_of_another_model_is_refused(head_file, tmp_path):
     with pytest.raises(UsageError, match="was trained for tiny-0, whose weights are not those of tiny-5"):
-        load_head(head_file, tiny_model(5))
+        load_draft_head(head_file, tiny_model(5))
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(UsageError, match="can't be read"):
-        load_head(tmp_path / "bad.safetensors", tiny_model())
+        load_draft_head(tmp_path / "bad.safetensors", tiny_model())
     with pytest.raises(UsageError, match="there is no file"):
-        load_head(tmp_path / "none.safetensors", tiny_model())
+        load_draft_head(tmp_path / "none.safetensors", tiny_model())
 
 
 def test_a_head_that_was_trained_is_found_by_itself(head_file, model, monkeypatch, tmp_path):

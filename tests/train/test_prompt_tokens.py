@@ -46,10 +46,10 @@ def stopping(phase, at):
 @pytest.fixture(scope="module")
 def law(model):
     """What the head of the tiny model says of a feature that suits three tokens, and that feature."""
-    rows = model.decoder.head.weight[[5, 70, 99]]
+    rows = model.decoder.lm_head.weight[[5, 70, 99]]
     feature = (rows * torch.tensor([[3.0], [2.4], [1.8]])).sum(0)
     feature = feature / feature.square().mean().sqrt()
-    return (model.decoder.head.weight @ feature).softmax(0), feature
+    return (model.decoder.lm_head.weight @ feature).softmax(0), feature
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Laws(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.trees))
 
     def _open(self, tree):
-        return [tree.tip, *tree.loose]
+        return [tree.tip, *tree.tentative]
 
     @rule(data=st.data(), count=st.integers(1, 6))
     def extend(self, data, count):
@@ -66,23 +66,23 @@ class Laws(RuleBasedStateMachine):
     def keep(self, data):
         tree = self._tree(data)
         tree.keep(data.draw(st.sampled_from(self._open(tree))))
-        assert not tree.loose
+        assert not tree.tentative
 
     @rule(data=st.data())
     def prune(self, data):
         tree = self._tree(data)
         kept = data.draw(st.lists(st.sampled_from(self._open(tree)), max_size=3))
         tree.prune(kept)
-        assert set(tree.loose) == {above for node in kept for above in node.path(tree.tip)}
+        assert set(tree.tentative) == {above for node in kept for above in node.path(tree.tip)}
 
     @rule(data=st.data())
     def free(self, data):
         tree = self._tree(data)
-        if tree.loose:
-            node = data.draw(st.sampled_from(list(tree.loose)))
+        if tree.tentative:
+            node = data.draw(st.sampled_from(list(tree.tentative)))
             tree.free(node)
-            assert node not in tree.loose
-            assert all(node not in loose.path() for loose in tree.loose)
+            assert node not in tree.tentative
+            assert all(node not in tentative.path() for tentative in tree.tentative)
 
     @rule(data=st.data(), count=st.integers(1, 4))
     def append(self, data, count):
@@ -95,7 +95,7 @@ class Laws(RuleBasedStateMachine):
     @rule()
     def squeeze(self):
         """As where the cache is full: what regions hold back for later goes to whoever asks next."""
-        self.cache._squeezed()
+        self.cache._trim_regions()
         assert all(region.size == region.top for region in self.cache._regions)
 
     @precondition(lambda self: len(self.trees) < 4)
@@ -167,13 +167,13 @@ def test_a_chain_is_read_as_one_span_without_a_mask():
     for token in range(40):  # past its reserve: the region grows in place
         tree.keep(tree.extend([tree.tip], [token % VOCAB])[0])
         plan = plan_pass([(tree, [tree.tip])], cache.positions)
-        assert len(plan.pieces[None]) == 1
-        assert plan.pieces[None][0].mask is None
-        assert plan.pieces[None][0].length == 4 + token
+        assert len(plan.kv_spans[None]) == 1
+        assert plan.kv_spans[None][0].mask is None
+        assert plan.kv_spans[None][0].length == 4 + token
         toy.compute(cache, [(tree, [tree.tip])])
 
 
-def test_what_several_trees_share_is_one_piece():
+def test_what_several_trees_share_is_one_span():
     toy = Toy()
     cache = toy.cache()
     root = Tree(cache)
@@ -183,8 +183,8 @@ def test_what_several_trees_share_is_one_piece():
     for token, twin in enumerate(twins):
         twin.append([token])
     work = [(twin, [twin.tip]) for twin in twins]
-    pieces = plan_pass(work, cache.positions).pieces[None]
-    assert sorted((piece.length, len(piece.rows)) for piece in pieces) == [(1, 1)] * 4 + [(50, 4)]
+    spans = plan_pass(work, cache.positions).kv_spans[None]
+    assert sorted((span.length, len(span.rows)) for span in spans) == [(1, 1)] * 4 + [(50, 4)]
     assert_fresh(toy, toy.compute(cache, work))
 
 
@@ -199,24 +199,24 @@ def test_trees_that_leave_a_span_at_different_points_share_its_beginning():
     for token, twin in enumerate(twins):
         twin.append([token])
     work = [(twin, [twin.tip]) for twin in twins]
-    pieces = plan_pass(work, cache.positions).pieces[None]
-    assert sorted((piece.length, len(piece.rows)) for piece in pieces) == [(1, 1)] * 3 + [(40, 3), (50, 1)]
+    spans = plan_pass(work, cache.positions).kv_spans[None]
+    assert sorted((span.length, len(span.rows)) for span in spans) == [(1, 1)] * 3 + [(40, 3), (50, 1)]
     assert_fresh(toy, toy.compute(cache, work))
 
 
 def test_a_whole_tree_is_grown_at_once_by_the_places_of_parents():
-    """The tip's children by -1; each node with its own origin and vector."""
+    """The tip's children by -1; each node with its own origin and input embedding."""
     toy = Toy()
     cache = toy.cache()
     tree = Tree(cache)
     tree.append([1, 2])
     [before] = tree.extend([tree.tip], [9])
-    vectors = list(torch.arange(10.0).view(5, 2))
-    grown = tree.extend([-1, 0, -1, 1, before], [3, 4, 5, 6, 7], ["a", "b", "c", "d", "e"], vectors)
+    embeds = list(torch.arange(10.0).view(5, 2))
+    grown = tree.extend([-1, 0, -1, 1, before], [3, 4, 5, 6, 7], ["a", "b", "c", "d", "e"], embeds)
     assert list(map(tokens_of, grown)) == [[1, 2, 3], [1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 4, 6], [1, 2, 9, 7]]
     assert [node.origin for node in grown] == ["a", "b", "c", "d", "e"]
-    assert all(node.vector is vector for node, vector in zip(grown, vectors, strict=True))
-    assert list(tree.loose) == [before, *grown]
+    assert all(node.input_embed is embed for node, embed in zip(grown, embeds, strict=True))
+    assert list(tree.tentative) == [before, *grown]
     held = cache.in_use
     tree.free(before)
     assert cache.in_use == held - 2
@@ -258,16 +258,16 @@ def test_regions_never_overlap_and_all_come_back(sizes, data):
     live = []
     for size in sizes:
         region = cache.region(size)
-        region.take(0)
+        region.allocate(0)
         assert all(
             region.start + region.size <= other.start or other.start + other.size <= region.start for other in live
         )
         live.append(region)
         if data.draw(st.booleans()):
             gone = live.pop(data.draw(st.integers(0, len(live) - 1)))
-            gone.give(gone.start)
+            gone.free(gone.start)
     for region in live:
-        region.give(region.start)
+        region.free(region.start)
     assert cache.free_slots() == 200
     assert cache.in_use == 0
 

@@ -101,7 +101,7 @@ def tap(decoder: Decoder) -> dict[str, Tap]:
     decoder.layers = tuple(
         replace(layer, qkv=taps[f"{index}.qkv"], out=taps[f"{index}.out"]) for index, layer in enumerate(decoder.layers)
     )
-    decoder.head = taps["head"]
+    decoder.lm_head = taps["head"]
     return taps
 
 
@@ -112,7 +112,7 @@ def linears(decoder: Decoder) -> dict[str, Linear]:
         found |= {f"{index}.qkv": layer.qkv, f"{index}.out": layer.out}
         for name, mlp in _mlps(index, layer.mlp):
             found |= {f"{name}.gate_up": mlp.gate_up, f"{name}.down": mlp.down}
-    return found | {"head": decoder.head}
+    return found | {"head": decoder.lm_head}
 
 
 def _mlps(index: int, mlp: Mlp | ExpertMlp) -> Iterator[tuple[str, Mlp]]:

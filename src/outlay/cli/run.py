@@ -201,7 +201,7 @@ def _write_texts(handles: Sequence[Handle], show_drafts: bool) -> list[Result]:
             print()
         text = ""
         try:
-            for text, origin in handle.pieces():
+            for text, origin in handle.chunks():
                 sys.stdout.write(mark(text, origin) if mark else text)
                 sys.stdout.flush()
             results.append(handle.result())

@@ -11,7 +11,7 @@ from outlay.budget import Account, Ledger
 from outlay.engine.schedule import Share
 from outlay.models.decoder import Decoder
 from outlay.tree.cache import Cache
-from outlay.tree.plan import Plan
+from outlay.tree.plan import PassPlan
 from outlay.tree.token_tree import Node
 
 
@@ -22,7 +22,7 @@ class PassCost:
         self._decoder, self._cache, self._role, self._ran_on = decoder, cache, role, (ran_on,)
         self._layers = Counter(decoder.config.windows)  # how many layers have each attention window
 
-    def split(self, shares: Sequence[Share], plan: Plan, order: Sequence[Node]) -> dict[Account, Ledger]:
+    def split(self, shares: Sequence[Share], plan: PassPlan, order: Sequence[Node]) -> dict[Account, Ledger]:
         """Returns what a pass costs each account.
 
         What several runs read together, weights and shared keys and values, is split by rows.
@@ -38,7 +38,7 @@ class PassCost:
         read = [
             (piece, count * piece.length * per_slot)
             for window, count in self._layers.items()
-            for piece in plan.pieces[window]
+            for piece in plan.kv_spans[window]
         ]
         if len({forward.account for forward, _ in shares}) == 1:
             kv = sum(kv for _, kv in read)

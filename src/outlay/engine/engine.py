@@ -245,9 +245,9 @@ class Engine:
             seats.append(self._seat(session, worker))
             if submission.draft is not None and submission.draft.model is not None:
                 draft_worker = self.worker(submission.draft.model, "draft")
-                if submission.draft.model.decoder.reads_features:
-                    worker.keep_features()
-                    draft_worker.keep_features()
+                if submission.draft.model.decoder.reads_hidden_states:
+                    worker.keep_hidden_states()
+                    draft_worker.keep_hidden_states()
                 seats.append(self._seat(session, draft_worker))
         except Exception as failure:
             for seat in seats:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from outlay.engine.passes import Output, Want, join
+from outlay.engine.passes import LogitsWanted, PassOutput, join
 from outlay.engine.request import Request
 from outlay.kernels import Top
 from outlay.tree.token_tree import Node
@@ -34,7 +34,7 @@ class Forward(Request):
     raw_logits: dict[Node, Tensor] = field(default_factory=dict, init=False)
     """The logits [vocab] of each of `nodes`, where they are kept."""
 
-    _rows: dict[Node, tuple[Output, int]] = field(default_factory=dict, init=False)
+    _rows: dict[Node, tuple[PassOutput, int]] = field(default_factory=dict, init=False)
 
     def update_pending(self) -> None:
         """Finds out what is to be computed: at the first call all of it, then what nobody computed meanwhile."""
@@ -43,7 +43,7 @@ class Forward(Request):
         elif self.pending and self.pending[0].computed:
             self.pending = self._still_pending()
 
-    def settle(self, computed: Sequence[Node], output: Output, places: Mapping[Node, int]) -> None:
+    def settle(self, computed: Sequence[Node], output: PassOutput, places: Mapping[Node, int]) -> None:
         """Takes in the rows of a pass, and finishes the request when it has all of them.
 
         Args:
@@ -86,14 +86,14 @@ def uncomputed(nodes: Sequence[Node]) -> list[Node]:
     return list(pending)
 
 
-def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
+def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> LogitsWanted:
     """Returns what all of these requests need of the rows that have logits, together."""
     logits = any(not (forward.topk or forward.named) or forward.keep_raw_logits for forward in forwards)
     named: dict[Node, list[int]] = {}
     for forward in forwards:
         for node, tokens in zip(forward.nodes, forward.named, strict=False):
             named.setdefault(node, []).extend(tokens)
-    return Want(
+    return LogitsWanted(
         logits,
         max(forward.topk for forward in forwards),
         any(forward.lse for forward in forwards),
@@ -101,7 +101,7 @@ def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> Want:
     )
 
 
-def gather_rows(rows: Sequence[tuple[Output, int]], topk: int) -> Tensor | Top:
+def gather_rows(rows: Sequence[tuple[PassOutput, int]], topk: int) -> Tensor | Top:
     """Returns rows of one or several passes as one; without a copy where they lie side by side."""
     first, begin = rows[0]
     if all(output is first and place == begin + index for index, (output, place) in enumerate(rows)):

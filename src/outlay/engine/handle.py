@@ -1,6 +1,4 @@
-"""The caller's end of a run: pieces of text as they come, the result, and cancellation, from any thread or event
-loop.
-"""
+"""The caller's end of a run: its text as it comes, its result and cancellation, from any thread or event loop."""
 
 from __future__ import annotations
 
@@ -16,53 +14,62 @@ from outlay.engine.session import Alternative, TokenLogprob
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. `finish_reason` is "stop" (an end token, a stop string, or the method's own end), "length"
-    (`max_tokens` or the context), "budget" or "cancelled". `tokens` includes the end token, `text` does not show it.
-    `origins` names, for each token, what proposed it: empty for the model's own choice. `alternatives` are texts to
-    choose from, the best first, of methods that propose several."""
+    """What a run wrote and spent."""
 
     text: str
+    """The text, without the end token and the stop string."""
     tokens: list[int]
+    """The tokens, the end token included."""
     finish_reason: str
+    """Why it ended: "stop" (an end token, a stop string or the method's own end), "length" (`max_tokens` or the
+    context), "budget" or "cancelled"."""
     ledger: Ledger
+    """What the run spent."""
     method: str
+    """The method's name with its options."""
     model: str
+    """The model's name."""
     origins: list[str]
+    """What proposed each token; empty for the model's own choice."""
     logprobs: list[TokenLogprob] | None = None
+    """Log-probabilities of each token, if they were asked for."""
     alternatives: list[Alternative] = field(default_factory=list)
+    """Texts to choose from, the best first, if the method proposes several."""
 
 
-class Piece(NamedTuple):
-    """A piece of text as it comes, and what proposed it: empty for the model's own choice."""
+class TextChunk(NamedTuple):
+    """Text that one step of a run added."""
 
     text: str
+    """The text."""
     origin: str
+    """What proposed it; empty for the model's own choice."""
 
 
 class Handle:
-    """A run that was submitted. Iterate over it for the pieces of its text; `result` waits for the end."""
+    """A run that was submitted. Iterate over it for its text as it grows; `result` waits for the end."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._ended = threading.Event()  # of its own, so that who waits for the end is not woken at each piece
-        self._pieces: list[Piece] = []
+        self._ended = threading.Event()  # of its own, so that waiting for the end does not wake up at each chunk
+        self._chunks: list[TextChunk] = []
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] = []
         self.cancelled = False
 
     def __iter__(self) -> Iterator[str]:
-        """Yields pieces of text until the run ends. Raises the run's error, if it failed."""
-        return (piece.text for piece in self.pieces())
+        """Yields text as it comes until the run ends. Raises the run's error, if it failed."""
+        return (chunk.text for chunk in self.chunks())
 
-    def pieces(self) -> Iterator[Piece]:
-        """As iterating over the handle; each piece comes with what proposed it."""
+    def chunks(self) -> Iterator[TextChunk]:
+        """Yields text as it comes, with what proposed it. Raises the run's error, if it failed."""
         seen = 0
         while True:
             with self._changed:
-                while len(self._pieces) == seen and not self.done:
+                while len(self._chunks) == seen and not self.done:
                     self._changed.wait()
-                fresh, ended = self._pieces[seen:], self.done
+                fresh, ended = self._chunks[seen:], self.done
             yield from fresh
             seen += len(fresh)
             if ended:
@@ -83,9 +90,9 @@ class Handle:
             while True:
                 awake.clear()
                 with self._changed:
-                    fresh, ended = self._pieces[seen:], self.done
-                for piece in fresh:
-                    yield piece.text
+                    fresh, ended = self._chunks[seen:], self.done
+                for chunk in fresh:
+                    yield chunk.text
                 seen += len(fresh)
                 if ended:
                     self.result()
@@ -105,8 +112,14 @@ class Handle:
         self.cancelled = True
 
     def result(self, timeout: float | None = None) -> Result:
-        """Waits for the end and returns the result. Raises the run's error, or `TimeoutError` after `timeout`
-        seconds.
+        """Waits for the end and returns the result.
+
+        Args:
+            timeout: seconds to wait at most (None: any time).
+
+        Raises:
+            TimeoutError: if the run does not end in time.
+            Exception: the run's error, if it failed.
         """
         if not self._ended.wait(timeout):
             raise TimeoutError(f"the run did not end within {timeout} s")
@@ -122,11 +135,11 @@ class Handle:
         return self.result()
 
     def add(self, text: str, origin: str) -> None:
-        """Called by the engine with a piece of text."""
-        self._change(lambda: self._pieces.append(Piece(text, origin)))
+        """Adds a chunk of text. The engine calls this."""
+        self._change(lambda: self._chunks.append(TextChunk(text, origin)))
 
     def end(self, result: Result | None, error: BaseException | None = None) -> None:
-        """Called by the engine, once, at the end."""
+        """Ends the run with a result or an error. The engine calls this once."""
         self._result, self._error = result, error
         self._ended.set()
         self._change(lambda: None)

@@ -1,6 +1,4 @@
-"""How a planned pass is run: in one native call where the kernels have all that the model needs, layer by layer
-elsewhere.
-"""
+"""How a planned pass runs: in one native call if the kernels support the model, else layer by layer in torch."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from outlay import kernels
 from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Rows, Top
-from outlay.models.decoder import Decoder, Given, Layer
+from outlay.models.decoder import Decoder, InputsEmbeds, Layer
 from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
 from outlay.models.linear import Linear, NativeLinear
 from outlay.models.mlp import Mlp
@@ -20,39 +18,44 @@ from outlay.models.norm import LayerNorm, Norm
 from outlay.models.quantized import QuantizedWeight
 from outlay.tree.attention import TreeAttention
 from outlay.tree.cache import KV_DTYPES, Cache
-from outlay.tree.plan import Piece, Plan
+from outlay.tree.plan import KVSpan, PassPlan
 
 
-class Want(NamedTuple):
-    """What is wanted of the head's rows: all logits, the `top` largest, the log-sum-exp that goes with them, and the
-    log-probabilities of the tokens `named` for each row (none where it is empty)."""
+class LogitsWanted(NamedTuple):
+    """What a pass computes of its rows' logits."""
 
     logits: bool = True
+    """All logits."""
     top: int = 0
+    """How many of the largest logits."""
     lse: bool = False
+    """The log-sum-exp of all logits, beside the largest ones."""
     named: Sequence[Sequence[int]] = ()
+    """The tokens of each row whose log-probabilities are wanted; empty if there are none at all."""
 
 
-LOGITS = Want()
+ALL_LOGITS = LogitsWanted()
 
 
 class NamedLogprobs(NamedTuple):
-    """What a row says of tokens that may follow: the most probable of all, and the log-probabilities of those named."""
+    """The most probable token after a row, and the log-probabilities of its named tokens."""
 
     best: int
     logprobs: dict[int, float]
 
 
-class Output(NamedTuple):
-    """What a pass gives: `logits` float32 [rows, vocab], `top` with [rows, k] of them, and `named` of the rows
-    for which tokens were named."""
+class PassOutput(NamedTuple):
+    """What a pass computed of its rows' logits, as `LogitsWanted` asked."""
 
     logits: Tensor | None
+    """Float32 [rows, vocab_size]."""
     top: Top | None
+    """The k largest of each row, [rows, k]."""
     named: Sequence[NamedLogprobs] = ()
+    """One for each row, if tokens were named."""
 
     def rows(self, begin: int, end: int, top: int) -> Tensor | Top:
-        """Returns rows [begin, end): the `top` largest logits of each, or all of them where that is 0."""
+        """Returns rows [begin, end): the `top` largest logits of each, or all of them if that is 0."""
         if not top:
             assert self.logits is not None, "the pass was not asked for logits"
             return self.logits[begin:end]
@@ -64,7 +67,7 @@ class Output(NamedTuple):
 
 
 def join(parts: Sequence[Tensor | Top]) -> Tensor | Top:
-    """Puts rows of several passes below each other."""
+    """Concatenates rows of several passes."""
     tops = [part for part in parts if isinstance(part, Top)]
     if not tops:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
@@ -73,22 +76,8 @@ def join(parts: Sequence[Tensor | Top]) -> Tensor | Top:
     return Top(torch.cat([top.tokens for top in tops]), torch.cat([top.logits for top in tops]), lse)
 
 
-def _picks(want: Want) -> Tensor | None:
-    """Returns the named tokens, int64 [rows, most of a row], filled up with zeros."""
-    if not want.named:
-        return None
-    width = max(map(len, want.named))
-    return torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in want.named], dtype=torch.int64)
-
-
-def _named(want: Want, best: Tensor, logprobs: Tensor) -> list[NamedLogprobs]:
-    """Puts together the best token of each row [rows] and the log-probabilities of `_picks`."""
-    rows = zip(want.named, best.tolist(), logprobs.tolist(), strict=True)
-    return [NamedLogprobs(token, dict(zip(tokens, values, strict=False))) for tokens, token, values in rows]
-
-
 class LayeredPass:
-    """Runs the decoder's own layers with attention over the tree in torch: any model, any device; the reference."""
+    """Runs the decoder's own layers, with attention over the tree in torch: any model, any device; the reference."""
 
     def __init__(self, decoder: Decoder, cache: Cache) -> None:
         self._decoder, self._cache = decoder, cache
@@ -96,69 +85,83 @@ class LayeredPass:
         self.name = f"torch with native {kernels.isa()} products" if native else "torch"
         self._graphed = GraphedForward(decoder, CudaGraphs()) if graphed(decoder) else None
 
-    def __call__(self, plan: Plan, heads: list[int], want: Want = LOGITS) -> Output:
-        """Computes all rows of the plan and returns what is wanted of the logits of the rows `heads`."""
+    def __call__(self, plan: PassPlan, logit_rows: list[int], wanted: LogitsWanted = ALL_LOGITS) -> PassOutput:
+        """Runs a pass.
+
+        Args:
+            plan: the rows of the pass.
+            logit_rows: the rows that go through the LM head.
+            wanted: what is computed of their logits.
+        """
         decoder, device = self._decoder, self._decoder.device
+        x = self._hidden(plan)
+        if self._cache.hidden_states is not None:
+            self._cache.hidden_states[torch.tensor(plan.slots, device=device)] = decoder.hidden_states(x).float()
+
+        every_row = len(logit_rows) == len(plan.keys_seen)
+        logits = decoder.logits(x if every_row else x[torch.tensor(logit_rows, dtype=torch.int64, device=device)])
+        named_tokens, named = _named_tokens(wanted), []
+        if named_tokens is not None:  # the float32 sum of `log_softmax`, and no better one, is what others compare with
+            logprobs = logits.log_softmax(1).gather(1, named_tokens.to(device))
+            named = _named_logprobs(wanted, logits.argmax(1), logprobs)
+        return PassOutput(logits if wanted.logits else None, _top(logits, wanted) if wanted.top else None, named)
+
+    def _hidden(self, plan: PassPlan) -> Tensor:
+        """Returns the last layer's output, [n, hidden_size]."""
+        decoder = self._decoder
         attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype)
-        tokens, positions = _first_inputs(plan, device)
-        if self._graphed is not None and not plan.vectors:
-            x = self._graphed(tokens, positions, attend)
-        else:
-            x = decoder.hidden(decoder.inputs(tokens, positions, _given(plan)), positions, attend)
-        if self._cache.features is not None:
-            self._cache.features[torch.tensor(plan.slots, device=device)] = decoder.features(x).float()
-        rows = None if len(heads) == len(plan.keys_seen) else torch.tensor(heads, dtype=torch.int64, device=device)
-        logits = decoder.logits(x if rows is None else x[rows])
-        picks, named = _picks(want), []
-        if picks is not None:  # the float32 sum of `log_softmax`, and no better one, is what others compare with
-            named = _named(want, logits.argmax(1), logits.log_softmax(1).gather(1, picks.to(device)))
-        return Output(logits if want.logits else None, _top(logits, want) if want.top else None, named)
+        tokens, positions = _tokens_and_positions(plan, decoder.device)
+        if self._graphed is not None and not plan.inputs_embeds:
+            return self._graphed(tokens, positions, attend)
+        return decoder.hidden(decoder.inputs(tokens, positions, _inputs_embeds(plan)), positions, attend)
 
 
 class FusedPass:
-    """Runs the whole pass in one call of the native kernels. What a row gets has the same bits in a pass of any
-    width.
-    """
+    """Runs the whole pass in one call of the native kernels. A row gets the same bits in a pass of any width."""
 
     def __init__(self, decoder: Decoder, cache: Cache, weights: FusedWeights) -> None:
         self._decoder, self._cache, self._weights = decoder, cache, weights
         self.name = f"native {kernels.isa()}"
         windows = decoder.config.windows
-        self._kinds = list(dict.fromkeys(windows))
-        self._plan_of_layer = [self._kinds.index(window) for window in windows]
+        self._windows = list(dict.fromkeys(windows))
+        self._plan_of_layer = [self._windows.index(window) for window in windows]
+        self._bound_to = self._memory()
         self._fused = self._bind()
 
-    def __call__(self, plan: Plan, heads: list[int], want: Want = LOGITS) -> Output:
+    def __call__(self, plan: PassPlan, logit_rows: list[int], wanted: LogitsWanted = ALL_LOGITS) -> PassOutput:
         """As `LayeredPass`."""
-        if self._bound != (self._cache.capacity, self._cache.features is None):
-            self._fused = self._bind()
-        inputs: Tensor | Rows = Rows(plan.tokens, plan.vectors)
+        if self._bound_to != self._memory():
+            self._bound_to, self._fused = self._memory(), self._bind()
+        inputs: Tensor | Rows = Rows(plan.tokens, plan.inputs_embeds)
         if self._weights.embed is None:
-            inputs = self._decoder.inputs(*_first_inputs(plan, self._decoder.device), _given(plan))
-        rows = len(plan.tokens)
-        plans = [kernels.Plan([_piece(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds]
-        chosen = None if len(heads) == rows else heads
-        picks, named = _picks(want), []
-        most, lse = (want.top, want.lse) if picks is None else (max(want.top, 1), True)
+            inputs = self._decoder.inputs(*_tokens_and_positions(plan, self._decoder.device), _inputs_embeds(plan))
+
+        n = len(plan.tokens)
+        plans = [kernels.Plan([_for_kernels(span, n) for span in plan.kv_spans[window]], n) for window in self._windows]
+        named_tokens, named = _named_tokens(wanted), []
+        top_k, lse = (wanted.top, wanted.lse) if named_tokens is None else (max(wanted.top, 1), True)
         logits, top = self._fused.run(
             inputs,
             plan.positions,
             plan.slots,
             plans,
-            chosen,
-            logits=want.logits,
-            top=most,
+            None if len(logit_rows) == n else logit_rows,
+            logits=wanted.logits,
+            top=top_k,
             lse=lse,
-            picks=picks,
+            picks=named_tokens,
         )
         if top is not None and top.picked is not None and top.lse is not None:
-            named = _named(want, top.tokens[:, 0], top.picked - top.lse[:, None])
-        return Output(logits, top, named)
+            named = _named_logprobs(wanted, top.tokens[:, 0], top.picked - top.lse[:, None])
+        return PassOutput(logits, top, named)
+
+    def _memory(self) -> tuple[int, bool]:
+        """Returns what decides where the cache's memory lies: its capacity, and whether it keeps hidden states."""
+        return self._cache.capacity, self._cache.hidden_states is not None
 
     def _bind(self) -> FusedDecoder:
-        """The kernels hold the cache's addresses, which change when it grows and when it begins to keep features."""
-        self._bound = self._cache.capacity, self._cache.features is None
-        return FusedDecoder(self._weights, self._cache.layers, self._plan_of_layer, self._cache.features)
+        """Returns the kernels' decoder, which holds the addresses of the cache's memory as it lies now."""
+        return FusedDecoder(self._weights, self._cache.layers, self._plan_of_layer, self._cache.hidden_states)
 
 
 Pass = LayeredPass | FusedPass
@@ -170,64 +173,72 @@ def pass_for(decoder: Decoder, cache: Cache) -> Pass:
     return FusedPass(decoder, cache, weights) if weights is not None else LayeredPass(decoder, cache)
 
 
-def _top(logits: Tensor, want: Want) -> Top:
-    """As the native head: in descending order, the lower token first among equals."""
-    least = logits.topk(want.top).values[:, -1:] if want.top < logits.shape[1] else logits.amin(1, keepdim=True)
+def _named_tokens(wanted: LogitsWanted) -> Tensor | None:
+    """Returns the named tokens, int64 [rows, most of a row], padded with zeros; None if there are none."""
+    if not wanted.named:
+        return None
+    width = max(map(len, wanted.named))
+    return torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in wanted.named], dtype=torch.int64)
+
+
+def _named_logprobs(wanted: LogitsWanted, best: Tensor, logprobs: Tensor) -> list[NamedLogprobs]:
+    """Pairs the best token of each row [rows] with the log-probabilities of `_named_tokens`."""
+    rows = zip(wanted.named, best.tolist(), logprobs.tolist(), strict=True)
+    return [NamedLogprobs(token, dict(zip(tokens, values, strict=False))) for tokens, token, values in rows]
+
+
+def _top(logits: Tensor, wanted: LogitsWanted) -> Top:
+    """Returns the largest logits of each row in the native kernels' order: ties go to the lower token."""
+    least = logits.topk(wanted.top).values[:, -1:] if wanted.top < logits.shape[1] else logits.amin(1, keepdim=True)
     rows = []
     for row, limit in zip(logits, least, strict=True):
         tokens = (row >= limit).nonzero()[:, 0]
-        rows.append(tokens[row[tokens].sort(descending=True, stable=True).indices[: want.top]])
-    tokens = torch.stack(rows) if rows else torch.empty(0, want.top, dtype=torch.int64, device=logits.device)
-    return Top(tokens, logits.gather(1, tokens), logits.logsumexp(1) if want.lse else None)
+        rows.append(tokens[row[tokens].sort(descending=True, stable=True).indices[: wanted.top]])
+    tokens = torch.stack(rows) if rows else torch.empty(0, wanted.top, dtype=torch.int64, device=logits.device)
+    return Top(tokens, logits.gather(1, tokens), logits.logsumexp(1) if wanted.lse else None)
 
 
-def _piece(piece: Piece, rows: int) -> kernels.Piece:
+def _for_kernels(span: KVSpan, n: int) -> kernels.Piece:
+    """Returns a span in the form that the kernels take, for a pass over `n` rows."""
     return kernels.Piece(
-        piece.start,
-        piece.length,
-        rows=None if len(piece.rows) == rows else piece.rows,
-        mask=piece.mask,
-        limits=piece.limits,
-        slots=piece.slots,
+        span.start,
+        span.length,
+        rows=None if len(span.rows) == n else span.rows,
+        mask=span.mask,
+        limits=span.limits,
+        slots=span.slots,
     )
 
 
-def _first_inputs(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns tokens, 0 where there are none, and positions of a plan's rows, int64 [n]."""
+def _tokens_and_positions(plan: PassPlan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the tokens, 0 for a row without one, and the positions of a plan's rows, int64 [n]."""
     tokens = [max(token, 0) for token in plan.tokens]
     return torch.tensor(tokens, device=device), torch.tensor(plan.positions, device=device)
 
 
-def _given(plan: Plan) -> Given | None:
-    found = [(row, vector) for row, vector in enumerate(plan.vectors) if vector is not None]
+def _inputs_embeds(plan: PassPlan) -> InputsEmbeds | None:
+    found = [(row, embed) for row, embed in enumerate(plan.inputs_embeds) if embed is not None]
     if not found:
         return None
-    rows, vectors = zip(*found, strict=True)
-    return Given(rows, vectors, [plan.tokens[row] < 0 for row in rows])
+    rows, embeds = zip(*found, strict=True)
+    return InputsEmbeds(rows, embeds, [plan.tokens[row] < 0 for row in rows])
 
 
 def _fused_weights(decoder: Decoder) -> FusedWeights | None:
-    """Returns the weights as the kernels take them, or None where the model has a part that they lack."""
-    config, head, embed = decoder.config, decoder.head, decoder.embed
-    # Whether the kernels can make the first layer's inputs. A head has its fused layer besides.
-    tabled = embed.dtype == torch.float32 and decoder.positions is None and decoder.project_in is None
-    tabled = tabled and (decoder.fuse is None or _fused_linear(decoder.fuse) is not None)
-    plain = (
-        decoder.device.type == "cpu"
-        and config.pre_norm
-        and config.head_dim % 8 == 0
-        and config.embedding_size == 0
-        and isinstance(head, NativeLinear)
-        and head.bias is None
-    )
-    known = [fused for layer in decoder.layers if (fused := _fused_layer(layer)) is not None]
-    if not plain or not known or len(known) < len(decoder.layers):
+    """Returns the weights as the kernels take them, or None if the model has a part that they lack."""
+    config, lm_head, embed = decoder.config, decoder.lm_head, decoder.embed
+    layers = [fused for layer in decoder.layers if (fused := _fused_layer(layer)) is not None]
+    if not layers or len(layers) < len(decoder.layers):
         return None
-    assert isinstance(head, NativeLinear)
+    if decoder.device.type != "cpu" or not config.pre_norm or config.head_dim % 8 or config.embedding_size:
+        return None
+    if not isinstance(lm_head, NativeLinear) or lm_head.bias is not None:
+        return None
+    table = embed.table.table if _looks_up(decoder) and isinstance(embed.table, QuantizedWeight) else None
     return FusedWeights(
-        layers=known,
+        layers=layers,
         final_norm=_fused_norm(decoder.final_norm),
-        head=head.packed,
+        head=lm_head.packed,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
@@ -239,10 +250,16 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
         logit_softcap=config.logit_softcap,
         activation=config.activation,
         gated=config.gated,
-        embed=embed.table.table if tabled and isinstance(embed.table, QuantizedWeight) else None,
+        embed=table,
         embed_scale=embed.scale,
         fuse=None if decoder.fuse is None else _fused_linear(decoder.fuse),
     )
+
+
+def _looks_up(decoder: Decoder) -> bool:
+    """Tells whether the kernels can make the first layer's input from token ids."""
+    plain = decoder.embed.dtype == torch.float32 and decoder.positions is None and decoder.project_in is None
+    return plain and (decoder.fuse is None or isinstance(decoder.fuse, NativeLinear))
 
 
 def _fused_layer(layer: Layer) -> FusedLayer | None:

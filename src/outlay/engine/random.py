@@ -1,4 +1,4 @@
-"""Random streams that derive from a run's seed and a place in its tree, not from the order in which work is done."""
+"""Random streams that derive from a run's seed and a place in its tree, not from the order of execution."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def mix(seed: int, *key: int) -> int:
 
 
 class RandomStreams:
-    """One `torch.Generator`, set anew for each key: the same seed and key always give the same numbers."""
+    """One `torch.Generator`, seeded anew for each key: the same seed and key always give the same numbers."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._generator = torch.Generator()
 
     def at(self, *key: int) -> torch.Generator:
-        """Returns the generator for `key`, good until the next call."""
+        """Returns the generator for a key, valid until the next call."""
         return self._generator.manual_seed(mix(self._seed, *key))

@@ -61,9 +61,9 @@ class Seat:
     def hidden_states(self, nodes: Sequence[Node]) -> list[Tensor]:
         """Returns what the LM head read for computed nodes, float32 [hidden_size] each, in the cache's own memory.
 
-        They are zeros for nodes that were computed before `Cache.keep_features`.
+        They are zeros for nodes that were computed before `Cache.keep_hidden_states`.
         """
-        store = self._worker.cache.features
+        store = self._worker.cache.hidden_states
         assert store is not None, "hidden states are kept where a draft head starts from them"
         return [store[node.slot] for node in nodes]
 

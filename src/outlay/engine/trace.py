@@ -1,4 +1,4 @@
-"""The events of one run as JSON objects: nodes grown, kept and freed, passes with their widths and times."""
+"""The events of one run as JSON objects: nodes grown, committed and freed, passes with their widths and times."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from outlay.tree.token_tree import Node
 
 
 class Trace:
-    """Numbers a run's nodes and sends each event to `write` as a dict with `event` and `time` (seconds from the
-    start). A node that grows is written with what its token looks like, so that a trace can be read without the model.
+    """Writes the events of one run.
+
+    Each event is a dict with `event` and `time` (seconds from the start). Nodes are numbered as they appear. A new node
+    is written with the text of its token, so that a trace can be read without the model. `error` is the first error of
+    the caller's `write`, after which nothing is written.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None], tokenizer: Tokenizer) -> None:
@@ -38,16 +41,16 @@ class Trace:
         ]  # fmt: skip
         self._send("grow", nodes=rows)
 
-    def kept(self, nodes: Sequence[Node]) -> None:
-        """Nodes were decided."""
+    def committed(self, nodes: Sequence[Node]) -> None:
+        """Nodes were committed."""
         self._send("keep", nodes=[self._number(node) for node in nodes])
 
     def freed(self, nodes: Sequence[Node]) -> None:
-        """Nodes were given up."""
+        """Tentative nodes were freed."""
         self._send("free", nodes=[self._numbers.pop(node, 0) for node in nodes])
 
     def marked(self, node: Node, marks: Mapping[str, float | str]) -> None:
-        """A method says what it thinks of a node: a score, its visits, the round that it belongs to."""
+        """A method describes a node: its score, its visits, the round that it belongs to."""
         self._send("mark", node=self._number(node), **marks)
 
     def passed(self, model: str, report: PassReport, nodes: Sequence[Node]) -> None:
@@ -82,9 +85,7 @@ class Trace:
 
 
 def _spell(tokenizer: Tokenizer, token: int) -> dict[str, str]:
-    """Returns the text of a token, its bytes in hexadecimal where they don't make whole characters, or the name of a
-    special token.
-    """
+    """Returns a token's text, its bytes in hexadecimal if they are no whole characters, or a special token's name."""
     if token < 0:
         return {"name": "vector"}
     data = tokenizer.bytes_of(token)

@@ -17,7 +17,7 @@ from outlay.engine.schedule import Share, group_by_tree, schedule
 from outlay.errors import FailureError
 from outlay.models.load import Model
 from outlay.tree.cache import Cache
-from outlay.tree.plan import Plan, plan_pass
+from outlay.tree.plan import PassPlan, plan_pass
 from outlay.tree.prefix import PrefixCache
 from outlay.tree.token_tree import Node, Tree
 
@@ -64,9 +64,9 @@ class ModelWorker:
         """How many physical passes there were."""
         return self.last.number
 
-    def keep_features(self) -> None:
+    def keep_hidden_states(self) -> None:
         """Has the cache keep what the head reads, for drafts that start from it: see `Seat.hidden_states`."""
-        self.cache.keep_features()
+        self.cache.keep_hidden_states()
 
     def plant(self, prompt: Sequence[int], reserve: int) -> Tree:
         """Returns a tree that holds the prompt; what is already in the cache is shared.
@@ -118,7 +118,7 @@ class ModelWorker:
         return None
 
     def _run_pass(
-        self, shares: Sequence[Share], plan: Plan, order: list[Node], costs: dict[Account, Ledger]
+        self, shares: Sequence[Share], plan: PassPlan, order: list[Node], costs: dict[Account, Ledger]
     ) -> Served | None:
         started = time.perf_counter()
         wanted = {node for forward, _ in shares for node in forward.nodes}

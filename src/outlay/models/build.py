@@ -1,4 +1,4 @@
-"""A decoder from stored weights: tensor by tensor, so that no more than one layer is ever held twice."""
+"""Builds a decoder from stored weights, tensor by tensor, so that no more than one layer is ever held twice."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _KINDS = {"q4": "int4", "q8": "int8"}
 
 
 class Store(Protocol):
-    """Where weights come from: `Checkpoint` and `GgufFile`."""
+    """A file, or several, of weights: `Checkpoint` and `GgufFile`."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Returns the shape of a tensor, or None if the store does not have it."""
 
     def is_quantized(self, name: str) -> bool:
-        """Whether `integers` gives this tensor as it is stored."""
+        """Tells whether a tensor is stored in blocks of small integers."""
 
     def floats(self, name: str) -> Tensor:
         """Returns a tensor as floats, exactly."""
 
     def integers(self, name: str) -> QuantizedWeight:
-        """Returns a quantized matrix in our own form."""
+        """Returns a quantized matrix as a `QuantizedWeight`."""
 
 
 class Builder:
-    """Reads the parts of one decoder. `format` is one of `linear.FORMATS`, or "own": each matrix as it is stored."""
+    """Builds one decoder."""
 
     def __init__(
         self,
@@ -55,26 +55,39 @@ class Builder:
         transposed: bool,
         plus_one: bool,
     ) -> None:
+        """Says what to build.
+
+        Args:
+            config: the decoder's shape.
+            store: where its weights are.
+            names: the store's names of its parts.
+            format: how weights are held: one of `linear.FORMATS`, or "own" to hold each matrix as it is stored.
+            float_format: how "own" holds matrices of floats.
+            device: where the decoder runs.
+            interleaved: whether the file has the rotated pairs of a head's dimensions side by side.
+            transposed: whether the file has layers as [in, out].
+            plus_one: whether RMS norms multiply by weight + 1.
+        """
         self.config, self.store, self.names, self.device = config, store, names, device
         self.format, self.float_format = format, float_format
         self.interleaved, self.transposed, self.plus_one = interleaved, transposed, plus_one
         self.dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
 
     def build(self, progress: Progress | None = None) -> Decoder:
-        """Returns the decoder; `progress` is told of every layer."""
+        """Returns the decoder, and reports every layer to `progress`."""
         config = self.config
         layers = []
         for index in range(config.num_layers):
             layers.append(self._layer(index))
             if progress is not None:
                 progress("loading", index + 1, config.num_layers)
-        embed, head = self._embedding_and_head()
+        embed, lm_head = self._embedding_and_lm_head()
         projected = config.embedding_size > 0
         return Decoder(
             config,
             layers,
             embed,
-            head,
+            lm_head,
             final_norm=self._norm("final_norm") if config.final_norm else None,
             positions=self._positions(),
             project_in=self._linear(["project_in"], config.hidden_size, config.embedding_size) if projected else None,
@@ -135,13 +148,14 @@ class Builder:
         order: Tensor | None = None,
         expert: int | None = None,
     ) -> Linear:
-        """Packs `parts`, one below the other, into one layer [rows, columns]; `order` rearranges its rows."""
+        """Packs `parts`, concatenated by rows, into one layer [rows, columns]; `order` rearranges its rows."""
         weights = [self._matrix(part, i, expert) for part in parts]
         found = (sum(weight.shape[0] for weight in weights), *{weight.shape[1] for weight in weights})
         if found != (rows, columns):
             name = self._name(parts[0], i, expert)
             raise UsageError(f"{' and '.join(parts)} of {name} have shape {list(found)}; expected {[rows, columns]}")
         biases = torch.cat([self._floats(part, None, i, "bias").float() for part in parts]) if bias else None
+
         if order is not None:
             sizes = [weight.shape[0] for weight in weights]
             starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
@@ -167,7 +181,7 @@ class Builder:
     def _matrix(
         self, part: str, i: int, expert: int | None = None, format: str | None = None
     ) -> Tensor | QuantizedWeight:
-        """Returns a weight as it is stored if the format (None: everyone's) wants that, else as floats."""
+        """Returns a weight as it is stored if the format (None: the builder's) can hold that, else as floats."""
         format = format or self.format
         stacked = expert is not None and "experts_" + part.removeprefix("expert_") in self.names
         name = self._name("experts_" + part.removeprefix("expert_") if stacked else part, i, expert) + ".weight"
@@ -215,7 +229,7 @@ class Builder:
         return norm
 
     def _qkv_order(self) -> Tensor | None:
-        """The order of rows that parts a head's rotated pairs into halves, where the file has them side by side."""
+        """Returns the order of rows that splits a head's rotated pairs into halves; None if the file has them so."""
         if not self.interleaved:
             return None
         config = self.config
@@ -232,14 +246,14 @@ class Builder:
         shape = (config.max_positions + config.position_offset, config.hidden_size)
         return self._floats("positions", shape).to(self.device, self.dtype)
 
-    def _embedding_and_head(self) -> tuple[Embedding, Linear]:
-        """The token vectors and the head, which may be one matrix. In an integer format both are held as int8."""
+    def _embedding_and_lm_head(self) -> tuple[Embedding, Linear]:
+        """Returns input embeddings and LM head, which may share one matrix. An integer format holds both as int8."""
         config = self.config
         table = self._vocabulary("embed")
-        head = table if config.tied_head else self._vocabulary("head")
+        weight = table if config.tied_lm_head else self._vocabulary("lm_head")
         embed = Embedding(table.to(self.device), self.dtype, config.embedding_scale)
-        form = self._format_of(head) if self.format == "own" else "int8" if self.format == "int4" else self.format
-        return embed, pack(head, form, device=self.device, exact_output=True)
+        form = self._format_of(weight) if self.format == "own" else "int8" if self.format == "int4" else self.format
+        return embed, pack(weight, form, device=self.device, exact_output=True)
 
     def _vocabulary(self, part: str) -> Tensor | QuantizedWeight:
         config = self.config

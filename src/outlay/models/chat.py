@@ -16,7 +16,7 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A model's template; `render` turns messages into the text that the model was trained on."""
+    """A model's chat template."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source, self.special_tokens = source, dict(special_tokens)
@@ -32,13 +32,26 @@ class ChatTemplate:
             raise UsageError(f"the model's chat template is not valid: {_one_line(error)}") from None
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """Returns the conversation as text, ready for the model's reply if `add_generation_prompt`."""
+        """Returns a conversation as text in the form that the model was trained on.
+
+        Args:
+            messages: mappings with "role" and "content".
+            add_generation_prompt: whether the text ends where the model's reply begins.
+
+        Raises:
+            UsageError: if a message has no role, or the template refuses the messages.
+        """
         for message in messages:
             if not isinstance(message, Mapping) or "role" not in message:
                 raise UsageError(f"a chat message is a mapping with 'role' and 'content', not {message!r:.60}")
-        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        context = {
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+        }
         try:
-            return self.template.render(**given, **self.special_tokens)
+            return self.template.render(**context, **self.special_tokens)
         except TemplateError as error:
             raise UsageError(f"the model's chat template refuses these messages: {_one_line(error)}") from None
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -54,7 +67,7 @@ def template_source(entry: Any) -> str | None:
 
 
 def _without_generation_marks(source: str) -> str:
-    """Training marks the model's own words with a tag that jinja2 does not know; it writes nothing."""
+    """Replaces the tag that marks the model's own words for training, which jinja2 does not know."""
     for mark in ("generation", "endgeneration"):
         for opening in ("{%-", "{%"):
             for closing in ("-%}", "%}"):

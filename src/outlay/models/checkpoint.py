@@ -45,15 +45,15 @@ class Checkpoint:
         return tuple(self._files[where[0]].get_slice(where[1]).get_shape()) if where else None
 
     def is_quantized(self, name: str) -> bool:
-        """Whether this tensor is held in blocks of small integers: never in files of this kind."""
+        """Tells whether a tensor is stored quantized: never in safetensors."""
         return False
 
     def integers(self, name: str) -> QuantizedWeight:
-        """Returns a tensor in small integers; asked for only where `is_quantized` says so."""
+        """Raises `UsageError`: no tensor here is quantized."""
         raise UsageError(f"{name} is not quantized")
 
     def floats(self, name: str) -> Tensor:
-        """Returns a tensor in the dtype that it is stored in, as a view of the file where the file allows."""
+        """Returns a tensor in its stored dtype, as a view of the file if possible."""
         where = self._find(name)
         assert where is not None
         try:
@@ -65,7 +65,7 @@ class Checkpoint:
         return tensor
 
     def identity(self) -> bytes:
-        """Returns bytes that tell these weights from others: their headers and sizes, and samples of their values."""
+        """Returns bytes that identify these weights: digests of headers, sizes and samples of the values."""
         return b"".join(sampled(path) for path in sorted(self._files))
 
     def _find(self, name: str) -> tuple[Path, str] | None:
@@ -101,7 +101,7 @@ class Checkpoint:
 
 
 def sampled(path: Path, blocks: int = 64, size: int = 4096) -> bytes:
-    """Returns a digest of a file's size and of `blocks` pieces spread over it: cheap for files of any size."""
+    """Returns a digest of a file's size and of `blocks` samples of `size` bytes spread over it."""
     length = path.stat().st_size
     digest = sha256(str(length).encode())
     with path.open("rb") as file:

@@ -1,9 +1,9 @@
-"""What a decoder is made of, in our own names, read from a `config.json` of any family that we run."""
+"""The shape of a decoder, in names of our own, read from a `config.json` of any family that runs here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from outlay.errors import UsageError
@@ -24,60 +24,104 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Experts:
-    """The mixture in each of the layers `layers`: `per_token` of `count` experts, chosen by a router."""
+    """The mixture of experts of some layers."""
 
     count: int
+    """Experts in a layer."""
     per_token: int
+    """Experts that the router chooses for a token."""
     intermediate_size: int
+    """Inner size of an expert's MLP."""
     normalise: bool
+    """Whether the weights of a token's experts are scaled to sum to 1."""
     layers: frozenset[int]
+    """The layers that have experts; the others have one MLP."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """One decoder. `windows[layer]` counts the keys that a query may see, itself among them (None: all before it)."""
+    """One decoder. The defaults are the Llama family's."""
 
     architecture: str
+    """The family, as `config.json` names it."""
     vocab_size: int
+    """Tokens of input embeddings and LM head."""
     hidden_size: int
+    """Size of a hidden state."""
     num_layers: int
+    """Decoder layers."""
     num_heads: int
+    """Attention heads of queries."""
     num_kv_heads: int
+    """Attention heads of keys and values, each shared by a group of query heads."""
     head_dim: int
+    """Size of an attention head."""
     intermediate_size: int
+    """Inner size of the MLP."""
     max_positions: int
+    """Tokens of the longest context."""
     windows: tuple[int | None, ...]
+    """For each layer, how many keys a query may see, its own included (None: all before it)."""
     attention_scale: float
+    """Multiplies attention scores."""
     attention_softcap: float | None = None
+    """Caps attention scores to softcap * tanh(score / softcap)."""
     logit_softcap: float | None = None
+    """Caps logits likewise."""
     eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end a text."""
     bos_token_id: int | None = None
+    """Token that begins a text."""
     rope: Rope | None = None
+    """Rotary positions; None if positions are learned."""
     position_offset: int = 0
+    """Index of position 0 in the table of learned positions."""
     layer_norm: bool = False
+    """Layer norms with biases in place of RMS norms."""
     norm_eps: float = 1e-6
+    """Added to the variance in norms."""
     norm_plus_one: bool = False
+    """RMS norms multiply by weight + 1."""
     pre_norm: bool = True
+    """Norms come before attention and MLP; otherwise after the residual sum."""
     final_norm: bool = True
+    """A norm precedes the LM head."""
     post_norms: bool = False
+    """Norms also follow attention and MLP, before the residual sum."""
     qk_norm: bool = False
+    """Queries and keys are normed, head by head."""
     activation: str = "silu"
+    """The MLP's activation, a value of `ACTIVATIONS`."""
     gated: bool = True
+    """The MLP has a gate."""
     qkv_bias: bool = False
+    """Queries, keys and values have biases."""
     out_bias: bool = False
+    """Attention's output has a bias."""
     mlp_bias: bool = False
-    tied_head: bool = False
+    """The MLP's layers have biases."""
+    tied_lm_head: bool = False
+    """The LM head is the table of input embeddings."""
     embedding_scale: float = 1.0
+    """Multiplies input embeddings."""
     embedding_size: int = 0
+    """Size of an input embedding that is projected to the hidden size; 0 if none is."""
     experts: Experts | None = None
-    names: str = field(default="llama")
+    """The mixture of experts, if any."""
+    names: str = "llama"
+    """The key of this family's tensor names in `names.HF` and `names.GGUF`."""
 
 
 def decoder_config(raw: Raw, long_context: bool = False) -> DecoderConfig:
-    """Returns the decoder that a `config.json` describes.
+    """Returns the shape of the decoder that a `config.json` describes.
 
-    `long_context` matters to longrope models only (Phi-3 128k): they have one set of frequencies for sequences within
-    their original context, which is used and enforced by default, and one for longer sequences.
+    Args:
+        raw: the content of `config.json`.
+        long_context: for longrope models (Phi-3 128k), use the frequencies for long sequences. The default
+            frequencies hold within the original context, which is then the limit.
+
+    Raises:
+        UsageError: if this family does not run here, or the file is incomplete.
     """
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
@@ -107,7 +151,7 @@ def _check(config: DecoderConfig) -> None:
 
 
 def _rotary(raw: Raw, long_context: bool, **changes: Any) -> DecoderConfig:
-    """The Llama family's shape; `changes`: fields that differ, and `theta`, `head_dim`, `eps`, a family's defaults."""
+    """Returns the Llama family's shape; `changes` are other fields, and the defaults `theta`, `head_dim` and `eps`."""
     heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
     head_dim = raw.get("head_dim") or changes.pop("head_dim", None) or raw["hidden_size"] // heads
     changes.pop("head_dim", None)
@@ -134,7 +178,7 @@ def _rotary(raw: Raw, long_context: bool, **changes: Any) -> DecoderConfig:
         "activation": _activation(raw.get("hidden_act", "silu")),
         "qkv_bias": bool(raw.get("attention_bias")),
         "out_bias": bool(raw.get("attention_bias")),
-        "tied_head": bool(raw.get("tie_word_embeddings", False)),
+        "tied_lm_head": bool(raw.get("tie_word_embeddings", False)),
     }
     changes.pop("eps", None)
     return DecoderConfig(**(fields | changes))
@@ -169,7 +213,7 @@ def _gemma(raw: Raw, long_context: bool) -> DecoderConfig:
         norm_plus_one=True,
         embedding_scale=raw["hidden_size"] ** 0.5,
         activation=_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
     )
 
 
@@ -190,7 +234,7 @@ def _gemma2(raw: Raw, long_context: bool) -> DecoderConfig:
         post_norms=True,
         embedding_scale=raw["hidden_size"] ** 0.5,
         activation=_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
         names="gemma2",
     )
 
@@ -250,7 +294,7 @@ def _gpt2(raw: Raw, long_context: bool) -> DecoderConfig:
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
         names="gpt2",
     )
 
@@ -285,7 +329,7 @@ def _opt(raw: Raw, long_context: bool) -> DecoderConfig:
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,
-        tied_head=raw.get("tie_word_embeddings", True),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
         embedding_size=0 if embedding == hidden else embedding,
         names="opt",
     )
@@ -326,7 +370,7 @@ def _by_kind(kinds: list[str], window: int | None) -> tuple[int | None, ...]:
 
 
 def _upper_windows(raw: Raw) -> tuple[int | None, ...]:
-    """Qwen's windows: where they are used at all, in the layers that `layer_types` or `max_window_layers` names."""
+    """Returns Qwen's windows: none, or those of the layers that `layer_types` or `max_window_layers` names."""
     if not raw.get("use_sliding_window"):
         return _everywhere(raw, None)
     first = raw.get("max_window_layers", 28)

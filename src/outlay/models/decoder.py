@@ -21,30 +21,30 @@ from outlay.models.mlp import Mlp
 from outlay.models.norm import Norm, RMSNorm
 from outlay.models.rope import rotate
 
-# (layer, q [n, num_heads, head_dim], k [n, num_kv_heads, head_dim], v like k) -> [n, num_heads, head_dim]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-# Cosines and signed sines of the rows, each [n, 1, rope dim].
+"""(layer, q [n, num_heads, head_dim], k and v [n, num_kv_heads, head_dim]) -> [n, num_heads, head_dim]."""
 Rotation = tuple[Tensor, Tensor]
+"""Cosines and signed sines of the rows, each [n, 1, rope dim]."""
 
 
-class Given(NamedTuple):
-    """Rows of a pass that come with a vector; the vectors, [hidden_size] each; and which of them have no token beside
-    it.
-    """
+class InputsEmbeds(NamedTuple):
+    """Input embeddings that some rows of a pass come with."""
 
     rows: Sequence[int]
-    vectors: Sequence[Tensor]
+    """Rows of the pass that have an input embedding, [r]."""
+    embeds: Sequence[Tensor]
+    """Their input embeddings, r of [hidden_size]."""
     alone: Sequence[bool]
+    """Whether a row has no token beside its input embedding, [r]."""
 
-
-def stacked(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Returns vectors, wherever they are, as rows of the dtype and on the device of another tensor."""
-    return torch.stack([vector.to(like) for vector in vectors])
+    def stacked(self, like: Tensor) -> Tensor:
+        """Returns the input embeddings [r, hidden_size] in the dtype and on the device of another tensor."""
+        return torch.stack([embed.to(like) for embed in self.embeds])
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one layer. Norms before the parts, after them (`pre_norm=False`), or both (`post_*`)."""
+    """The weights of one layer. Norms precede attention and MLP, follow them (`pre_norm=False`), or both (`post_*`)."""
 
     attn_norm: Norm
     qkv: Linear
@@ -64,20 +64,19 @@ class Layer:
 
 
 class Decoder:
-    """A network: `forward` computes logits; `pass_weight_bytes` and `linear_flops` say what a pass costs.
+    """A network: `forward` computes logits; `pass_weight_bytes` and `linear_flops` say what a pass costs."""
 
-    One that `reads_features` is a draft head: what it reads with a token is what another model's head read before it.
-    """
-
-    reads_features = False
-    fuse: Linear | None = None  # of such a head: makes one vector of a feature and a token's
+    reads_hidden_states = False
+    """Whether this is a draft head: with each token it reads the target's hidden state before the token."""
+    fuse: Linear | None = None
+    """Makes a draft head's input, [hidden_size], of a hidden state and a token's embedding."""
 
     def __init__(
         self,
         config: DecoderConfig,
         layers: Sequence[Layer],
         embed: Embedding,
-        head: Linear,
+        lm_head: Linear,
         *,
         final_norm: Norm | None,
         positions: Tensor | None = None,
@@ -86,7 +85,7 @@ class Decoder:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.config, self.layers, self.embed, self.head = config, tuple(layers), embed, head
+        self.config, self.layers, self.embed, self.lm_head = config, tuple(layers), embed, lm_head
         self.final_norm, self.positions = final_norm, positions
         self.project_in, self.project_out = project_in, project_out
         self.dtype, self.device = dtype, torch.device(device)
@@ -94,52 +93,61 @@ class Decoder:
             self.cos, self.sin = config.rope.tables(config.max_positions, self.device)
         self._fixed_bytes = self._count_fixed_bytes()
         self._pass_bytes: dict[int, int] = {}  # by tokens
-        self._row_multiplies, self._head_multiplies = self._count_multiplies()
+        self._row_multiplies, self._lm_head_multiplies = self._count_multiplies()
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        """Returns the logits of n new tokens, of any sequences, flat.
+        """Computes the logits of n new tokens, of any sequences, flat.
 
-        tokens, positions: int64 [n]; rows: int64 [r], the rows whose logits are wanted (None: all n).
-        Returns float32 [r or n, vocab_size].
+        Args:
+            tokens: int64 [n].
+            positions: int64 [n].
+            attend: called once a layer, in order.
+            rows: int64 [r], the rows whose logits are wanted (None: all n).
+
+        Returns:
+            Logits, float32 [r or n, vocab_size].
         """
         x = self.hidden(self.inputs(tokens, positions), positions, attend)
         return self.logits(x if rows is None else x[rows])
 
     @torch.inference_mode()
     def hidden(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """What the first layer reads -> what the last layer writes, both [n, hidden_size]; positions int64 [n]."""
+        """Runs all layers: x [n, hidden_size] at positions int64 [n] -> [n, hidden_size], before the final norm."""
         rotation = self.rotation(positions)
         for index in range(len(self.layers)):
             x = self.after_attention(index, x, attend(index, *self.before_attention(index, x, rotation)))
         return x
 
-    def inputs(self, tokens: Tensor, positions: Tensor, given: Given | None = None) -> Tensor:
-        """Returns what the first layer reads, [n, hidden_size]: the tokens' vectors, with learned positions if any.
+    def inputs(self, tokens: Tensor, positions: Tensor, inputs_embeds: InputsEmbeds | None = None) -> Tensor:
+        """Returns the first layer's input, [n, hidden_size]: embeddings, with learned positions if any.
 
-        The vectors of the rows that `given` names stand in place of their tokens'.
+        Args:
+            tokens: int64 [n].
+            positions: int64 [n].
+            inputs_embeds: what some rows read in place of their tokens' embeddings.
         """
-        x = self.vectors(tokens)
-        if given is not None:
-            x[torch.tensor(given.rows, device=x.device)] = stacked(given.vectors, x)
+        x = self.embeddings(tokens)
+        if inputs_embeds is not None:
+            x[torch.tensor(inputs_embeds.rows, device=x.device)] = inputs_embeds.stacked(x)
         if self.positions is not None:
             x = x + self.positions[positions + self.config.position_offset]
         return x
 
-    def vectors(self, tokens: Tensor) -> Tensor:
-        """Returns the vectors that stand for tokens in the first layer's input, before positions, [n, hidden_size]."""
+    def embeddings(self, tokens: Tensor) -> Tensor:
+        """Returns the input embeddings of tokens, before positions are added, [n, hidden_size]."""
         x = self.embed(tokens)
         return x if self.project_in is None else self.project_in(x)
 
     def rotation(self, positions: Tensor) -> Rotation | None:
-        """Returns what turns the queries and keys of every layer; None where positions are learned."""
+        """Returns the rotation of every layer's queries and keys; None if positions are learned."""
         if self.config.rope is None:
             return None
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
 
     def before_attention(self, index: int, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [n, hidden_size], what a layer reads -> its queries, keys and values, as `Attend` takes them."""
+        """A layer's input x [n, hidden_size] -> its queries, keys and values, as `Attend` takes them."""
         config, layer = self.config, self.layers[index]
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = layer.qkv(layer.attn_norm(x) if config.pre_norm else x).view(-1, heads + 2 * kv_heads, config.head_dim)
@@ -152,7 +160,7 @@ class Decoder:
         return q, k, v
 
     def after_attention(self, index: int, x: Tensor, attended: Tensor) -> Tensor:
-        """x, what a layer read, and what attention returned -> what the next layer reads, [n, hidden_size]."""
+        """A layer's input x and its attention's output -> the next layer's input, [n, hidden_size]."""
         layer = self.layers[index]
         change = layer.out(attended.reshape(x.shape[0], -1))
         if not self.config.pre_norm:
@@ -162,26 +170,26 @@ class Decoder:
         change = layer.mlp(layer.mlp_norm(x))
         return x.add_(change if layer.post_mlp_norm is None else layer.post_mlp_norm(change))
 
-    def features(self, x: Tensor) -> Tensor:
-        """x [n, hidden_size], what the last layer wrote -> what the head reads, of the same shape."""
+    def hidden_states(self, x: Tensor) -> Tensor:
+        """The last layer's output x -> what the LM head reads, both [n, hidden_size]."""
         return x if self.final_norm is None else self.final_norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """x [n, hidden_size], what the last layer wrote -> float32 [n, vocab_size]"""
-        x = self.features(x)
+        """The last layer's output x [n, hidden_size] -> logits, float32 [n, vocab_size]."""
+        x = self.hidden_states(x)
         if self.project_out is not None:
             x = self.project_out(x)
-        logits = self.head(x).float()
+        logits = self.lm_head(x).float()
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @property
     def weight_bytes_per_pass(self) -> int:
-        """The bytes of weights that a pass over one token reads."""
+        """Bytes of weights that a pass over one token reads."""
         return self.pass_weight_bytes(1)
 
     def pass_weight_bytes(self, tokens: int) -> int:
-        """Returns the bytes of weights that a pass over `tokens` rows reads; of the experts, at most those chosen."""
+        """Returns the bytes of weights that a pass over `tokens` rows reads, if no two rows share an expert."""
         if tokens not in self._pass_bytes:
             lookups = self.embed.row_bytes
             if self.positions is not None:
@@ -190,19 +198,24 @@ class Decoder:
             self._pass_bytes[tokens] = self._fixed_bytes + tokens * lookups + inner
         return self._pass_bytes[tokens]
 
-    def linear_flops(self, n_rows: int, n_head_rows: int) -> int:
-        """Returns the FLOPs of the linear layers, two for each multiply-add; attention's own are the caller's."""
-        return 2 * (n_rows * self._row_multiplies + n_head_rows * self._head_multiplies)
+    def linear_flops(self, n_rows: int, n_lm_head_rows: int) -> int:
+        """Returns the FLOPs of the linear layers, two a multiply-add, without attention's.
+
+        Args:
+            n_rows: rows of the pass.
+            n_lm_head_rows: rows whose logits are computed.
+        """
+        return 2 * (n_rows * self._row_multiplies + n_lm_head_rows * self._lm_head_multiplies)
 
     def _count_fixed_bytes(self) -> int:
-        linears = [self.head, self.project_in, self.project_out]
+        linears = [self.lm_head, self.project_in, self.project_out]
         norms = [self.final_norm] + [norm for layer in self.layers for norm in layer.norms]
         linears += [linear for layer in self.layers for linear in (layer.qkv, layer.out)]
         return sum(part.nbytes for part in (*linears, *norms) if part is not None)
 
     def _count_multiplies(self) -> tuple[int, int]:
         row = sum(_size(layer.qkv) + _size(layer.out) + layer.mlp.multiplies for layer in self.layers)
-        return row + _size(self.project_in), _size(self.head) + _size(self.project_out)
+        return row + _size(self.project_in), _size(self.lm_head) + _size(self.project_out)
 
 
 def _size(linear: Linear | None) -> int:

@@ -1,11 +1,11 @@
-"""A draft head as a model: a few decoder layers over a target's features (EAGLE, Li et al. 2024, section 4.1).
+"""A draft head as a model: a few decoder layers over a target's hidden states (EAGLE, Li et al. 2024, section 4.1).
 
-It reads, for each token, the target's embedding of it beside the feature of the token before: what the target's head
-read there. Both are fused to one vector, which goes through the layers; the rows of the target's own head for the
-tokens that are drafted make logits of what comes out. At prompt tokens of its own behind the newest token (PPD, Chen et
-al. 2024) it guesses several tokens ahead in one pass. A token outside of these is never drafted. That costs acceptance
-and nothing else: verification asks only that a drafted token was drawn from the law that it is verified with, and the
-law of a head is 0 for the tokens that it leaves out.
+With each token it reads the target's hidden state before the token: what the target's LM head read there. A linear
+layer fuses hidden state and embedding to one input for the layers. The LM head is the target's, cut to the tokens of a
+vocabulary. At prompt tokens after the newest token it guesses several tokens ahead in one pass (PPD, Chen et al. 2024).
+
+A token outside its vocabulary is never drafted. That lowers the acceptance rate and changes no output: verification
+only asks that a drafted token was drawn from `draft_probs`, which are 0 there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from outlay.errors import UsageError
 from outlay.models import fitted
 from outlay.models.config import DecoderConfig
-from outlay.models.decoder import Decoder, Given, Layer, stacked
+from outlay.models.decoder import Decoder, InputsEmbeds, Layer
 from outlay.models.embedding import Embedding
 from outlay.models.linear import FloatLinear, Linear, NativeLinear, native_kernels, pack
 from outlay.models.load import Model
@@ -28,54 +28,66 @@ from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
 from outlay.models.quantized import QuantizedWeight
 
-KIND = "head"
-AHEAD = 3  # prompt tokens of a head
+KIND = "head"  # of its file
+PROMPT_TOKENS = 3
 
 
-class HeadDecoder(Decoder):
-    """A decoder whose inputs are fused from features and embeddings."""
+class DraftHeadDecoder(Decoder):
+    """A decoder whose inputs are fused from hidden states and embeddings."""
 
-    reads_features = True
+    reads_hidden_states = True
 
     def __init__(
         self,
         config: DecoderConfig,
         layers: list[Layer],
         embed: Embedding,
-        head: Linear,
+        lm_head: Linear,
         fuse: Linear,
         *,
         final_norm: RMSNorm,
         prompts: Tensor,
         device: torch.device,
     ) -> None:
-        """`prompts` [ahead, hidden_size]: the vectors of its prompt tokens, float32."""
+        """Makes a decoder of its parts.
+
+        Args:
+            config: from `draft_head_config`.
+            layers: its layers.
+            embed: the target's input embeddings.
+            lm_head: the rows of the target's LM head for the vocabulary.
+            fuse: [hidden_size, 2 * hidden_size], of a hidden state and an embedding.
+            final_norm: the norm before the LM head.
+            prompts: the input embeddings of its prompt tokens, float32 [prompt tokens, hidden_size].
+            device: where it runs.
+        """
         self.fuse: Linear = fuse
         self.prompts = tuple(prompts)
-        super().__init__(config, layers, embed, head, final_norm=final_norm, dtype=embed.dtype, device=device)
+        super().__init__(config, layers, embed, lm_head, final_norm=final_norm, dtype=embed.dtype, device=device)
         self._fixed_bytes += fuse.nbytes
         self._row_multiplies += fuse.in_features * fuse.out_features
 
-    def inputs(self, tokens: Tensor, positions: Tensor, given: Given | None = None) -> Tensor:
-        """As `Decoder.inputs`. `given` are the features before the tokens, zeros where there are none; a vector without
-        a token is a prompt token's, and stands as it is.
+    def inputs(self, tokens: Tensor, positions: Tensor, inputs_embeds: InputsEmbeds | None = None) -> Tensor:
+        """As `Decoder.inputs`, but `inputs_embeds` are the hidden states before the tokens, zeros for other rows.
+
+        One without a token is a prompt token's embedding, and is not fused.
         """
         embeddings = self.embed(tokens)
-        if given is None:
+        if inputs_embeds is None:
             return self.fuse(torch.cat([torch.zeros_like(embeddings), embeddings], dim=-1))
-        rows = torch.tensor(given.rows, device=embeddings.device)
-        before = torch.zeros_like(embeddings).index_put_((rows,), stacked(given.vectors, embeddings))
-        without = [row for row, is_alone in zip(given.rows, given.alone, strict=True) if is_alone]
-        bare = torch.tensor(without, dtype=torch.int64, device=rows.device)
+        rows = torch.tensor(inputs_embeds.rows, device=embeddings.device)
+        before = torch.zeros_like(embeddings).index_put_((rows,), inputs_embeds.stacked(embeddings))
+        without_token = [row for row, alone in zip(inputs_embeds.rows, inputs_embeds.alone, strict=True) if alone]
+        bare = torch.tensor(without_token, dtype=torch.int64, device=rows.device)
         fused = self.fuse(torch.cat([before, embeddings], dim=-1))
         return fused.index_put((bare,), before[bare])
 
 
-def head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderConfig:
-    """Returns the config of a head for a model: layers of the model's shape, over tokens of its own."""
+def draft_head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderConfig:
+    """Returns the config of a draft head: `layers` layers of the target's shape, `vocabulary` tokens."""
     return replace(
         config,
-        architecture="head",
+        architecture="draft head",
         vocab_size=vocabulary,
         num_layers=layers,
         windows=(None,) * layers,
@@ -92,32 +104,45 @@ def head_config(config: DecoderConfig, layers: int, vocabulary: int) -> DecoderC
         qkv_bias=False,
         out_bias=False,
         mlp_bias=False,
-        tied_head=False,
+        tied_lm_head=False,
         experts=None,
     )
 
 
-def head_rows(model: Model, tokens: Tensor) -> Tensor:
-    """Returns the rows of a model's head for some tokens, float32 [tokens, hidden_size]."""
-    table = model.decoder.embed.table
-    head = model.decoder.head
-    if isinstance(head, NativeLinear):
-        return head.packed.rows(tokens)
-    if isinstance(head, FloatLinear):
-        return head.weight[tokens].float()
-    if model.decoder.config.tied_head:
+def lm_head_rows(model: Model, tokens: Tensor) -> Tensor:
+    """Returns the rows of a model's LM head for some tokens, float32 [tokens, hidden_size].
+
+    Raises:
+        UsageError: if the LM head's format does not give its rows.
+    """
+    lm_head, table = model.decoder.lm_head, model.decoder.embed.table
+    if isinstance(lm_head, NativeLinear):
+        return lm_head.packed.rows(tokens)
+    if isinstance(lm_head, FloatLinear):
+        return lm_head.weight[tokens].float()
+    if model.decoder.config.tied_lm_head:
         return table.rows(tokens) if isinstance(table, QuantizedWeight) else table[tokens].float()
-    raise UsageError(f"the head of {model.name} is held as {head.format}, which no draft head can be cut from")
+    raise UsageError(f"the LM head of {model.name} is held as {lm_head.format}, which no draft head can be cut from")
 
 
-def load_head(path: Path, target: Model) -> Model:
-    """Returns the draft head in a file. Raises `UsageError` for what is none, and for another model's."""
+def load_draft_head(path: Path, target: Model) -> Model:
+    """Returns the draft head in a file.
+
+    Raises:
+        UsageError: if the file holds no draft head, or one of another model.
+    """
     tensors, about = fitted.read(path, KIND, target)
     return _build(tensors, int(about["layers"]), target, path.stem, sha256(path.read_bytes()).hexdigest())
 
 
-def untrained_head(target: Model, layers: int, vocabulary: int) -> Model:
-    """Returns a head that drafts nothing of use at the cost of one that does: what a head of some size would cost."""
+def untrained_draft_head(target: Model, layers: int, vocabulary: int) -> Model:
+    """Returns a draft head of random weights, to measure what one of this size costs.
+
+    Args:
+        target: the model that it would draft for.
+        layers: its layers.
+        vocabulary: how many tokens it can draft.
+    """
     config = target.decoder.config
     hidden, heads = config.hidden_size, config.num_heads + 2 * config.num_kv_heads
     shapes = {
@@ -126,24 +151,25 @@ def untrained_head(target: Model, layers: int, vocabulary: int) -> Model:
         "gate_up": (2 * config.intermediate_size, hidden),
         "down": (hidden, config.intermediate_size),
     }
-    draw = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(0)
     tensors = {
         "vocabulary": torch.arange(min(vocabulary, config.vocab_size)),
-        "prompts": torch.zeros(AHEAD, hidden),
+        "prompts": torch.zeros(PROMPT_TOKENS, hidden),
         "final_norm.weight": torch.ones(hidden),
-        "fuse.weight": torch.randn(hidden, 2 * hidden, generator=draw) / hidden**0.5,
+        "fuse.weight": torch.randn(hidden, 2 * hidden, generator=random) / hidden**0.5,
         "fuse.bias": torch.zeros(hidden),
     }
     for i in range(layers):
         tensors |= {f"layers.{i}.{norm}.weight": torch.ones(hidden) for norm in ("attn_norm", "mlp_norm")}
-        for name, (out, into) in shapes.items():
-            tensors[f"layers.{i}.{name}.weight"] = torch.randn(out, into, generator=draw) / into**0.5
+        for name, (rows, columns) in shapes.items():
+            tensors[f"layers.{i}.{name}.weight"] = torch.randn(rows, columns, generator=random) / columns**0.5
     name = f"untrained-{layers}x{vocabulary}"
     return _build(tensors, layers, target, name, f"{name} of {target.fingerprint}")
 
 
 def _build(tensors: dict[str, Tensor], layers: int, target: Model, name: str, fingerprint: str) -> Model:
-    config = head_config(target.decoder.config, layers, len(tensors["vocabulary"]))
+    """Returns the draft head of `tensors`, in 4 bits where they multiply natively, over the target's embeddings."""
+    config = draft_head_config(target.decoder.config, layers, len(tensors["vocabulary"]))
     device = target.decoder.device
     held = "int4" if native_kernels() and device.type == "cpu" else "bfloat16" if device.type != "cpu" else "float32"
 
@@ -164,11 +190,11 @@ def _build(tensors: dict[str, Tensor], layers: int, target: Model, name: str, fi
         for i in range(layers)
     ]
     vocabulary = tensors["vocabulary"].long()
-    decoder = HeadDecoder(
+    decoder = DraftHeadDecoder(
         config,
         stack,
         target.decoder.embed,
-        pack(head_rows(target, vocabulary), held, device=device, exact_output=True),
+        pack(lm_head_rows(target, vocabulary), held, device=device, exact_output=True),
         linear("fuse"),
         final_norm=norm("final_norm"),
         prompts=tensors["prompts"].float(),

@@ -1,4 +1,4 @@
-"""The table of token vectors, which may stay quantized: only the rows that are looked up become floats."""
+"""Input embeddings, whose table may stay quantized: only the rows that are looked up become floats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outlay.models.quantized import QuantizedWeight
 
 
 class Embedding:
-    """tokens [n] -> vectors [n, size] of `dtype`, times `scale`."""
+    """tokens [n] -> embeddings [n, size] of `dtype`, times `scale`."""
 
     def __init__(self, table: Tensor | QuantizedWeight, dtype: torch.dtype, scale: float = 1.0) -> None:
         self.table, self.dtype, self.scale = table, dtype, scale
@@ -19,7 +19,7 @@ class Embedding:
     def __call__(self, tokens: Tensor) -> Tensor:
         """tokens int64 [n] -> [n, size]"""
         if isinstance(self.table, QuantizedWeight):
-            vectors = self.table.rows(tokens).to(self.dtype)
+            embeddings = self.table.rows(tokens).to(self.dtype)
         else:
-            vectors = F.embedding(tokens, self.table).to(self.dtype)
-        return vectors if self.scale == 1.0 else vectors * self.scale
+            embeddings = F.embedding(tokens, self.table).to(self.dtype)
+        return embeddings if self.scale == 1.0 else embeddings * self.scale

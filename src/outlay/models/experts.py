@@ -12,7 +12,7 @@ from outlay.models.mlp import Mlp
 
 
 class ExpertMlp:
-    """The weighted sum of the `per_token` experts that the router likes best for each row."""
+    """The weighted sum of each row's `per_token` most probable experts."""
 
     def __init__(self, router: Linear, experts: Sequence[Mlp], per_token: int, normalise: bool) -> None:
         self.router, self.experts = router, tuple(experts)
@@ -40,13 +40,13 @@ class ExpertMlp:
         return weights.to(x.dtype), chosen
 
     def _by_expert(self, chosen: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Returns the rows in the order of their experts, their places in `chosen`, and how many each expert has."""
+        """Returns the rows ordered by expert, their places in `chosen`, and the number of rows of each expert."""
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
         return order // self.per_token, order, counts
 
     def pass_bytes(self, tokens: int) -> int:
-        """The bytes of weights that a pass over `tokens` rows reads, if no two of them share an expert by chance."""
+        """Returns the bytes of weights that a pass over `tokens` rows reads, if no two rows share an expert."""
         used = min(len(self.experts), tokens * self.per_token)
         return self.router.nbytes + used * self.experts[0].nbytes
 

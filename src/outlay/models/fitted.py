@@ -1,7 +1,7 @@
-"""Files of what was fitted to a model, draft heads and prompt tokens: each says whose it is, and no other takes it.
+"""Files of what was fitted to one model: draft heads and prompt tokens, as safetensors.
 
-Those that come with the package lie in `shipped`; those that a user trains, in the user's cache unless they are put
-elsewhere. Both are found by the fingerprint of the model.
+A file records the fingerprint of its model, by which it is found, and is refused for another model. Files that come
+with the package lie in `shipped`; files that a user trains lie in the user's cache by default.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from outlay.models.load import Model
 
 SHIPPED = Path(__file__).parent / "shipped"
 COMMANDS = {"head": "outlay train draft", "ppd": "outlay train ppd"}
+"""The command that trains each kind: "head" is a draft head, "ppd" are prompt tokens."""
+_MISSING = {"head": "is no draft head", "ppd": "are no prompt tokens"}
 
 
 def own_path(kind: str, model: Model) -> Path:
-    """Returns where what a user trains for a model is kept."""
+    """Returns where a file that a user trains for a model is kept by default."""
     return hub.cache_folder().parent / "drafts" / f"{model.fingerprint[:16]}.{kind}.safetensors"
 
 
 def find(kind: str, model: Model) -> Path | None:
-    """Returns what was fitted to a model, the user's own or what comes with the package, or None."""
+    """Returns the file of a kind that was fitted to a model: the user's own, else the package's, else None."""
     own = own_path(kind, model)
     return own if own.exists() else _shipped().get((kind, model.fingerprint))
 
 
 def missing(kind: str, model: Model) -> UsageError:
-    """Returns the error that says what to run where nothing was fitted to a model."""
-    what = {"head": "is no draft head", "ppd": "are no prompt tokens"}[kind]
-    return UsageError(f"there {what} for {model.name}; `{COMMANDS[kind]} --model {model.name}` trains one")
+    """Returns the error for a model that nothing of this kind was fitted to; it names the command to run."""
+    return UsageError(f"there {_MISSING[kind]} for {model.name}; `{COMMANDS[kind]} --model {model.name}` trains one")
 
 
 @cache
@@ -52,7 +53,11 @@ def _shipped() -> dict[tuple[str, str], Path]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Returns what a file says about itself. Raises `UsageError` for one that can't be read or is none of ours."""
+    """Returns a file's own description: its kind, its model's name and fingerprint, and what the kind adds.
+
+    Raises:
+        UsageError: if the file can't be read, or `outlay` did not write it.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
@@ -66,9 +71,18 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, kind: str, target: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns the tensors of something that was fitted to a model, and what its file says about it.
+    """Reads what was fitted to a model.
 
-    Raises `UsageError` for a file that can't be read, is of another kind, or belongs to another model.
+    Args:
+        path: the file.
+        kind: the kind that it must be of: a key of `COMMANDS`.
+        target: the model that it must belong to.
+
+    Returns:
+        The tensors by name, and the file's description.
+
+    Raises:
+        UsageError: if the file can't be read, is of another kind, or belongs to another model.
     """
     about = describe(path)
     if about["kind"] != kind:
@@ -83,12 +97,25 @@ def read(path: Path, kind: str, target: Model) -> tuple[dict[str, Tensor], dict[
 
 
 def write(path: Path, kind: str, model: Model, tensors: Mapping[str, Tensor], **about: Any) -> None:
-    """Writes what was fitted to a model, whole or not at all. Raises `FailureError` where that fails."""
-    told = {"kind": kind, "model": model.name, "fingerprint": model.fingerprint, **about}
+    """Writes what was fitted to a model, whole or not at all.
+
+    Args:
+        path: the file; folders above it are made.
+        kind: a key of `COMMANDS`.
+        model: the model that it was fitted to.
+        tensors: what was fitted, by name.
+        about: what the description says besides; JSON values.
+
+    Raises:
+        FailureError: if the file can't be written.
+    """
+    description = {"kind": kind, "model": model.name, "fingerprint": model.fingerprint, **about}
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"about": json.dumps(told)})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"about": json.dumps(description)}
+        )
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise FailureError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error

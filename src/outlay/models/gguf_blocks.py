@@ -1,8 +1,8 @@
-"""GGUF's blocks of quantized weights in our own form.
+"""Converts GGUF's blocks of quantized weights to `QuantizedWeight`.
 
-Q4_0, Q4_1, Q5_0 and Q8_0 have groups of 32 with float16 scales, as we do: exact. Q4_K's scales are products of a
-float16 and 6 bits, rounded to float16 here: an error below 1 % of a quantization step. Q5_1, Q5_K and Q6_K are rounded
-to q8, whose step is the largest weight of a group / 127.
+Q4_0, Q4_1, Q5_0 and Q8_0 have groups of 32 with float16 scales, as `QuantizedWeight` has, and stay exact. Q4_K's scales
+are products of a float16 and 6 bits; they are rounded to float16, an error below 1 % of a quantization step. Q5_1, Q5_K
+and Q6_K are rounded to q8, whose step is the largest weight of a group / 127.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q8_0")
 
 
 def quantized_blocks(kind: str, blocks: Tensor, columns: int) -> QuantizedWeight:
-    """Returns the matrix of uint8 `blocks` [count, block bytes], whose rows have `columns` values."""
+    """Returns the matrix that blocks hold.
+
+    Args:
+        kind: GGUF's name of the format.
+        blocks: uint8 [count, bytes of a block].
+        columns: the matrix's columns.
+    """
     if kind not in _READERS:
         floats = gguf.quants.dequantize(blocks.numpy(), GGMLQuantizationType[kind])
         return quantize(torch.from_numpy(floats).reshape(-1, columns), "q8")
@@ -37,12 +43,12 @@ def _half(data: Tensor) -> Tensor:
 
 
 def _nibbles(data: Tensor) -> Tensor:
-    """The low halves of the bytes, then the high halves: [count, n] -> [count, 2 n]."""
+    """Splits bytes into their low halves, then their high halves: [count, n] -> [count, 2 n]."""
     return torch.cat((data & 15, data >> 4), dim=1)
 
 
 def _fifth_bits(data: Tensor) -> Tensor:
-    """32 bits in 4 bytes -> [count, 32], each as 0 or 16."""
+    """Splits 4 bytes into 32 bits, each as 0 or 16: [count, 4] -> [count, 32]."""
     return ((data.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten(1) << 4
 
 

@@ -2,73 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from outlay.errors import UsageError
 from outlay.models.gguf_file import GgufFile
 
-Getter = Callable[..., Any]
+
+class _Metadata:
+    """The metadata of a file that belong to its architecture."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.architecture = str(file.metadata.get("general.architecture"))
+        self._metadata = file.metadata
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns an entry, or the default."""
+        return self._metadata.get(f"{self.architecture}.{key}", default)
+
+    def need(self, key: str) -> Any:
+        """Returns an entry. Raises `UsageError` if there is none."""
+        if f"{self.architecture}.{key}" not in self._metadata:
+            raise UsageError(f"this GGUF file's metadata lacks {self.architecture}.{key}")
+        return self._metadata[f"{self.architecture}.{key}"]
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
-    """Returns the `config.json` that a GGUF file's metadata stands for."""
-    metadata, names = file.metadata, file.entries
-    arch = str(metadata.get("general.architecture"))
+    """Returns the `config.json` that a GGUF file's metadata stands for.
 
-    def get(key: str, default: Any = None) -> Any:
-        return metadata.get(f"{arch}.{key}", default)
-
-    def need(key: str) -> Any:
-        if f"{arch}.{key}" not in metadata:
-            raise UsageError(f"this GGUF file's metadata lacks {arch}.{key}")
-        return metadata[f"{arch}.{key}"]
-
-    model_type = {"qwen3moe": "qwen3_moe"}.get(arch, arch)
-    if arch == "llama" and get("expert_count"):
-        model_type = "mixtral"
-    embed = names.get("token_embd.weight")
+    Raises:
+        UsageError: if an entry is missing, or the model is of a kind that does not run here.
+    """
+    about = _Metadata(file)
+    embed = file.entries.get("token_embd.weight")
     if embed is None:
         raise UsageError("this GGUF file has no token embeddings, so it is not a language model")
-    heads, hidden = need("attention.head_count"), need("embedding_length")
-    kv_heads = get("attention.head_count_kv", heads)
+    heads, hidden = about.need("attention.head_count"), about.need("embedding_length")
+    kv_heads = about.get("attention.head_count_kv", heads)
     if isinstance(heads, list) or isinstance(kv_heads, list):
         raise UsageError("this GGUF file has layers with different numbers of heads, which outlay does not run")
-    tied = "output.weight" not in names
+
+    metadata = file.metadata
     eos = [metadata[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id") if key in metadata]
     common = {
-        "model_type": model_type,
+        "model_type": _model_type(about),
         "vocab_size": embed.shape[0],
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": "output.weight" not in file.entries,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": eos,
     }
-    if arch == "gpt2":
-        return common | {
-            "n_embd": hidden,
-            "n_head": heads,
-            "n_layer": need("block_count"),
-            "n_inner": get("feed_forward_length"),
-            "n_positions": need("context_length"),
-            "layer_norm_epsilon": get("attention.layer_norm_epsilon", 1e-5),
-        }
-    raw = common | {
+    if about.architecture == "gpt2":
+        return common | _gpt2(about, hidden, heads)
+    return common | _rotary(file, about, hidden, heads) | {"num_key_value_heads": kv_heads}
+
+
+def _model_type(about: _Metadata) -> str:
+    if about.architecture == "llama" and about.get("expert_count"):
+        return "mixtral"
+    return {"qwen3moe": "qwen3_moe"}.get(about.architecture, about.architecture)
+
+
+def _gpt2(about: _Metadata, hidden: int, heads: int) -> dict[str, Any]:
+    return {
+        "n_embd": hidden,
+        "n_head": heads,
+        "n_layer": about.need("block_count"),
+        "n_inner": about.get("feed_forward_length"),
+        "n_positions": about.need("context_length"),
+        "layer_norm_epsilon": about.get("attention.layer_norm_epsilon", 1e-5),
+    }
+
+
+def _rotary(file: GgufFile, about: _Metadata, hidden: int, heads: int) -> dict[str, Any]:
+    """Returns the entries of a model with rotary positions."""
+    get = about.get
+    raw = {
         "hidden_size": hidden,
-        "num_hidden_layers": need("block_count"),
+        "num_hidden_layers": about.need("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
         "head_dim": get("attention.key_length") or hidden // heads,
         "intermediate_size": get("feed_forward_length") or get("expert_feed_forward_length"),
-        "max_position_embeddings": need("context_length"),
+        "max_position_embeddings": about.need("context_length"),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", 1e-6),
         "rope_theta": get("rope.freq_base", 10000.0),
         "sliding_window": get("attention.sliding_window"),
-        "attention_bias": "blk.0.attn_q.bias" in names,
-        "rope_parameters": _rope_parameters(file, get, need),
+        "attention_bias": "blk.0.attn_q.bias" in file.entries,
+        "rope_parameters": _rope_parameters(file, about),
     }
     if get("rope.dimension_count"):
         raw["partial_rotary_factor"] = get("rope.dimension_count") / raw["head_dim"]
-    if arch == "gemma2":
+    if about.architecture == "gemma2":
         raw["attn_logit_softcapping"] = get("attn_logit_softcapping", 50.0)
         raw["final_logit_softcapping"] = get("final_logit_softcapping", 30.0)
         # llama.cpp gives the 27B model, and no other, the scale of its hidden size
@@ -84,7 +106,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     return raw
 
 
-def _rope_parameters(file: GgufFile, get: Getter, need: Getter) -> dict[str, Any] | None:
+def _rope_parameters(file: GgufFile, about: _Metadata) -> dict[str, Any] | None:
+    get, need = about.get, about.need
     kind, original = get("rope.scaling.type"), get("rope.scaling.original_context_length")
     if "rope_factors_short.weight" in file.entries:
         return {

@@ -1,7 +1,7 @@
-"""GGUF files: the header read in one sweep (a vocabulary of 50,000 takes 0.1 s), the tensors memory-mapped.
+"""Reads GGUF files: the header in one sweep (a vocabulary of 50,000 takes 0.1 s), the tensors by memory map.
 
-The `gguf` package supplies the formats' constants and the reference dequantization; its own reader takes seconds for a
-vocabulary, which every command would wait for.
+The `gguf` package supplies the formats' constants and the reference dequantization. Its reader is not used, because it
+takes seconds for a vocabulary, in every command.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ TYPES = (*_FLOATS, "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: its shape as torch counts, its type and its bytes in the file."""
+    """Where a tensor lies in the file."""
 
     shape: tuple[int, ...]
+    """Its shape in torch's order."""
     type: str
+    """GGUF's name of its format."""
     start: int
+    """Its first byte."""
     size: int
+    """Its bytes."""
 
 
 class GgufFile:
@@ -63,7 +67,7 @@ class GgufFile:
 
     @property
     def quantized(self) -> bool:
-        """Whether any tensor is held in blocks of small integers."""
+        """Whether any tensor is stored in blocks of small integers."""
         return any(entry.type not in _FLOATS for entry in self.entries.values())
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -72,7 +76,7 @@ class GgufFile:
         return entry.shape if entry else None
 
     def is_quantized(self, name: str) -> bool:
-        """Whether this tensor is held in blocks of small integers."""
+        """Tells whether a tensor is stored in blocks of small integers."""
         return self.entries[name].type not in _FLOATS
 
     def floats(self, name: str) -> Tensor:
@@ -89,13 +93,13 @@ class GgufFile:
         return torch.from_numpy(gguf.quants.dequantize(rows, kind)).reshape(entry.shape)
 
     def integers(self, name: str) -> QuantizedWeight:
-        """Returns a quantized matrix in our own form; a tensor of more than two dimensions becomes one tall matrix."""
+        """Returns a quantized tensor as a matrix; all dimensions but the last become rows."""
         entry = self.entries[name]
         blocks = np.frombuffer(self._bytes(entry), np.uint8).reshape(-1, GGML_QUANT_SIZES[_kind(entry)][1])
         return quantized_blocks(entry.type, torch.from_numpy(blocks.copy()), entry.shape[-1])
 
     def identity(self) -> bytes:
-        """Returns bytes that tell this file's header from any other's."""
+        """Returns the header, which identifies the file."""
         starts = [entry.start for entry in self.entries.values()]
         return self._data[: min(starts, default=len(self._data))]
 

@@ -15,7 +15,7 @@ _LLAMA3 = (
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
-# What llama.cpp calls a pre-tokenizer -> how text is cut before BPE.
+# llama.cpp's name of a pre-tokenizer -> how text is split before BPE.
 PRE = {
     "gpt-2": "gpt2",
     "default": "gpt2",
@@ -37,7 +37,11 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Returns the tokenizer that a GGUF file's metadata describes."""
+    """Returns the tokenizer that a GGUF file's metadata describes.
+
+    Raises:
+        UsageError: if there is none, or it is of a kind that outlay does not read.
+    """
     kind = metadata.get("tokenizer.ggml.model")
     pieces = metadata.get("tokenizer.ggml.tokens")
     if not kind or not pieces:
@@ -104,7 +108,7 @@ def _sentencepiece(metadata: Mapping[str, Any], pieces: Sequence[str]) -> Tokeni
 def _merges(
     vocab: Mapping[str, int], pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]
 ) -> Iterator[tuple[str, str]]:
-    """SentencePiece joins the neighbours whose joined piece has the best score: the merges in that order."""
+    """Yields BPE merges in SentencePiece's order, which joins the neighbours whose joined piece scores best."""
     joinable = [token for token, sort in enumerate(types) if sort == _NORMAL and len(pieces[token]) > 1]
     for token in sorted(joinable, key=lambda token: -scores[token]):
         piece = pieces[token]

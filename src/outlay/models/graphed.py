@@ -1,5 +1,7 @@
-"""A decoder's pass on a GPU with few launches: what lies between two attentions is recorded once for each width and
-replayed in one launch (CUDA graphs). Attention reads other keys in every pass, so it is launched as always.
+"""A decoder's pass on a GPU with few kernel launches.
+
+The segment between two attentions is recorded once for each width as a CUDA graph, and replayed in one launch.
+Attention reads other keys in every pass, so it is launched as usual.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from outlay.models.mlp import Mlp
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)  # a pass is padded to the next of these; wider ones are not bound by launches
 Segment = Callable[[], tuple[Tensor, ...]]
-# Records a computation over tensors that stay in place; returns its results and what computes them again, in place.
+"""A computation over tensors that stay in place."""
 Record = Callable[[Segment], tuple[tuple[Tensor, ...], Callable[[], object]]]
+"""Records a segment; returns its results, and a function that computes them again in place."""
 
 
 class CudaGraphs:
@@ -26,7 +29,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, segment: Segment) -> tuple[tuple[Tensor, ...], Callable[[], object]]:
-        """Runs the segment once, because libraries set themselves up at first use, and records it."""
+        """Runs a segment once, because libraries initialize at first use, and records it."""
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -39,7 +42,7 @@ class CudaGraphs:
 
 
 class GraphedForward:
-    """Computes `Decoder.hidden` of tokens, in passes of up to the greatest of `WIDTHS` by recorded segments."""
+    """Computes `Decoder.hidden` of tokens, by recorded segments up to the greatest of `WIDTHS`."""
 
     def __init__(self, decoder: Decoder, record: Record) -> None:
         self._decoder, self._record = decoder, record
@@ -47,7 +50,7 @@ class GraphedForward:
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """tokens, positions: int64 [n] -> what the last layer writes, [n, hidden_size], good until the next pass."""
+        """tokens, positions int64 [n] -> the last layer's output [n, hidden_size], valid until the next pass."""
         width = next((width for width in WIDTHS if width >= len(tokens)), None)
         if width is None:
             return self._decoder.hidden(self._decoder.inputs(tokens, positions), positions, attend)
@@ -57,8 +60,9 @@ class GraphedForward:
 
 
 class _Recorded:
-    """The segments of one width, and the buffers through which rows go in and out. Rows that pad are computed as token
-    0 at position 0 and read by nobody.
+    """The segments of one width, and the buffers for their inputs and outputs.
+
+    Padding rows are computed as token 0 at position 0, and nobody reads them.
     """
 
     def __init__(self, decoder: Decoder, width: int, record: Record) -> None:
@@ -84,7 +88,7 @@ class _Recorded:
         (self._x,), self._finish = record(lambda: (decoder.after_attention(config.num_layers - 1, x, self._attended),))
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Returns what the last layer wrote, [n, hidden_size], good until the next pass."""
+        """As `GraphedForward`, for n up to this width."""
         n = len(tokens)
         self._tokens[:n], self._positions[:n] = tokens, positions
         for layer, ((q, k, v), replay) in enumerate(self._steps):
@@ -95,5 +99,5 @@ class _Recorded:
 
 
 def graphed(decoder: Decoder) -> bool:
-    """Tells whether segments of this decoder can be recorded: on a GPU, and without experts, which rows choose."""
+    """Tells whether this decoder's segments can be recorded: on a GPU, without experts, which depend on the rows."""
     return decoder.device.type == "cuda" and all(isinstance(layer.mlp, Mlp) for layer in decoder.layers)

@@ -1,4 +1,4 @@
-"""Where models come from: local paths, aliases that are fetched once into the user's cache, and the hub."""
+"""Finds models: local paths, aliases that are fetched once into the user's cache, and the hub."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def alias_path(alias: Alias) -> Path:
 
 
 def pull(alias: str, progress: Progress | None = None) -> Path:
-    """Returns the file of an alias, fetching it if it is not in the cache. Safe to call from several processes."""
+    """Returns the file of an alias, and fetches it first if it is not in the cache. Several processes may call this.
+
+    Raises:
+        UsageError: if there is no such alias.
+        FailureError: if it can't be fetched.
+    """
     if alias not in ALIASES:
         raise UsageError(f"no model is called {alias!r}{nearest(alias, ALIASES)}; known: {', '.join(ALIASES)}")
     path = alias_path(ALIASES[alias])
@@ -44,7 +49,19 @@ def pull(alias: str, progress: Progress | None = None) -> Path:
 
 
 def resolve(source: str | Path, progress: Progress | None = None) -> Path:
-    """Returns the folder or GGUF file that `source` names: an alias, a path, or `org/name[@revision]` on the hub."""
+    """Finds a model, and fetches it if necessary.
+
+    Args:
+        source: an alias, a path, or `org/name[@revision]` on the hub.
+        progress: told of a download: what, bytes so far, bytes in all.
+
+    Returns:
+        A folder or a GGUF file.
+
+    Raises:
+        UsageError: if there is no such model.
+        FailureError: if it can't be fetched.
+    """
     text = str(source)
     if text in ALIASES:
         return pull(text, progress)
@@ -63,7 +80,7 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
 
 
 def _snapshot(name: str) -> Path:
-    """Fetches a model from the hub into the hub's own cache, or finds it there."""
+    """Returns a model's folder in the hub's own cache, and fetches it first if it is not there."""
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", _TIMEOUT)
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", _TIMEOUT)
     try:

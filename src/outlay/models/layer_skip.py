@@ -1,7 +1,7 @@
-"""The target itself as its draft, with less of it: weights in 4 bits, layers left out. It takes no training.
+"""A draft model made of the target without training: some layers skipped, the weights of others in 4 bits.
 
-Leaving out layers is self-speculative decoding (Zhang et al. 2024): the residual stream carries what a layer would have
-changed. What is left out decides how well it drafts, and how quickly.
+Skipping layers is self-speculative decoding (Draft & Verify, Zhang et al. 2024): the residual stream bridges a skipped
+layer. The choice of layers sets both the acceptance rate and the cost of drafting.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from outlay.models.mlp import Mlp
 EXAMPLE = "self:skip=10-19, self:int4 or self:int4,skip=4+6-9"
 
 
-def smaller_self(model: Model, options: str) -> Model:
-    """Returns a draft made of `model`. `options`: "int4", "skip" (the middle half of the layers), "skip=4+6-9", or both
-    with a comma between. Raises `UsageError` for anything else.
+def layer_skip_draft(model: Model, options: str) -> Model:
+    """Returns a draft model made of `model`, sharing its other weights.
+
+    Args:
+        model: the target.
+        options: "int4", "skip" (the middle half of the layers), "skip=4+6-9", or several with commas between.
+
+    Raises:
+        UsageError: if the options are of another form, or leave no layer.
     """
     kept, narrow = list(range(len(model.decoder.layers))), False
     for option in filter(None, options.split(",")):
@@ -29,7 +35,7 @@ def smaller_self(model: Model, options: str) -> Model:
         if name == "int4" and not value:
             narrow = True
         elif name == "skip":
-            kept = [layer for layer in kept if layer not in skipped(value, len(kept))]
+            kept = [layer for layer in kept if layer not in skipped_layers(value, len(kept))]
         else:
             raise UsageError(f"a draft of the model itself is written as {EXAMPLE}, not self:{options}")
     if not kept:
@@ -37,14 +43,18 @@ def smaller_self(model: Model, options: str) -> Model:
     if not options:
         raise UsageError(f"say what to leave out of the model: {EXAMPLE}")
     layers = [model.decoder.layers[layer] for layer in kept]
-    decoder = with_layers(model.decoder, [narrowed(layer) for layer in layers] if narrow else layers, kept)
+    decoder = _with_layers(model.decoder, [_narrowed(layer) for layer in layers] if narrow else layers, kept)
     return replace(
         model, decoder=decoder, name=f"{model.name} ({options})", fingerprint=f"{model.fingerprint}:{options}"
     )
 
 
-def skipped(text: str, count: int) -> set[int]:
-    """Returns the layers that "4+6-9" names, of `count`; the middle half for "". Raises `UsageError` for others."""
+def skipped_layers(text: str, count: int) -> set[int]:
+    """Returns the layers that a text such as "4+6-9" names, or the middle half for "".
+
+    Raises:
+        UsageError: if the text is of another form, or names a layer from `count` on.
+    """
     if not text:
         kept = max(1, count // 4)  # some layers stay
         return set(range(kept, max(kept + 1, count - kept)))
@@ -57,14 +67,14 @@ def skipped(text: str, count: int) -> set[int]:
     return found
 
 
-def with_layers(decoder: Decoder, layers: list[Layer], kept: list[int]) -> Decoder:
-    """Returns a decoder of some layers of another, sharing everything else with it."""
+def _with_layers(decoder: Decoder, layers: list[Layer], kept: list[int]) -> Decoder:
+    """Returns a decoder of the layers `kept`, given as `layers`, sharing everything else with `decoder`."""
     windows = tuple(decoder.config.windows[layer] for layer in kept)
     return Decoder(
         replace(decoder.config, num_layers=len(layers), windows=windows),
         layers,
         decoder.embed,
-        decoder.head,
+        decoder.lm_head,
         final_norm=decoder.final_norm,
         positions=decoder.positions,
         project_in=decoder.project_in,
@@ -74,7 +84,7 @@ def with_layers(decoder: Decoder, layers: list[Layer], kept: list[int]) -> Decod
     )
 
 
-def narrowed(layer: Layer) -> Layer:
+def _narrowed(layer: Layer) -> Layer:
     """Returns a layer with its weights in 4 bits."""
     mlp = layer.mlp
     if isinstance(mlp, Mlp):

@@ -1,4 +1,4 @@
-"""Linear layers: one function, `pack`, that holds a weight in a format and returns what multiplies with it.
+"""Linear layers: `pack` puts a weight into a format and returns the layer that multiplies with it.
 
 This is the one place where kernels are chosen: our own where they run, torch's elsewhere. Every `Linear` takes
 activations [n, in] of any float dtype and returns [n, out] in the same dtype; rows never influence each other.
@@ -80,7 +80,7 @@ class Int4Linear(Linear):
 
 
 class Int8Linear(Linear):
-    """q8 rounded once more, to one scale for each row of the weight, through torch's int8 product.
+    """q8 rounded again, to one scale for each row of the weight, through torch's int8 product.
 
     From `wide_from` rows on, it is multiplied in float32 (0: never).
     """
@@ -137,11 +137,17 @@ def pack(
     device: torch.device | str = "cpu",
     exact_output: bool = False,
 ) -> Linear:
-    """Holds `weight` [out, in] in `format` on `device`.
+    """Puts a weight into a format.
 
-    `exact_output` asks for results that are not rounded to bfloat16, as the logits of a head must not be. Where a
-    format cannot hold a weight (rows that do not divide into groups, a device without packed products), the nearest
-    wider format does.
+    If the format cannot hold the weight (rows that do not divide into groups, a device without packed products), the
+    nearest wider format does.
+
+    Args:
+        weight: [out, in].
+        format: one of `FORMATS`.
+        bias: [out].
+        device: where the layer runs.
+        exact_output: whether results must not be rounded to bfloat16, as an LM head's must not.
     """
     device = torch.device(device)
     bias = bias.to(device, torch.float32) if bias is not None else None
@@ -197,7 +203,7 @@ def nibbles(q: Tensor) -> Tensor:
 def _int8_by_row(
     weight: QuantizedWeight, bias: Tensor | None, device: torch.device, tolerance: float = 0.02
 ) -> Linear | None:
-    """One scale for each row instead of each group, where that changes a group by less than `tolerance` on average."""
+    """Rounds to one scale a row, or returns None if that changes a group by more than `tolerance` on average."""
     exact = weight.dequantize()
     scales = (exact.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-10).bfloat16()
     q = (exact / scales.float()).round_().clamp_(-127, 127)
@@ -210,11 +216,11 @@ def _int8_by_row(
 
 
 def _wide_from(dtype: torch.dtype, device: torch.device) -> int:
-    """The width from which converting a weight to float32 first is quicker, where that dtype has no product.
+    """Returns the rows from which converting the weight to float32 first is quicker (0: never).
 
     Measured on a processor with AVX2, for the 120 layers of SmolLM2-135M on one thread, in milliseconds at 4, 8 and 16
-    rows: bfloat16 55, 125, 255; float16 54, 116, 230; float32 52, 62, 83, and some 15 for the conversion. Likewise the
-    48 rows of int8: 361 at 64 rows against 245. Processors that multiply bfloat16 seldom multiply float16 as well.
+    rows: bfloat16 55, 125, 255; float16 54, 116, 230; float32 52, 62, 83, and about 15 for the conversion. Likewise for
+    the 48 rows of int8: 361 at 64 rows against 245. Processors that multiply bfloat16 seldom multiply float16 as well.
     """
     if device.type != "cpu" or dtype == torch.float32 or (dtype == torch.bfloat16 and fast_bfloat16()):
         return 0

@@ -1,4 +1,4 @@
-"""Loading a model: an alias, a folder, a GGUF file or a hub id becomes a decoder and a tokenizer."""
+"""Loads a model: an alias, a folder, a GGUF file or a hub id becomes a decoder and a tokenizer."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its tokenizer. `fingerprint` is the same for the same weights, wherever they lie.
-
-    `format` says how the weights are held: one of `DTYPES` but "auto", or several joined by "+". A draft head writes
-    the tokens `vocabulary` only, int64 [its own vocabulary]; None: it writes all of the tokenizer's.
-    """
+    """A network with its tokenizer."""
 
     name: str
+    """What results and messages call it."""
     decoder: Decoder
+    """The network."""
     tokenizer: Tokenizer
+    """Its tokenizer."""
     fingerprint: str
+    """Identifies the weights, wherever they lie."""
     format: str
+    """How the weights are held: one of `linear.FORMATS`, or several joined by "+"."""
     vocabulary: torch.Tensor | None = None
+    """The tokens that a draft head can write, int64 [decoder.config.vocab_size]. None: all of the tokenizer's."""
 
 
 def load_model(
@@ -50,11 +52,19 @@ def load_model(
     progress: Progress | None = None,
     long_context: bool = False,
 ) -> Model:
-    """Returns the model that `source` names: an alias, a folder, a `.gguf` file, or `org/name[@revision]` on the hub.
+    """Loads a model.
 
-    With dtype "auto", quantized files run in their own precision, others in bfloat16 where our kernels or the processor
-    multiply it quickly, and in float32 elsewhere. `progress(what, done, total)` is told of downloads and of layers.
-    `long_context` picks the frequencies for long sequences in models that have two sets (Phi-3 128k).
+    Args:
+        source: an alias, a folder, a `.gguf` file, or `org/name[@revision]` on the hub.
+        dtype: one of `DTYPES`. With "auto", quantized files run in their own precision. Others run in bfloat16 if our
+            kernels or the processor multiply it quickly, else in float32.
+        device: where the model runs, as torch names it.
+        progress: told of downloads and of layers: what, how many so far, how many in all.
+        long_context: use the frequencies for long sequences, if the model has two sets (Phi-3 128k).
+
+    Raises:
+        UsageError: if there is no such model, dtype or device, or the model does not run here.
+        FailureError: if the model can't be fetched.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known{nearest(dtype, DTYPES)}; it is one of {', '.join(DTYPES)}")
@@ -75,6 +85,7 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
     tokenizer = _folder_tokenizer(folder, config)
     store = Checkpoint(folder)
     format = _best_float(device) if dtype == "auto" else dtype
+
     builder = Builder(
         config,
         store,
@@ -87,6 +98,7 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
         plus_one=config.norm_plus_one,
     )
     decoder = builder.build(progress)
+
     canonical = json.dumps(raw, sort_keys=True).encode()
     return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format)
 
@@ -100,6 +112,7 @@ def _load_gguf(path: Path, dtype: str, device: torch.device, progress: Progress 
     store = GgufFile(path)
     config = decoder_config(hf_config(store), long)
     metadata = store.metadata
+
     inner = gguf_tokenizer(metadata)
     template = template_source(metadata.get("tokenizer.chat_template"))
     pieces = metadata["tokenizer.ggml.tokens"]
@@ -115,6 +128,7 @@ def _load_gguf(path: Path, dtype: str, device: torch.device, progress: Progress 
         bos_token_id=config.bos_token_id,
         template=chat,
     )
+
     on_cpu = device.type == "cpu"
     format = ("own" if store.quantized and on_cpu else _best_float(device)) if dtype == "auto" else dtype
     builder = Builder(
@@ -141,11 +155,13 @@ def _folder_tokenizer(folder: Path, config: DecoderConfig) -> Tokenizer:
     options, generation = read_json(folder / "tokenizer_config.json"), read_json(folder / "generation_config.json")
     named = {key: _content(value) for key, value in options.items() if key.endswith("_token")}
     special = {key: content for key, content in named.items() if content}
+
     source = template_source(options.get("chat_template"))
     separate = folder / "chat_template.jinja"
     if separate.exists():
         source = separate.read_text(encoding="utf-8")
     chat = ChatTemplate(source, special) if source else None
+
     eos = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
     ends = (*token_ids(generation.get("eos_token_id")), *config.eos_token_ids, *token_ids(eos))
     bos = inner.token_to_id(special["bos_token"]) if "bos_token" in special else None
@@ -158,7 +174,7 @@ def _folder_tokenizer(folder: Path, config: DecoderConfig) -> Tokenizer:
 
 
 def _content(entry: Any) -> str | None:
-    """The text of a special token, which a config gives plainly or with its options."""
+    """Returns the text of a special token, which a config gives as a string or in a mapping with options."""
     content = entry.get("content") if isinstance(entry, Mapping) else entry
     return content if isinstance(content, str) else None
 

@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Mlp:
-    """down(act(gate(x)) * up(x)), with gate and up in one product; down(act(up(x))) where nothing gates."""
+    """down(act(gate(x)) * up(x)), with gate and up in one product; down(act(up(x))) if it is not gated."""
 
     def __init__(self, gate_up: Linear, down: Linear, activation: str, gated: bool) -> None:
         self.gate_up, self.down, self.gated = gate_up, down, gated
@@ -37,5 +37,5 @@ class Mlp:
         return self.down(gate.mul_(inner[:, self.width :]))
 
     def pass_bytes(self, tokens: int) -> int:
-        """The bytes of weights that a pass over `tokens` rows reads."""
+        """Returns the bytes of weights that a pass over `tokens` rows reads."""
         return self.nbytes

@@ -1,7 +1,7 @@
-"""Where each part of a decoder lies in a checkpoint: our name -> the checkpoint's, for every family and file format.
+"""The names of a decoder's parts in checkpoints: our name -> the checkpoint's, for every family and file format.
 
-A name stands for a module, of which `.weight` and `.bias` are the tensors; `{i}` is a layer and `{e}` an expert. A
-family whose file holds several of our parts in one tensor names the fused part instead (`qkv`, `gate_up`).
+A name stands for a module, whose tensors are `.weight` and `.bias`; `{i}` is a layer and `{e}` an expert. Families that
+store several parts in one tensor name the fused part instead (`qkv`, `gate_up`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ Names = dict[str, str]
 _LLAMA: Names = {
     "embed": "model.embed_tokens",
     "final_norm": "model.norm",
-    "head": "lm_head",
+    "lm_head": "lm_head",
     "attn_norm": "model.layers.{i}.input_layernorm",
     "q": "model.layers.{i}.self_attn.q_proj",
     "k": "model.layers.{i}.self_attn.k_proj",
@@ -52,7 +52,7 @@ HF: dict[str, Names] = {
         "embed": "transformer.wte",
         "positions": "transformer.wpe",
         "final_norm": "transformer.ln_f",
-        "head": "lm_head",
+        "lm_head": "lm_head",
         "attn_norm": "transformer.h.{i}.ln_1",
         "qkv": "transformer.h.{i}.attn.c_attn",
         "out": "transformer.h.{i}.attn.c_proj",
@@ -66,7 +66,7 @@ HF: dict[str, Names] = {
         "project_in": "model.decoder.project_in",
         "project_out": "model.decoder.project_out",
         "final_norm": "model.decoder.final_layer_norm",
-        "head": "lm_head",
+        "lm_head": "lm_head",
         "attn_norm": "model.decoder.layers.{i}.self_attn_layer_norm",
         "q": "model.decoder.layers.{i}.self_attn.q_proj",
         "k": "model.decoder.layers.{i}.self_attn.k_proj",
@@ -82,7 +82,7 @@ _GGUF: Names = {
     "embed": "token_embd",
     "positions": "position_embd",
     "final_norm": "output_norm",
-    "head": "output",
+    "lm_head": "output",
     "attn_norm": "blk.{i}.attn_norm",
     "q": "blk.{i}.attn_q",
     "k": "blk.{i}.attn_k",

@@ -13,7 +13,7 @@ class RMSNorm:
     def __init__(self, weight: Tensor, eps: float) -> None:
         width = weight.shape[0]
         self.weight, self.eps = weight.float(), eps
-        # With the norm in place of the root of the mean, both take the width in.
+        # The norm is the root of the sum, not of the mean: the width moves into weight and eps.
         self._scaled, self._eps = self.weight * width**0.5, eps * width
         self.nbytes = self.weight.nbytes
 

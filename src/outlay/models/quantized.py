@@ -34,12 +34,12 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the matrix takes when q4 values are packed two to a byte."""
+        """Bytes of the matrix with q4 values packed two to a byte."""
         values = self.q.numel() // 2 if self.kind == "q4" else self.q.numel()
         return values + 2 * self.scales.numel() + (2 * self.mins.numel() if self.mins is not None else 0)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns the matrix [n, k] that this stands for."""
+        """Returns the matrix as floats, [n, k]."""
         return self.rows(None).to(dtype)
 
     def rows(self, index: Tensor | None) -> Tensor:
@@ -57,11 +57,11 @@ class QuantizedWeight:
 
     @cached_property
     def table(self) -> kernels.Table:
-        """The matrix as the native kernels look rows up in it."""
+        """The matrix in the form in which the native kernels look up rows."""
         return kernels.Table(self.q, self.scales, self.mins)
 
     def take(self, index: Tensor) -> QuantizedWeight:
-        """Returns the matrix made of the rows `index`, still quantized."""
+        """Returns the rows `index`, still quantized."""
         mins = self.mins[index] if self.mins is not None else None
         return replace(self, q=self.q[index], scales=self.scales[index], mins=mins)
 
@@ -72,7 +72,7 @@ class QuantizedWeight:
 
 
 def stack_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Returns one matrix of the rows of all `parts`, which are of one kind."""
+    """Returns one matrix of the rows of all `parts`, which share a kind."""
     mins = [part.mins for part in parts if part.mins is not None]
     q, scales = torch.cat([part.q for part in parts]), torch.cat([part.scales for part in parts])
     return QuantizedWeight(parts[0].kind, q, scales, torch.cat(mins) if mins else None)

@@ -1,7 +1,7 @@
-"""Rotary positions: the frequencies of every scaling that we run, the tables that a decoder looks up, and the rotation.
+"""Rotary positions: the frequencies of every scaling that runs here, the tables that a decoder looks up, the rotation.
 
-Dimension i of a head is rotated with dimension i + dim / 2, as in the hub's checkpoints; GGUF files of the llama
-architecture have the two side by side and are reordered when they are loaded.
+Dimension i of an attention head is rotated with dimension i + dim / 2, as in the hub's checkpoints. GGUF files of the
+llama architecture have the two side by side and are reordered when they are loaded.
 """
 
 from __future__ import annotations
@@ -21,23 +21,35 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "divided"
 
 @dataclass(frozen=True)
 class Rope:
-    """How the first `dim` dimensions of each head are rotated. The names of the options are those of `config.json`."""
+    """How attention heads are rotated. The options have their names from `config.json`."""
 
     theta: float
+    """Base of the wavelengths."""
     dim: int
+    """How many dimensions of each head are rotated, from the first on."""
     kind: str = "default"
+    """How frequencies are scaled for longer contexts: one of `KINDS`."""
     factor: float = 1.0
+    """How many times longer the context is than the original one."""
     original_max_positions: int = 0
+    """Tokens of the original context."""
     low_freq_factor: float = 1.0
+    """llama3: turns within the original context below which a frequency is divided by the whole factor."""
     high_freq_factor: float = 4.0
+    """llama3: turns above which a frequency is kept."""
     beta_fast: float = 32.0
+    """yarn: turns within the original context above which a frequency is kept."""
     beta_slow: float = 1.0
+    """yarn: turns below which a frequency is divided by the whole factor."""
     truncate: bool = True
+    """yarn: round the dimensions where the two meet."""
     amplitude: float = 1.0
+    """Multiplies cosines and sines."""
     divisors: tuple[float, ...] = ()
+    """longrope and divided: divides each frequency, [dim / 2]."""
 
     def frequencies(self) -> Tensor:
-        """Returns the angle per position of each pair of dimensions, float32 [dim / 2]."""
+        """Returns the angle that each pair of dimensions turns in one position, float32 [dim / 2]."""
         base = 1.0 / self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
         if self.divisors:
             base = base / torch.tensor(self.divisors, dtype=torch.float32)
@@ -50,7 +62,7 @@ class Rope:
         return base
 
     def tables(self, max_positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Returns cosines and sines of every position, times the amplitude: float32 [max_positions, dim / 2] each."""
+        """Returns cosines and sines of all positions, times the amplitude: float32 [max_positions, dim / 2] each."""
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), self.frequencies())
         return (angles.cos() * self.amplitude).to(device), (angles.sin() * self.amplitude).to(device)
 
@@ -77,7 +89,10 @@ class Rope:
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the first dimensions of each head.
 
-    heads [n, heads, head_dim]; cos, sin [n, 1, dim]: each half twice, the first half of the sines negated.
+    Args:
+        heads: [n, heads, head_dim].
+        cos: [n, 1, dim], the cosines of the pairs twice.
+        sin: [n, 1, dim], the sines of the pairs twice, first negated.
     """
     dim = cos.shape[-1]
     turned = heads[..., :dim]
@@ -86,7 +101,17 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rope_from_hf(raw: dict[str, Any], head_dim: int, theta: float = 10000.0, long_context: bool = False) -> Rope:
-    """Returns the rotary options of a `config.json`, in the form of either generation of `transformers`."""
+    """Returns the rotary options of a `config.json`, in the form of either generation of `transformers`.
+
+    Args:
+        raw: the content of `config.json`.
+        head_dim: size of an attention head.
+        theta: the family's default.
+        long_context: whether longrope uses its divisors for long contexts.
+
+    Raises:
+        UsageError: if the scaling does not run here.
+    """
     options = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if any(isinstance(value, dict) for value in options.values()):
         raise UsageError("this model rotates its layers differently from each other, which outlay does not run")
@@ -103,16 +128,19 @@ def rope_from_hf(raw: dict[str, Any], head_dim: int, theta: float = 10000.0, lon
         return Rope(theta, dim)
     if kind == "divided":
         return Rope(theta, dim, kind, divisors=tuple(options["divisors"]))
+
     max_positions = raw.get("max_position_embeddings", 0)
     original = raw.get("original_max_position_embeddings") or options.get("original_max_position_embeddings")
     original = int(original or max_positions)
     factor = options.get("factor") or max_positions / original
     amplitude = options.get("attention_factor")
+
     if kind == "longrope":
         if amplitude is None:
             amplitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         divisors = options["long_factor" if long_context else "short_factor"]
         return Rope(theta, dim, kind, factor, original, amplitude=amplitude, divisors=tuple(divisors))
+
     if kind == "yarn" and amplitude is None:
         amplitude = _yarn_amplitude(factor, options.get("mscale"), options.get("mscale_all_dim"))
     return Rope(

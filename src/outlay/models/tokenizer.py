@@ -1,4 +1,4 @@
-"""Tokens and text: a `tokenizers` tokenizer with its chat template, and text that grows as tokens arrive."""
+"""Text to tokens and back: a `tokenizers` tokenizer with its chat template, and text that grows as tokens arrive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from outlay.models.chat import ChatTemplate, Message
 
 
 class Tokenizer:
-    """Text <-> token ids. `eos_token_ids` end a reply; `bos_token_id` may be None."""
+    """Converts text to token ids and back.
+
+    Attributes:
+        eos_token_ids: tokens that end a reply.
+        bos_token_id: token that begins a text, None if there is none.
+        special_token_ids: tokens that write no text.
+    """
 
     def __init__(
         self,
@@ -35,11 +41,11 @@ class Tokenizer:
         self.special_token_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._special_text = _any_of(entry.content for entry in added.values() if entry.special)
         self._added = {token: entry.content for token, entry in added.items()}
-        self._bytes = dict.fromkeys(self.special_token_ids, b"")  # of the tokens that were asked for
+        self._bytes = dict.fromkeys(self.special_token_ids, b"")  # of the tokens that were decoded so far
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the tokenizer knows; a model's logits may be a few wider."""
+        """Number of known tokens; a model's logits may have a few more."""
         return self.inner.get_vocab_size(with_added_tokens=True)
 
     @property
@@ -48,12 +54,17 @@ class Tokenizer:
         return self.template is not None
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Returns the tokens of `text` alone. Special tokens written in it count as such only if `special`."""
+        """Returns the tokens of a text alone.
+
+        Args:
+            text: the text.
+            special: whether special tokens that are spelled out in it become special tokens.
+        """
         plain = not special and self._special_text is not None and self._special_text.search(text)
         return (self._plain if plain else self.inner).encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text: str, special: bool = False) -> list[int]:
-        """Returns the tokens of `text` as a prompt: with those that the model expects around it (Llama's <s>)."""
+        """Returns the tokens of a text as a prompt, after the ones that the model expects first (Llama's <s>)."""
         return self._prefix + self.encode(text, special)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -62,17 +73,25 @@ class Tokenizer:
         return "".join([stream.push(token) for token in tokens]) + stream.flush()
 
     def decoder_stream(self) -> DecoderStream:
-        """Returns a decoder to be fed token by token; its pieces join to what `decode` returns."""
+        """Returns a decoder that takes token by token; its chunks join to what `decode` returns."""
         return DecoderStream(self)
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Returns the tokens of a conversation in the model's own format."""
+        """Returns the tokens of a conversation in the model's own format.
+
+        Args:
+            messages: mappings with "role" and "content".
+            add_generation_prompt: whether the text ends where the model's reply begins.
+
+        Raises:
+            UsageError: if the model has no chat template, or the template refuses the messages.
+        """
         if self.template is None:
             raise UsageError("this model has no chat template: give it a plain prompt (chat=False)")
         return self.encode(self.template.render(messages, add_generation_prompt), special=True)
 
     def bytes_of(self, token: int) -> bytes:
-        """Returns the bytes that `token` stands for; b"" for special tokens and for ids that no token has."""
+        """Returns the bytes of a token; b"" for special tokens and unknown ids."""
         known = self._bytes.get(token)
         if known is None:
             piece = self.inner.id_to_token(token) if 0 <= token < 1 << 32 else None
@@ -80,7 +99,7 @@ class Tokenizer:
         return known
 
     def name_of(self, token: int) -> str:
-        """Returns the name of an added token such as "<|im_end|>"; "" for other tokens."""
+        """Returns the name of an added token, such as "<|im_end|>"; "" for other tokens."""
         return self._added.get(token, "")
 
     @cached_property
@@ -99,7 +118,7 @@ class Tokenizer:
 
     @cached_property
     def strips_first_space(self) -> bool:
-        """Whether the text of a sequence loses the space that its first token begins with."""
+        """Whether decoding a sequence drops the space before its first word."""
         return "Metaspace" in self._decoder or '"Strip"' in self._decoder
 
     @cached_property
@@ -112,7 +131,7 @@ class Tokenizer:
 
 
 class DecoderStream:
-    """Text that grows: `push` returns what a token adds, keeping back bytes that do not yet make a character."""
+    """Decodes token by token, holding back bytes that do not make a character yet."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -120,19 +139,19 @@ class DecoderStream:
         self._strip = tokenizer.strips_first_space
 
     def push(self, token: int) -> str:
-        """Returns the text that is certain now that `token` has come."""
+        """Returns the text that a token adds."""
         data = self._tokenizer.bytes_of(token)
         if self._strip and data:
             data, self._strip = data.removeprefix(b" "), False
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """Returns what was kept back: nothing, or U+FFFD for a character that was never finished."""
+        """Returns U+FFFD for a character that was never finished, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
 def load_tokenizer_json(text: str) -> tokenizers.Tokenizer:
-    """Returns the tokenizer of a `tokenizer.json`."""
+    """Returns the tokenizer of a `tokenizer.json`. Raises `UsageError` if it is not valid."""
     try:
         json.loads(text)
         return tokenizers.Tokenizer.from_str(text)
@@ -149,7 +168,7 @@ def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others for code points from 256 on."""
+    """Returns GPT-2's letters for bytes: printable bytes are themselves, the others are code points from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

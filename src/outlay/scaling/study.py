@@ -23,7 +23,7 @@ from outlay.engine.method import Method
 from outlay.engine.submission import DraftSource
 from outlay.errors import UsageError
 from outlay.lm import LM, Result
-from outlay.models.draft_head import untrained_head
+from outlay.models.draft_head import untrained_draft_head
 from outlay.models.load import Model
 from outlay.scaling.laws import Point
 from outlay.train.corpus import WARM_EVERY, Corpus, Passage
@@ -233,7 +233,7 @@ def round_costs(lm: LM, sizes: Sequence[int], vocabulary: int, batch: int, progr
     prompts = [[(place + request) % config.vocab_size for place in range(context)] for request in range(batch)]
     kinds: dict[tuple[int, int], tuple[Method, Model | None]] = {(0, 0): (Greedy(), None)}
     for layers in sizes:
-        head = untrained_head(lm.model, layers, vocabulary)
+        head = untrained_draft_head(lm.model, layers, vocabulary)
         kinds |= {(layers, depth): (Speculative(depth), head) for depth in COST_DEPTHS}
     seconds: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
     turns = COST_WARM + COST_TURNS

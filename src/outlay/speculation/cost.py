@@ -134,7 +134,7 @@ class Widths(Method):
             for width, seconds in self.seconds.items():
                 for place in range(IN_A_ROW):
                     vectors = list(torch.zeros(width, size)) if self._vectors else None
-                    nodes = run.tree.extend(range(-1, width - 1), range(1, width + 1), vectors=vectors)
+                    nodes = run.tree.extend(range(-1, width - 1), range(1, width + 1), inputs_embeds=vectors)
                     started = time.perf_counter()
                     yield run.target.topk(nodes, 1)
                     if place:
@@ -152,7 +152,7 @@ def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
     shorter, longer = min(SHORT, context), min(LONG, context)
 
     def timed(length: int, widths: Sequence[int]) -> dict[int, float]:
-        method = Widths(widths, vectors=model.decoder.reads_features)
+        method = Widths(widths, vectors=model.decoder.reads_hidden_states)
         prompt = [1 + place % most for place in range(length)]
         engine.submit(method, Submission(model, prompt, RunOptions(max_tokens=1))).result()
         return {width: min(seconds) for width, seconds in method.seconds.items()}

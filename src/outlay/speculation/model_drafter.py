@@ -12,7 +12,7 @@ from torch import Tensor
 from outlay.engine.request import Request
 from outlay.engine.tree_run import TreeRun
 from outlay.kernels import Top
-from outlay.models.draft_head import HeadDecoder
+from outlay.models.draft_head import DraftHeadDecoder
 from outlay.speculation.rounds import ROOT, Drafter, DraftTree, TopTokens
 from outlay.tree.token_tree import NO_TOKEN, Node
 
@@ -21,8 +21,8 @@ class ModelDrafter(Drafter):
     """Drafts with the model in the seat `run.draft`.
 
     What it computed for tokens that were then committed is kept; the rest is freed. A draft head (a decoder that
-    `reads_features`) starts from the target's hidden states, and drafts on from its own: its nodes are computed anew
-    when they are committed, from the target's hidden states, which are better.
+    `reads_hidden_states`) starts from the target's hidden states, and drafts on from its own: its nodes are computed
+    anew when they are committed, from the target's hidden states, which are better.
     """
 
     def __init__(self, run: TreeRun) -> None:
@@ -30,7 +30,7 @@ class ModelDrafter(Drafter):
         self._run, self._seat = run, run.draft
         self._tree = run.draft.tree
         self._model = run.draft.model
-        self._head = self._model.decoder.reads_features
+        self._head = self._model.decoder.reads_hidden_states
         ids, device = self._model.vocabulary, self._model.decoder.device
         self._ids = None if ids is None else ids.numpy()
         self._vocabulary = None if ids is None else ids.to(device)
@@ -76,15 +76,15 @@ class ModelDrafter(Drafter):
     def ahead(self) -> int:
         """How many tokens a head guesses in one pass beside the next one: it has so many prompt tokens."""
         decoder = self._model.decoder
-        return len(decoder.prompts) if isinstance(decoder, HeadDecoder) else 0
+        return len(decoder.prompts) if isinstance(decoder, DraftHeadDecoder) else 0
 
     def guesses(self, ahead: int, k: int) -> Generator[Request, Any, list[list[tuple[int, float]]]]:
         """Returns the k most probable of the next token, and of each of the `ahead` tokens behind it whatever stands
         between, with their probabilities: in one pass of the head.
         """
         decoder = self._model.decoder
-        assert isinstance(decoder, HeadDecoder)
-        guessed = self._tree.extend(range(-1, ahead - 1), [NO_TOKEN] * ahead, vectors=decoder.prompts)
+        assert isinstance(decoder, DraftHeadDecoder)
+        guessed = self._tree.extend(range(-1, ahead - 1), [NO_TOKEN] * ahead, inputs_embeds=decoder.prompts)
         top: Top = yield self._seat.topk([self._nodes[ROOT], *guessed], k, lse=True)
         assert top.lse is not None
         assert self._ids is not None
@@ -109,7 +109,7 @@ class ModelDrafter(Drafter):
             if place not in self._nodes:
                 parent = self._nodes[tree.parents[place]]
                 vectors = [self._seat.hidden_states([parent])[0]] if self._head else None
-                self._nodes[place] = self._tree.extend([parent], [tree.tokens[place]], vectors=vectors)[0]
+                self._nodes[place] = self._tree.extend([parent], [tree.tokens[place]], inputs_embeds=vectors)[0]
         return [self._nodes[place] for place in places]
 
     def _keep_committed(self) -> None:
@@ -119,7 +119,7 @@ class ModelDrafter(Drafter):
         if not self._head:
             node = tree.tip
             for token in fresh:
-                below = next((loose for loose in tree.loose if loose.parent is node and loose.token == token), None)
+                below = next((loose for loose in tree.tentative if loose.parent is node and loose.token == token), None)
                 if below is None:
                     break
                 node, kept = below, kept + 1
@@ -135,11 +135,11 @@ class ModelDrafter(Drafter):
         before = self._run.tip.parent
         while node is not None and not node.computed:
             if before is None:  # the text's first token
-                node.vector = torch.zeros(self._model.decoder.config.hidden_size)
+                node.input_embed = torch.zeros(self._model.decoder.config.hidden_size)
                 break
             missing.append(node)
             above.append(before)
             node, before = node.parent, before.parent
         if missing:
             for node, vector in zip(missing, self._run.target.hidden_states(above), strict=True):
-                node.vector = vector
+                node.input_embed = vector

@@ -90,7 +90,7 @@ class Corpus:
         """Has the model write until it has written `tokens` tokens of its own, to its own prompts or to those given,
         again and again at other temperatures and seeds.
         """
-        lm.engine.worker(lm.model).keep_features()
+        lm.engine.worker(lm.model).keep_hidden_states()
         while self.tokens < tokens:
             progress(f"writing text, {self.tokens} of {tokens} tokens", self.tokens, tokens)
             first = self.shards * TOGETHER

@@ -63,7 +63,7 @@ class Frozen:
                     weight_of(layer.mlp.down),
                 )
             )
-        self.final_norm, self.head = decoder.final_norm.weight, weight_of(decoder.head)
+        self.final_norm, self.head = decoder.final_norm.weight, weight_of(decoder.lm_head)
         self._cos, self._sin = decoder.cos, decoder.sin
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:

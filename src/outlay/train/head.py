@@ -26,7 +26,7 @@ from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models import fitted
 from outlay.models.decoder import Decoder, Layer
-from outlay.models.draft_head import AHEAD, KIND, head_config, head_rows, load_head
+from outlay.models.draft_head import KIND, PROMPT_TOKENS, draft_head_config, lm_head_rows, load_draft_head
 from outlay.models.linear import NativeLinear
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp
@@ -52,7 +52,7 @@ class HeadRecipe:
     layers: int = 1
     vocabulary: int = 8192
     unroll: int = 3
-    ahead: int = AHEAD
+    ahead: int = PROMPT_TOKENS
     decay: float = 0.8
     epochs: int = 2
     batch: int = 256
@@ -99,10 +99,10 @@ class HeadTrainer:
         self._model = model
         self._whole: Tensor | None = None
         self.vocabulary = frequent_tokens(passages, recipe.vocabulary) if vocabulary is None else vocabulary
-        self.config = head_config(config, recipe.layers, len(self.vocabulary))
+        self.config = draft_head_config(config, recipe.layers, len(self.vocabulary))
         self.net = HeadNet(self.config, recipe.ahead)
         self.embed = model.decoder.embed
-        self.head = head_rows(model, self.vocabulary)
+        self.head = lm_head_rows(model, self.vocabulary)
         if passages:
             _initialise(self.net, model, passages)
 
@@ -114,7 +114,7 @@ class HeadTrainer:
         tensors, about = fitted.read(path, KIND, model)
         trainer = cls(model, HeadRecipe(**about["recipe"]), (), tensors.pop("vocabulary").long())
         trainer.net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
-        trainer._hold(load_head(path, model).decoder)
+        trainer._hold(load_draft_head(path, model).decoder)
         return trainer, int(about["trained_on"])
 
     @torch.no_grad()
@@ -124,12 +124,12 @@ class HeadTrainer:
         for layer, held in zip(self.net.layers, decoder.layers, strict=True):
             _copy_layer(layer, held)
         self.net.fuse.weight.copy_(weight_of(decoder.fuse))
-        self.head = weight_of(decoder.head).to(self.head)
+        self.head = weight_of(decoder.lm_head).to(self.head)
 
     def whole_head(self) -> Tensor:
         """Returns the target's own head, float32 [vocab, hidden_size]."""
         if self._whole is None:
-            self._whole = head_rows(self._model, torch.arange(self._model.decoder.config.vocab_size))
+            self._whole = lm_head_rows(self._model, torch.arange(self._model.decoder.config.vocab_size))
         return self._whole
 
     def fit(self, checkpoint: Path | None, progress: Progress) -> None:

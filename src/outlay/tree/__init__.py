@@ -1,1 +1,1 @@
-"""The token tree, its cache of keys and values, and attention over it."""
+"""The token tree, its KV cache, the plan of a pass, and attention over it."""

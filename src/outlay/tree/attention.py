@@ -1,4 +1,4 @@
-"""Attention over the token tree: each piece of the plan gives an output and its log-sum-exp, and the pieces are merged.
+"""Attention over the token tree: each KV span of the plan gives an output and its log-sum-exp, and these are merged.
 
 The merge is exact: for disjoint key sets with outputs o_t and log-sum-exps l_t, the output over their union is
 sum_t exp(l_t - l) o_t with l = log sum_t exp(l_t) (Hydragen, Juravsky et al. 2024, section 3.1).
@@ -15,17 +15,24 @@ from torch import Tensor
 
 from outlay.models.config import DecoderConfig
 from outlay.tree.cache import Cache
-from outlay.tree.plan import Piece, Plan
+from outlay.tree.plan import KVSpan, PassPlan
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of queries to keys that all heads of a group share, with its log-sum-exp.
+    """Computes attention with its log-sum-exp.
 
-    q is [heads, n, head_dim], k and v [heads, length, head_dim], `bias` [n, length] is added to the scaled scores (0,
-    or -inf where a key is not seen; every row sees at least one). Returns the output [heads, n, head_dim] in q's dtype
-    and the natural log-sum-exp [heads, n] in float32.
+    Args:
+        q: queries, [heads, n, head_dim].
+        k: keys, [heads, length, head_dim].
+        v: values, [heads, length, head_dim].
+        bias: added to the scaled scores, [n, length]: 0, or -inf where a row does not see a key. Every row sees one.
+        scale: multiplies the scores.
+        softcap: caps the scaled scores to softcap * tanh(score / softcap).
+
+    Returns:
+        The output [heads, n, head_dim] in q's dtype, and the natural log-sum-exp [heads, n] in float32.
     """
     if softcap is None and q.device.type == "cpu":
         mask = None if bias is None else bias[None, None]
@@ -39,9 +46,9 @@ def attend(
 
 
 def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Through torch's memory-efficient kernel, the one that takes a bias and any float and tells the log-sum-exp.
+    """Calls torch's memory-efficient kernel, which alone takes a bias and any float and returns the log-sum-exp.
 
-    It wants the rows of the bias aligned, and pads those of the log-sum-exp.
+    It needs the rows of the bias aligned, and pads the log-sum-exp.
     """
     mask = None if bias is None else aligned(bias).expand(1, len(q), -1, -1)
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
@@ -59,7 +66,7 @@ def aligned(bias: Tensor) -> Tensor:
 def attend_reference(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What `attend` computes, in plain operators and with float32 scores; runs on any device."""
+    """Computes what `attend` does, in plain operators on any device, with float32 scores."""
     scores = torch.matmul(q, k.transpose(1, 2)).float() * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -70,8 +77,16 @@ def attend_reference(
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merges attention over two disjoint key sets: out [..., head_dim], lse [...] (-inf for an empty set, whose out
-    is 0).
+    """Merges attention over two disjoint sets of keys.
+
+    Args:
+        out: output over the first set, [..., head_dim]; 0 for an empty set.
+        lse: its log-sum-exp, [...]; -inf for an empty set.
+        other: output over the second set.
+        other_lse: its log-sum-exp.
+
+    Returns:
+        Output and log-sum-exp over the union.
     """
     total = torch.logaddexp(lse, other_lse)
     finite = torch.where(total.isinf(), 0.0, total)  # both empty: weights 0, not NaN
@@ -81,7 +96,7 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
 
 @dataclass(frozen=True)
 class _Reader:
-    """A piece, with its rows and mask in the form that every layer uses."""
+    """A KV span, with its rows and mask in the form that every layer uses."""
 
     keys: slice | Tensor
     rows: Tensor | None  # None: all rows of the pass
@@ -89,28 +104,24 @@ class _Reader:
 
 
 class TreeAttention:
-    """The attention of one pass: writes new keys and values into their slots and reads what the plan says.
+    """The attention of one pass, as `Decoder` calls it: writes new keys and values, and reads what the plan says."""
 
-    Called by the decoder once a layer with q [n, num_heads, head_dim] and k, v [n, num_kv_heads, head_dim]; returns the
-    attention output [n, num_heads, head_dim].
-    """
-
-    def __init__(self, cache: Cache, plan: Plan, config: DecoderConfig, dtype: torch.dtype = torch.float32) -> None:
-        """`dtype` is that of the queries."""
+    def __init__(self, cache: Cache, plan: PassPlan, config: DecoderConfig, dtype: torch.dtype = torch.float32) -> None:
+        """Prepares what all layers use; `dtype` is the queries'."""
         self._cache, self._config, self._dtype = cache, config, dtype
         self._count = len(plan.keys_seen)
         self._slots = _as_slice(plan.slots) or torch.tensor(plan.slots, device=cache.device)
-        self._readers = {window: [self._reader(piece) for piece in pieces] for window, pieces in plan.pieces.items()}
-        self._once = {window: plan.once(window) for window in plan.pieces}
+        self._readers = {window: [self._reader(span) for span in spans] for window, spans in plan.kv_spans.items()}
+        self._each_row_once = {window: plan.each_row_once(window) for window in plan.kv_spans}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attends in one layer."""
+        """q [n, num_heads, head_dim], k and v [n, num_kv_heads, head_dim] -> output [n, num_heads, head_dim]."""
         self._cache.write(layer, self._slots, k, v)
         window = self._config.windows[layer]
         readers = self._readers[window]
         if len(readers) == 1 and readers[0].rows is None:
             return self._read(readers[0], layer, q)[0]
-        if self._once[window]:
+        if self._each_row_once[window]:
             out = torch.empty_like(q)
             for reader in readers:
                 out[reader.rows] = self._read(reader, layer, q[reader.rows])[0]
@@ -126,7 +137,7 @@ class TreeAttention:
         return out.to(q.dtype)
 
     def _read(self, reader: _Reader, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Folds the query heads of a group into rows, so that keys and values are read as they lie, not expanded."""
+        """Folds the query heads of a group into rows, so that keys and values are read without repeating them."""
         config = self._config
         n, heads, group = len(q), config.num_kv_heads, config.num_heads // config.num_kv_heads
         folded = q.view(n, heads, group, -1).transpose(0, 1).reshape(heads, n * group, -1)
@@ -135,27 +146,27 @@ class TreeAttention:
         out = out.reshape(heads, n, group, -1).transpose(0, 1).reshape(n, config.num_heads, -1)
         return out.to(q.dtype), lse.reshape(heads, n, group).transpose(0, 1).reshape(n, config.num_heads)
 
-    def _reader(self, piece: Piece) -> _Reader:
+    def _reader(self, span: KVSpan) -> _Reader:
         device, dtype = self._cache.device, self._dtype
         bias = None
-        mask = _mask(piece)
+        mask = _mask(span)
         if mask is not None:
             group = self._config.num_heads // self._config.num_kv_heads
             bias = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
             bias = bias.repeat_interleave(group, 0).to(device)
-        everyone = len(piece.rows) == self._count and piece.rows == tuple(range(self._count))
-        rows = None if everyone else torch.tensor(piece.rows, device=device)
-        keys = slice(piece.start, piece.start + piece.length)
-        return _Reader(keys if piece.slots is None else _tensor(piece.slots, torch.int64).to(device), rows, bias)
+        every_row = len(span.rows) == self._count and span.rows == tuple(range(self._count))
+        rows = None if every_row else torch.tensor(span.rows, device=device)
+        keys = slice(span.start, span.start + span.length)
+        return _Reader(keys if span.slots is None else _tensor(span.slots, torch.int64).to(device), rows, bias)
 
 
-def _mask(piece: Piece) -> Tensor | None:
+def _mask(span: KVSpan) -> Tensor | None:
     """Returns what each row sees, bool [rows, length], or None where every row sees everything."""
-    if piece.mask is not None:
-        return _tensor(piece.mask, torch.bool).view(len(piece.rows), piece.length)
-    if piece.limits is None:
+    if span.mask is not None:
+        return _tensor(span.mask, torch.bool).view(len(span.rows), span.length)
+    if span.limits is None:
         return None
-    return torch.arange(piece.length) < _tensor(piece.limits, torch.int64)[:, None]
+    return torch.arange(span.length) < _tensor(span.limits, torch.int64)[:, None]
 
 
 def _tensor(integers: array[int], dtype: torch.dtype) -> Tensor:
@@ -164,5 +175,5 @@ def _tensor(integers: array[int], dtype: torch.dtype) -> Tensor:
 
 
 def _as_slice(slots: Sequence[int]) -> slice | None:
-    straight = range(slots[0], slots[0] + len(slots))
-    return slice(straight.start, straight.stop) if list(slots) == list(straight) else None
+    contiguous = range(slots[0], slots[0] + len(slots))
+    return slice(contiguous.start, contiguous.stop) if list(slots) == list(contiguous) else None

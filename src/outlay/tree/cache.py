@@ -1,8 +1,8 @@
-"""The cache of keys and values: one slot for each token of a tree, in spans that attention reads without gathering.
+"""The KV cache: one slot for each token of a tree, in regions that attention reads without gathering.
 
-Slots are handed out in `Region`s, contiguous spans that one branch of a tree fills. Nothing is ever moved within the
-cache: a slot that is freed inside a region is taken again by the region's next token, in whatever order, because
-attention does not care in which order it reads its keys. Only growing the cache copies it, and doubles it.
+Slots are handed out in `Region`s, contiguous slots that one branch of a tree fills. Nothing is ever moved within the
+cache: a region's next token takes any slot that was freed in it, because attention does not care in which order it
+reads its keys. Only growing the cache copies it; it doubles each time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ GROUP = 32  # dimensions of a head that share a scale in an int8 cache, if it di
 
 
 class Region:
-    """A span of slots [start, start + size) that one tree fills, its `owner`; `top` is where its untouched part
-    begins.
-    """
+    """Slots [start, start + size) that one tree, the `owner`, fills. Slots from start + `top` on were never used."""
 
     __slots__ = ("cache", "holes", "in_use", "owner", "size", "start", "top")
 
@@ -40,13 +38,11 @@ class Region:
 
     @property
     def room(self) -> int:
-        """How many more slots this region can give."""
+        """How many slots are still free."""
         return self.size - self.in_use
 
-    def take(self, position: int) -> int:
-        """Returns a slot for the token at `position`: the lowest hole, so that a chain closes up, or the next
-        untouched.
-        """
+    def allocate(self, position: int) -> int:
+        """Returns a slot for the token at `position`: the lowest freed one, so that gaps close, or the next unused."""
         self.in_use += 1
         self.cache.in_use += 1
         if self.holes:
@@ -57,26 +53,26 @@ class Region:
         self.cache.positions[slot] = position
         return slot
 
-    def give(self, slot: int) -> None:
-        """Takes a slot back; the region itself goes back to the cache with its last one."""
+    def free(self, slot: int) -> None:
+        """Frees a slot, and the whole region with its last one."""
         self.in_use -= 1
         self.cache.in_use -= 1
         if self.in_use == 0:
-            self.cache.give(self)
+            self.cache.free(self)
         elif slot == self.start + self.top - 1:
             self.top -= 1
         else:
             heappush(self.holes, slot)
 
     def extend(self, size: int) -> bool:
-        """Grows in place by `size` slots if those behind it are free; tells whether it did."""
+        """Grows in place by `size` slots if those after it are free; tells whether it did."""
         if not self.cache.claim(self.start + self.size, size):
             return False
         self.size += size
         return True
 
     def trim(self, owner: object | None = None) -> None:
-        """Gives the untouched slots back, and lets another tree continue the region, or only its `owner`."""
+        """Releases the unused slots. From now on `owner` alone may continue the region, or any tree if it is None."""
         self.owner = owner
         if self.size > self.top:
             self.cache.release(self.start + self.top, self.size - self.top)
@@ -84,27 +80,41 @@ class Region:
 
 
 class Cache:
-    """Keys and values of one model: `layers[layer]` holds them as [num_kv_heads, capacity, head_dim].
+    """Keys and values of one model.
 
-    `dtype` is how they are held: a float dtype, or int8 with a float32 scale for each group of dimensions of a head.
-    `features` [capacity, hidden_size] in float32 are what the model's head read for the token in each slot: kept from
-    `keep_features` on, for drafts that start from them. `capacity`, `in_use` and `limit` count slots (tokens). The
-    cache starts small and doubles as it is needed, up to `limit`; past that, and when the memory can't be had, `region`
-    raises `FailureError`, which says how much was asked for. Before it fails it calls `reclaim`, which may free slots
-    that are kept for later and tells whether it did.
+    The cache starts small and doubles as needed, up to its limit.
+
+    Attributes:
+        layers: keys and values of each layer, [num_kv_heads, capacity, head_dim].
+        hidden_states: float32 [capacity, hidden_size], what the model's LM head read for the token in each slot; kept
+            from `keep_hidden_states` on, for drafts that start from them.
+        positions: int64 [capacity], the position of the token in each slot.
+        capacity: slots that are allocated.
+        in_use: slots that hold a token.
+        reclaim: called when the cache is full; may free slots that are kept for reuse, and tells whether it did.
     """
 
     def __init__(
         self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, *, limit: int, capacity: int = 1024
     ) -> None:
+        """Makes an empty cache.
+
+        Args:
+            config: the model's shape.
+            dtype: how keys and values are held: a float dtype, or int8 with a float32 scale for each group of a head's
+                dimensions.
+            device: where they are held.
+            limit: slots at most.
+            capacity: slots to begin with.
+        """
         self.config, self.dtype, self.device, self.limit = config, dtype, device, limit
         self.in_use = 0
         self.capacity = 0
         self.reclaim: Callable[[], bool] | None = None
         self.group = gcd(GROUP, config.head_dim) if dtype == torch.int8 else 0
         self.layers: list[KeyValues] = []
-        self.features: Tensor | None = None
-        self.positions = np.empty(0, dtype=np.int64)  # of the token in each slot, where one is
+        self.hidden_states: Tensor | None = None
+        self.positions = np.empty(0, dtype=np.int64)
         self._free: list[tuple[int, int]] = []  # (start, size), sorted by start, never adjacent
         self._regions: set[Region] = set()
         self._grow(min(capacity, limit))
@@ -113,20 +123,20 @@ class Cache:
     def bytes_per_slot(self) -> int:
         """Bytes of keys and values that one token holds, over all layers."""
         config = self.config
-        head = config.head_dim * self.dtype.itemsize + (4 * config.head_dim // self.group if self.group else 0)
-        return 2 * config.num_layers * config.num_kv_heads * head
+        per_head = config.head_dim * self.dtype.itemsize + (4 * config.head_dim // self.group if self.group else 0)
+        return 2 * config.num_layers * config.num_kv_heads * per_head
 
     def bytes(self) -> int:
         """Returns the bytes that the tokens now in the cache hold."""
         return self.in_use * self.bytes_per_slot
 
-    def keep_features(self) -> None:
-        """Has features kept from now on; those of tokens that are here already are zeros."""
-        if self.features is None:
-            self.features = torch.zeros((self.capacity, self.config.hidden_size), device=self.device)
+    def keep_hidden_states(self) -> None:
+        """Keeps hidden states from now on; those of tokens that are here already are zeros."""
+        if self.hidden_states is None:
+            self.hidden_states = torch.zeros((self.capacity, self.config.hidden_size), device=self.device)
 
     def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
-        """Puts k and v [n, num_kv_heads, head_dim] into n slots, rounded to how this cache holds them."""
+        """Writes k and v [n, num_kv_heads, head_dim] into n slots, rounded to the cache's dtype."""
         held = self.layers[layer]
         for x, to, scales in ((k, held.keys, held.key_scales), (v, held.values, held.value_scales)):
             x = x.transpose(0, 1)
@@ -143,12 +153,16 @@ class Cache:
         return keys.to(dtype), values.to(dtype)
 
     def region(self, size: int) -> Region:
-        """Returns a new region of `size` slots, or of as many as are left. Raises `FailureError` when none are."""
+        """Returns a new region of `size` slots, or of as many as are left.
+
+        Raises:
+            FailureError: if no slot is left, or memory for more can't be allocated.
+        """
         index = self._fit(size)
         while index is None and self._growable() < size and self.reclaim is not None and self.reclaim():
             index = self._fit(size)
         if index is None:
-            size = min(size, self._longest() or self._squeezed())
+            size = min(size, self._longest() or self._trim_regions())
             if size == 0:
                 raise FailureError(
                     f"the cache is full: {self.in_use} of at most {self.limit} tokens are held and more were asked "
@@ -158,12 +172,8 @@ class Cache:
                 self._grow(size)
             index = self._fit(size)
             assert index is not None
-        start, length = self._free[index]
-        if length == size:
-            del self._free[index]
-        else:
-            self._free[index] = (start + size, length - size)
-        region = Region(self, start, size)
+
+        region = Region(self, self._take(index, size), size)
         self._regions.add(region)
         return region
 
@@ -175,31 +185,47 @@ class Cache:
         index = bisect_left(self._free, (start, 0))
         if index == len(self._free) or self._free[index][0] != start or self._free[index][1] < size:
             return False
-        length = self._free[index][1]
-        if length == size:
-            del self._free[index]
-        else:
-            self._free[index] = (start + size, length - size)
+        self._take(index, size)
         return True
 
-    def give(self, region: Region) -> None:
-        """Takes an empty region back."""
+    def free(self, region: Region) -> None:
+        """Frees an empty region."""
         self.release(region.start, region.size)
         self._regions.discard(region)
         region.size = 0
         region.holes.clear()
         region.top = 0
 
+    def release(self, start: int, size: int) -> None:
+        """Frees the slots [start, start + size) and joins them with the free ones beside them."""
+        index = bisect_left(self._free, (start, 0))
+        if index < len(self._free) and self._free[index][0] == start + size:
+            size += self._free.pop(index)[1]
+        if index > 0 and sum(self._free[index - 1]) == start:
+            index -= 1
+            start, before = self._free.pop(index)
+            size += before
+        insort(self._free, (start, size))
+
     def free_slots(self) -> int:
         """Returns how many slots are in no region, counting those that the cache may still grow by."""
         return sum(size for _, size in self._free) + self.limit - self.capacity
+
+    def _take(self, index: int, size: int) -> int:
+        """Takes `size` slots from the beginning of a free stretch; returns the first."""
+        start, length = self._free[index]
+        if length == size:
+            del self._free[index]
+        else:
+            self._free[index] = (start + size, length - size)
+        return start
 
     def _longest(self) -> int:
         """Returns how many slots a region could have at most."""
         return max(self._growable(), *(length for _, length in self._free), 0)
 
-    def _squeezed(self) -> int:
-        """Takes back what regions have not touched yet, which their trees may never need, and returns `_longest`."""
+    def _trim_regions(self) -> int:
+        """Releases the unused slots of all regions, which their trees may never need, and returns `_longest`."""
         for region in sorted(self._regions, key=lambda region: region.start):
             region.trim(region.owner)
         return self._longest()
@@ -213,19 +239,9 @@ class Cache:
         return self._tail() + self.limit - self.capacity
 
     def _fit(self, size: int) -> int | None:
+        """Returns the index of the shortest free stretch of at least `size` slots, or None."""
         best = [(length, index) for index, (_, length) in enumerate(self._free) if length >= size]
         return min(best)[1] if best else None
-
-    def release(self, start: int, size: int) -> None:
-        """Takes the slots [start, start + size) back and joins them with the free ones beside them."""
-        index = bisect_left(self._free, (start, 0))
-        if index < len(self._free) and self._free[index][0] == start + size:
-            size += self._free.pop(index)[1]
-        if index > 0 and sum(self._free[index - 1]) == start:
-            index -= 1
-            start, before = self._free.pop(index)
-            size += before
-        insort(self._free, (start, size))
 
     def _grow(self, size: int) -> None:
         needed = self.capacity + size - self._tail()
@@ -238,10 +254,10 @@ class Cache:
                     self.layers[layer] = grown
                 else:
                     self.layers.append(grown)
-            if self.features is not None:
-                grown_features = self.features.new_zeros((capacity, self.config.hidden_size))
-                grown_features[: self.capacity] = self.features
-                self.features = grown_features
+            if self.hidden_states is not None:
+                grown_states = self.hidden_states.new_zeros((capacity, self.config.hidden_size))
+                grown_states[: self.capacity] = self.hidden_states
+                self.hidden_states = grown_states
         except (RuntimeError, MemoryError) as error:
             gigabytes = capacity * self.bytes_per_slot / 1e9
             raise FailureError(
@@ -253,7 +269,7 @@ class Cache:
         self.capacity = capacity
 
     def _empty(self, capacity: int) -> KeyValues:
-        """Returns a store of zeros, because a masked slot is multiplied by 0, and memory may hold infinities."""
+        """Returns zeros: a masked slot is multiplied by 0, which uninitialized infinities would turn into NaN."""
         config = self.config
 
         def zeros(width: int, dtype: torch.dtype) -> Tensor:
@@ -273,16 +289,23 @@ def _copy(source: KeyValues, target: KeyValues, count: int) -> None:
 
 
 def quantize(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """x [..., dim] -> integers from -127 to 127 as float32 [..., dim], and scales float32 [..., dim / group].
+    """Rounds to int8, exactly as the native kernels do.
 
-    Rounds as the native kernels do, to the bit.
+    Args:
+        x: [..., dim].
+        group: how many dimensions share a scale.
+
+    Returns:
+        Integers from -127 to 127 as float32 [..., dim], and scales float32 [..., dim / group].
     """
     groups = x.float().unflatten(-1, (-1, group))
-    most = groups.abs().amax(-1, keepdim=True)
-    inverse = torch.where(most > 1e-30, 127 / most, 0.0)  # a smaller group becomes zero; its reciprocal would overflow
-    return (groups * inverse).round().flatten(-2), (most / 127).squeeze(-1)
+    largest = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.where(
+        largest > 1e-30, 127 / largest, 0.0
+    )  # a smaller group becomes zero; its reciprocal would overflow
+    return (groups * inverse).round().flatten(-2), (largest / 127).squeeze(-1)
 
 
 def dequantize(q: Tensor, scales: Tensor) -> Tensor:
-    """q int8 [..., dim], scales float32 [..., groups] -> float32 [..., dim]."""
+    """Returns the values float32 [..., dim] of integers q [..., dim] and scales float32 [..., groups]."""
     return (q.float().unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]).flatten(-2)

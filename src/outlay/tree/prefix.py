@@ -1,7 +1,7 @@
-"""Reuse of what earlier requests computed: a radix tree over token ids whose edges hold nodes of the token tree.
+"""Prefix cache: a radix tree over token ids whose edges hold nodes of the token tree.
 
-Nodes are entered as soon as a request is admitted, computed or not, so that requests that arrive together share their
-prefix too: whoever needs a node first has it computed, once.
+Nodes are inserted as soon as a submission is admitted, computed or not. So submissions that arrive together share their
+prefix too: the first pass that needs a node computes it, for all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from outlay.tree.token_tree import Node
 
 
 class _Edge:
-    """A run of nodes without a branch. The last node is pinned; a child edge starts below it."""
+    """Nodes in a row without a branch. The last node is pinned; child edges start below it."""
 
     __slots__ = ("children", "nodes", "used")
 
@@ -23,14 +23,14 @@ class _Edge:
 
 
 class PrefixCache:
-    """Remembers paths of tokens; `evict` forgets the least recently used ends first."""
+    """Holds paths of tokens for reuse, and evicts the least recently used ends first."""
 
     def __init__(self) -> None:
         self._root = _Edge([], 0)
         self._clock = count(1)
 
     def match(self, tokens: Sequence[int]) -> Node | None:
-        """Returns the node of the longest remembered prefix of `tokens`, or None."""
+        """Returns the last node of the longest cached prefix of `tokens`, or None."""
         edge, found, now = self._root, None, next(self._clock)
         while (child := edge.children.get(tokens[0] if tokens else -1)) is not None:
             child.used = now
@@ -42,7 +42,7 @@ class PrefixCache:
         return found
 
     def insert(self, path: Sequence[Node]) -> None:
-        """Remembers a path from a root downwards. Where the same tokens are known already, the known nodes stay."""
+        """Inserts a path from a root down. Where its tokens are cached already, the cached nodes stay."""
         edge, now = self._root, next(self._clock)
         rest = list(path)
         while rest:
@@ -59,7 +59,7 @@ class PrefixCache:
             edge = child
 
     def evict(self) -> bool:
-        """Forgets the least recently used end of a path; tells whether there was one."""
+        """Evicts the least recently used end of a path; tells whether there was one."""
         oldest: tuple[_Edge, int] | None = None
         stack = [self._root]
         while stack:
@@ -76,7 +76,7 @@ class PrefixCache:
         return True
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Evicts everything."""
         while self.evict():
             pass
 
@@ -88,6 +88,7 @@ class PrefixCache:
 
 
 def _common(nodes: Sequence[Node], tokens: Sequence[int]) -> int:
+    """Returns the length of the common prefix."""
     same = 0
     for node, token in zip(nodes, tokens, strict=False):
         if node.token != token:

@@ -1,9 +1,9 @@
-"""The token tree: a node is one token after one prefix; its keys and values are computed once and live in one slot.
+"""The token tree: a node is one token after one prefix; its key and value are computed once and live in one slot.
 
-A `Tree` belongs to one run. Its *trunk* is the path to `tip`, what is decided; the nodes below the tip are *loose*,
-what is being tried. `extend` grows loose nodes, `keep` decides, `free` gives up, `fork` starts another tree on the
-same path. None of them copies keys or values: trees share nodes, and a node is held as long as a tree, a child or a
-pin holds it.
+A `Tree` belongs to one run. Its *trunk* is the path of committed nodes to `tip`; the nodes below the tip are
+*tentative*. `extend` grows tentative nodes, `keep` commits a path of them, `free` drops some, `fork` starts another
+tree on the same path. None of these copies keys or values: trees share nodes, and a node lives as long as a tree, a
+child or a pin holds it.
 """
 
 from __future__ import annotations
@@ -18,34 +18,42 @@ from torch import Tensor
 from outlay.errors import FailureError
 from outlay.tree.cache import Cache, Region
 
-NO_TOKEN = -1  # of a node that is a vector alone
+NO_TOKEN = -1  # token of a node that is an input embedding alone
 STEP = 64  # slots by which a region grows at least
-STRAIGHT = 32  # a span whose tokens lie side by side stays so from this length on, and the next one takes what follows
+CONTIGUOUS = 32  # a span of contiguous slots stays contiguous from this length on; a new span takes what follows
 
 
 class Node:
-    """One token after one prefix. `position` counts tokens from the start of the text; `computed` says whether the
-    keys and values are in `slot`; `origin` names what proposed the token, and is empty for the model's own choice.
-    `vector` [hidden_size] is what the model reads with the token, or in its place: see `Decoder.inputs`. A `token` of
-    `NO_TOKEN` is none: the node is a vector alone."""
+    """One token after one prefix.
+
+    Attributes:
+        token: the token's id, or `NO_TOKEN` for an input embedding alone.
+        position: how many tokens precede it in its text.
+        slot: where its key and value lie in the cache.
+        computed: whether they lie there already.
+        origin: what proposed the token; empty for the model's own choice.
+        input_embed: input embedding [hidden_size] that the model reads with the token or in its place, if any: see
+            `Decoder.inputs`.
+    """
 
     __slots__ = (
-        "children", "computed", "origin", "parent", "pins", "position", "region", "slot", "token", "tree", "vector",
+        "children", "computed", "input_embed", "origin", "parent", "pins", "position", "region", "slot", "token",
+        "tree",
     )  # fmt: skip
 
     def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region, origin: str = "") -> None:
         self.tree, self.parent, self.token, self.region, self.origin = tree, parent, token, region, origin
         self.position: int = parent.position + 1 if parent else 0
-        self.slot = region.take(self.position)
+        self.slot = region.allocate(self.position)
         self.children = 0
         self.pins = 1  # the tree's own
         self.computed = False
-        self.vector: Tensor | None = None
+        self.input_embed: Tensor | None = None
         if parent is not None:
             parent.children += 1
 
     def path(self, after: Node | None = None) -> list[Node]:
-        """Returns the nodes from the one behind `after` (or the root) down to this one."""
+        """Returns the nodes below `after` (None: from the root) down to this one."""
         nodes: list[Node] = []
         node: Node | None = self
         while node is not after:
@@ -56,31 +64,31 @@ class Node:
         return nodes
 
     def unpin(self) -> None:
-        """Takes a pin away, and frees this node and those above that nothing holds any more."""
+        """Removes a pin, and frees this node and those above that nothing holds any more."""
         self.pins -= 1
         node: Node | None = self
         while node is not None and node.children == 0 and node.pins == 0:
-            node.region.give(node.slot)
+            node.region.free(node.slot)
             node = node.parent
             if node is not None:
                 node.children -= 1
 
 
 class Watcher(Protocol):
-    """Told what happens to a tree's nodes; see `Tree.watch`."""
+    """Observes the nodes of a tree: see `Tree.watch`."""
 
     def grew(self, nodes: Sequence[Node]) -> None:
-        """These nodes are new; a prompt's come decided."""
+        """Nodes were added; those of a prompt are committed at once."""
 
-    def kept(self, nodes: Sequence[Node]) -> None:
-        """These nodes are decided."""
+    def committed(self, nodes: Sequence[Node]) -> None:
+        """Nodes were committed."""
 
     def freed(self, nodes: Sequence[Node]) -> None:
-        """These nodes are given up."""
+        """Tentative nodes were dropped."""
 
 
-class Span:
-    """`count` tokens of a trunk, from position `base` on: side by side from slot `start`, or scattered over `slots`."""
+class TrunkSpan:
+    """`count` tokens of a trunk from position `base` on, in contiguous slots from `start` or scattered over `slots`."""
 
     __slots__ = ("base", "count", "region", "slots", "start")
 
@@ -90,11 +98,11 @@ class Span:
         self.slots: array[int] | None = None
 
     def add(self, node: Node) -> bool:
-        """Takes the trunk's next token in, unless a span of its own serves it better; tells whether it did."""
+        """Adds the trunk's next node, unless it should begin a span of its own; tells whether it did."""
         if node.region is not self.region:
             return False
         if self.slots is None and node.slot != self.start + self.count:
-            if self.count >= STRAIGHT:
+            if self.count >= CONTIGUOUS:
                 return False
             self.slots = array("q", range(self.start, self.start + self.count))
         if self.slots is not None:
@@ -103,13 +111,13 @@ class Span:
         return True
 
     def holds(self, node: Node) -> bool:
-        """Tells whether the node is one of the span's."""
+        """Tells whether the node lies in this span."""
         index = node.position - self.base
         if not 0 <= index < self.count:
             return False
         return node.slot == (self.start + index if self.slots is None else self.slots[index])
 
-    def copy(self) -> Span:
+    def copy(self) -> TrunkSpan:
         """Returns a span that can grow apart from this one."""
         twin = copy(self)
         twin.slots = copy(self.slots)
@@ -117,15 +125,27 @@ class Span:
 
 
 class Tree:
-    """One run's tokens. `tip` is the last decided node, None before the first."""
+    """The tokens of one run.
+
+    Attributes:
+        tip: the last committed node, None before the first.
+        spans: the trunk, cut where its slots or regions are not contiguous.
+        tentative: the nodes below the tip, parents before their children (a dict, as an ordered set).
+        watch: an observer of the tree, if any. Forks inherit it.
+    """
 
     def __init__(self, cache: Cache, *, after: Node | None = None, reserve: int = STEP) -> None:
-        """Starts a tree at the node `after` of another tree, sharing its path. `reserve` is how many tokens the caller
-        expects to add; they get one contiguous span where there is room."""
+        """Starts a tree.
+
+        Args:
+            cache: where keys and values live.
+            after: a node of another tree, whose path this one shares; None for an empty tree.
+            reserve: how many tokens the caller expects to add. They get contiguous slots if the cache has them.
+        """
         self.cache = cache
         self.tip = after
-        self.spans: list[Span] = []
-        self.loose: dict[Node, None] = {}
+        self.spans: list[TrunkSpan] = []
+        self.tentative: dict[Node, None] = {}
         self.watch: Watcher | None = None
         self._reserve = reserve
         self._regions: list[Region] = []
@@ -139,14 +159,22 @@ class Tree:
         parents: Sequence[Node | int | None],
         tokens: Sequence[int],
         origin: str | Sequence[str] = "",
-        vectors: Sequence[Tensor] | None = None,
+        inputs_embeds: Sequence[Tensor] | None = None,
     ) -> list[Node]:
-        """Grows one loose node for each parent and token. A parent is the tip, or loose, or the index of an earlier one
-        of those that are grown here, -1 for the tip. Siblings may share a token. `origin` says what proposed them, such
-        as "lookup" or "draft", each of them or all; results, traces and the terminal show it. `vectors` [hidden_size]
-        are the nodes' own.
+        """Grows a tentative node for each parent and token; siblings may share a token.
 
-        Raises `FailureError` when the cache is full; the tree is then as it was.
+        Args:
+            parents: for each node the tip, a tentative node, or the index of an earlier node of this call (-1: tip).
+            tokens: the token of each node.
+            origin: what proposed the tokens, such as "lookup" or "draft": one for each node, or one for all. Results,
+                traces and the terminal show it.
+            inputs_embeds: an input embedding [hidden_size] for each node.
+
+        Returns:
+            The nodes, in the order of `tokens`.
+
+        Raises:
+            FailureError: if the cache is full; the tree is then as it was.
         """
         grown: list[Node] = []
         try:
@@ -154,79 +182,91 @@ class Tree:
                 if isinstance(parent, int):
                     parent = self.tip if parent < 0 else grown[parent]
                 else:
-                    assert parent is self.tip or parent in self.loose, "a tree grows from its tip and its loose nodes"
+                    known = parent is self.tip or parent in self.tentative
+                    assert known, "a tree grows from its tip and its tentative nodes"
                 by = origin if isinstance(origin, str) else origin[place]
-                node = Node(self, parent, token, self._room_below(parent), by)
-                if vectors is not None:
-                    node.vector = vectors[place]
+                node = Node(self, parent, token, self._region_below(parent), by)
+                if inputs_embeds is not None:
+                    node.input_embed = inputs_embeds[place]
                 grown.append(node)
-                self.loose[node] = None
+                self.tentative[node] = None
         except FailureError:
             self._drop(grown)
             raise
+
         if self.watch is not None and grown:
             self.watch.grew(grown)
         return grown
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Decides `tokens`, one after the other behind the tip. Nothing may be loose."""
-        assert not self.loose, "a trunk grows only when nothing is being tried"
+        """Commits `tokens` one after the other below the tip. No node may be tentative."""
+        assert not self.tentative, "a trunk grows only when nothing is tentative"
         region: Region | None = None
         for token in tokens:
             if region is None or not region.room:
-                region = self._room_below(self.tip)
+                region = self._region_below(self.tip)
             above, self.tip = self.tip, Node(self, self.tip, token, region)
             self._add_to_trunk(self.tip)
             if above is not None:
                 above.unpin()
+
         if self.watch is not None and self.tip is not None and tokens:
             grown = self.tip.path()[-len(tokens) :]
             self.watch.grew(grown)
-            self.watch.kept(grown)
+            self.watch.committed(grown)
 
     def keep(self, node: Node) -> None:
-        """Decides the path to `node`, which becomes the tip, and frees every other loose node."""
+        """Commits the path to `node`, which becomes the tip, and frees every other tentative node."""
         self.prune([node])
-        self._decide(node)
+        self._commit(node)
 
     def prune(self, nodes: Sequence[Node]) -> None:
-        """Frees every loose node that is not on the path to one of `nodes`. Decides nothing."""
+        """Frees every tentative node that is not on the path to one of `nodes`. Commits nothing."""
         kept: set[Node] = set()
         for node in nodes:
-            walk: Node | None = node
-            while walk is not None and walk in self.loose and walk not in kept:
-                kept.add(walk)
-                walk = walk.parent
-        self._drop([loose for loose in self.loose if loose not in kept])
+            above: Node | None = node
+            while above is not None and above in self.tentative and above not in kept:
+                kept.add(above)
+                above = above.parent
+        self._drop([node for node in self.tentative if node not in kept])
 
     def free(self, node: Node) -> None:
-        """Frees a loose node and all below it; the node above stays."""
+        """Frees a tentative node and all below it; the node above stays."""
         below = {node}
-        for loose in self.loose:  # parents come before their children
-            if loose.parent in below:
-                below.add(loose)
-        self._drop([loose for loose in self.loose if loose in below])
+        for tentative in self.tentative:  # parents come before their children
+            if tentative.parent in below:
+                below.add(tentative)
+        self._drop([tentative for tentative in self.tentative if tentative in below])
+
+    def tentative_path(self, node: Node) -> list[Node]:
+        """Returns the tentative nodes from `node` up to the tip; none if it is committed."""
+        path = []
+        above: Node | None = node
+        while above is not None and above in self.tentative:
+            path.append(above)
+            above = above.parent
+        return path
 
     def sees(self, node: Node) -> bool:
-        """Tells whether the node is loose here or on the trunk."""
-        return node in self.loose or any(span.holds(node) for span in self.spans)
+        """Tells whether the node is tentative here or on the trunk."""
+        return node in self.tentative or any(span.holds(node) for span in self.spans)
 
     def fork(self, node: Node | None = None) -> Tree:
-        """Returns a tree of its own on the path to `node` (the tip by default), sharing every key and value on it."""
+        """Returns a new tree on the path to `node` (None: the tip), sharing every key and value on it."""
         at = node or self.tip
         assert at is not None, "an empty tree has nothing to fork"
         twin = Tree(self.cache, reserve=self._reserve)
         twin.watch = self.watch
         twin.spans = [span.copy() for span in self.spans]
-        for loose in at.path(self.tip):
-            twin._add_to_trunk(loose)
+        for tentative in at.path(self.tip):
+            twin._add_to_trunk(tentative)
         twin.tip = at
         at.pins += 1
         return twin
 
     def release(self) -> None:
-        """Gives everything back that nobody else holds."""
-        self._drop(list(self.loose))
+        """Frees every node that no other tree holds."""
+        self._drop(list(self.tentative))
         tip, self.tip = self.tip, None
         self.spans = []
         if tip is not None:
@@ -236,32 +276,33 @@ class Tree:
                 region.trim()
         self._regions = []
 
-    def _decide(self, node: Node) -> None:
+    def _commit(self, node: Node) -> None:
         if node is self.tip:
             return
         path, before = node.path(self.tip), self.tip
-        self.tip = node  # stays pinned, as it was while loose
-        for decided in path:
-            del self.loose[decided]
-            self._add_to_trunk(decided)
+        self.tip = node  # stays pinned, as it was while tentative
+        for committed in path:
+            del self.tentative[committed]
+            self._add_to_trunk(committed)
         for above in [before, *path[:-1]]:
             if above is not None:
                 above.unpin()
         if self.watch is not None:
-            self.watch.kept(path)
+            self.watch.committed(path)
 
     def _drop(self, nodes: Sequence[Node]) -> None:
         if self.watch is not None and nodes:
             self.watch.freed(nodes)
         for node in reversed(nodes):  # children were grown after their parents
-            del self.loose[node]
+            del self.tentative[node]
             node.unpin()
 
     def _add_to_trunk(self, node: Node) -> None:
         if not self.spans or not self.spans[-1].add(node):
-            self.spans.append(Span(node))
+            self.spans.append(TrunkSpan(node))
 
-    def _room_below(self, parent: Node | None) -> Region:
+    def _region_below(self, parent: Node | None) -> Region:
+        """Returns a region with room for a child of `parent`: its own, this tree's last one, or a new one."""
         for region in (parent.region if parent else None, self._regions[-1] if self._regions else None):
             if region is None or not self._owns(region):
                 continue
@@ -274,7 +315,7 @@ class Tree:
         return region
 
     def _owns(self, region: Region) -> bool:
-        """A region is filled by one tree at a time; one whose tree is gone may be continued from its end."""
+        """Tells whether this tree fills the region. It takes over one that no tree fills and that its trunk ends in."""
         tip = self.tip
         ends_here = tip is not None and tip.region is region and tip.slot == region.start + region.top - 1
         if region.owner is None and ends_here:

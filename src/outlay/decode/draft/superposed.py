@@ -187,9 +187,9 @@ class Superposed(Method):
         """Returns the stream's next node, which reads the mean of the drafts' last tokens, weighed by softmax(S)."""
         gamma = torch.tensor([draft.score for draft in stream.drafts], dtype=torch.float64).softmax(-1).float()
         last = torch.tensor([draft.tokens[-1] for draft in stream.drafts])
-        vectors = run.model.decoder.vectors(last).float()
-        mixed = (gamma[:, None].to(vectors.device) * vectors).sum(0)
-        [stream.node] = run.tree.extend([stream.node], [int(last[gamma.argmax()])], ORIGIN, vectors=[mixed])
+        embeds = run.model.decoder.embeddings(last).float()
+        mixed = (gamma[:, None].to(embeds.device) * embeds).sum(0)
+        [stream.node] = run.tree.extend([stream.node], [int(last[gamma.argmax()])], ORIGIN, inputs_embeds=[mixed])
         return stream.node
 
     def _best(self, drafts: Sequence[Draft]) -> list[Draft]:

@@ -132,7 +132,7 @@ class PromptDrafter(Drafter):
             self._spans.append((len(attached), count))
             tips = [node] * copies
             for vectors in self._vectors[:count]:
-                tips = self._run.tree.extend(tips, [NO_TOKEN] * copies, ORIGIN, vectors=list(vectors))
+                tips = self._run.tree.extend(tips, [NO_TOKEN] * copies, ORIGIN, inputs_embeds=list(vectors))
                 attached += tips
         return attached
 
