@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from outlay import kernels
-from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Rows, Top
+from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, PassInputs, Top
 from outlay.models.decoder import Decoder, Given, Layer
 from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
 from outlay.models.linear import Linear, NativeLinear
@@ -132,11 +132,13 @@ class FusedPass:
         """As `LayeredPass`."""
         if self._bound != (self._cache.capacity, self._cache.features is None):
             self._fused = self._bind()
-        inputs: Tensor | Rows = Rows(plan.tokens, plan.vectors)
+        inputs: Tensor | PassInputs = PassInputs(plan.tokens, plan.vectors)
         if self._weights.embed is None:
             inputs = self._decoder.inputs(*_first_inputs(plan, self._decoder.device), _given(plan))
         rows = len(plan.tokens)
-        plans = [kernels.Plan([_piece(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds]
+        plans = [
+            kernels.AttentionPlan([_span(piece, rows) for piece in plan.pieces[window]], rows) for window in self._kinds
+        ]
         chosen = None if len(heads) == rows else heads
         picks, named = _picks(want), []
         most, lse = (want.top, want.lse) if picks is None else (max(want.top, 1), True)
@@ -147,7 +149,7 @@ class FusedPass:
             plans,
             chosen,
             logits=want.logits,
-            top=most,
+            top_k=most,
             lse=lse,
             picks=picks,
         )
@@ -181,8 +183,8 @@ def _top(logits: Tensor, want: Want) -> Top:
     return Top(tokens, logits.gather(1, tokens), logits.logsumexp(1) if want.lse else None)
 
 
-def _piece(piece: Piece, rows: int) -> kernels.Piece:
-    return kernels.Piece(
+def _span(piece: Piece, rows: int) -> kernels.AttentionSpan:
+    return kernels.AttentionSpan(
         piece.start,
         piece.length,
         rows=None if len(piece.rows) == rows else piece.rows,
@@ -227,7 +229,7 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     return FusedWeights(
         layers=known,
         final_norm=_fused_norm(decoder.final_norm),
-        head=head.packed,
+        lm_head=head.packed,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
