@@ -29,7 +29,8 @@ struct Trial {
     std::vector<float> x;
 
     template <class Random>
-    Trial(int32_t format, int32_t m, int32_t k, int64_t n, const Random& random) : layer{nullptr, format, m, k}, rows(n), x(n * k) {
+    Trial(int32_t format, int32_t m, int32_t k, int64_t n, const Random& random)
+        : layer{nullptr, format, m, k}, rows(n), x(n * k) {
         weights.resize(tile_bytes(layer) * tiles_of(layer));
         for (auto& byte : weights) byte = uint8_t(random());
         make_scales_finite();
@@ -198,7 +199,9 @@ OUTLAY_API int32_t outlay_rms_norm(const float* x, const float* weight, int64_t 
 OUTLAY_API int32_t outlay_layer_norm(const float* x, const float* weight, const float* bias, int64_t rows, int32_t n, float eps,
                                      float* out) {
     return guarded([&] {
-        for_each_row(rows, [&](int64_t row) { active_kernels()->layer_norm(x + row * n, weight, bias, n, eps, out + row * n); });
+        for_each_row(rows, [&](int64_t row) {
+            active_kernels()->layer_norm(x + row * n, weight, bias, n, eps, out + row * n);
+        });
     });
 }
 

@@ -32,7 +32,8 @@ inline void add_products(const float* const* q, const float* const* key, int d, 
 // scores[i][j] = scale * q[i] . keys[j]; writes up to a multiple of kKeysSummed. A product has sixteen partial sums, one for
 // each dimension modulo 16, which are added in one order, whatever it is computed with.
 template <int Q>
-inline void score_keys(const float* const* q, const float* const* keys, int count, int head_dim, float scale, float* const* scores) {
+inline void score_keys(const float* const* q, const float* const* keys, int count, int head_dim, float scale,
+                       float* const* scores) {
     for (int j = 0; j < count; j += kKeysSummed) {
         Folded folded[Q][kKeysSummed];
         for (int first = 0; first < kKeysSummed; first += kKeysAtOnce) {

@@ -160,7 +160,8 @@ void store_hidden_states(const OutlayModel& model, const OutlayPass& pass) {
 void run_pass(const OutlayModel& model, const OutlayPass& asked) {
     PassMemory& memory = pass_memory();
     OutlayPass pass = asked;
-    if (!pass.residual) pass.residual = model.fuse.linear.weights ? fuse_rows(model, pass, memory) : embed_rows(model, pass, memory);
+    const auto first_inputs = model.fuse.linear.weights ? fuse_rows : embed_rows;
+    if (!pass.residual) pass.residual = first_inputs(model, pass, memory);
     if (int64_t(memory.spans.size()) < pass.n_plans) memory.spans.resize(pass.n_plans);
     for (int64_t i = 0; i < pass.n_plans; ++i) memory.spans[i].build(pass.plans[i], pass.n);
 

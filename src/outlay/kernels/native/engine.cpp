@@ -9,7 +9,7 @@ namespace outlay {
 namespace {
 
 constexpr int64_t kRowsTogether = 12;  // a multiple of the rows that most kernels compute at once
-constexpr int64_t kRowsToSplit = 48;   // rows a thread from which on each thread may read all weights once: little beside its work
+constexpr int64_t kRowsToSplit = 48;   // for each thread: reading all weights in each is then little beside the products
 
 float half_to_float(uint16_t half) {
     const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;

@@ -55,7 +55,8 @@ void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, 
 void dequantize_row(const OutlayTable& table, int64_t row, float* out);
 // The rows in the form that the layer reads; `memory` holds it.
 Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory);
-void run_attention(const AttentionCall& call, const OutlayAttentionPlan& plan, const RowSpans& spans, int64_t n, Scratch& scratch);
+void run_attention(const AttentionCall& call, const OutlayAttentionPlan& plan, const RowSpans& spans, int64_t n,
+                   Scratch& scratch);
 void run_pass(const OutlayModel& model, const OutlayPass& pass);
 
 // The part of a KV cache that belongs to one KV head.

@@ -1,6 +1,6 @@
 // Intel AMX: the products of 16 rows with a group of 16 channels in one instruction, for the quantized layers. Fewer rows
-// and the other formats go the way of AVX-512. (AMX's bfloat16 products would round the inputs to 8 bits, and a single row
-// does not.) The integer sums are exact and the float steps those of AVX-512.
+// and the other formats run on AVX-512. (AMX's bfloat16 products would round the inputs to 8 bits, and those of a single row
+// would not.) The integer sums are exact and the float steps those of AVX-512.
 #include "kernels.h"
 
 #if defined(OUTLAY_AMX)
@@ -26,7 +26,7 @@
 
 namespace {
 
-constexpr int kBlock = 16;          // rows of a register
+constexpr int kBlock = 16;          // rows of a tile register
 constexpr int64_t kRowPanel = 128;  // rows whose sums stay in the first-level cache
 
 // The compiler does not know what the tile instructions read: all that was written before must be in memory.

@@ -73,7 +73,8 @@ struct Avx2 : VectorDotFloat<Avx2> {
     };
 
     template <class Format, int R>
-    static void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
+    static void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next,
+                       float (*acc)[outlay::kTile]) {
         const __m256i ones = _mm256_set1_epi16(1);
         __m256 total[R][2];
         for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
@@ -116,7 +117,8 @@ struct Avx2 : VectorDotFloat<Avx2> {
     using UnpackedQ8 = Q8;  // signed weights are what the instructions here want
 
     template <class, int R>
-    static void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
+    static void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next,
+                       float (*acc)[outlay::kTile]) {
         const __m256i ones = _mm256_set1_epi16(1);
         __m256 total[R][2];
         for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();

@@ -104,7 +104,8 @@ struct Avx512 : VectorDotFloat<Avx512> {
     };
 
     template <class Format, int R>
-    static void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
+    static void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next,
+                       float (*acc)[outlay::kTile]) {
         const size_t stride = groups * sizeof(QuantizedGroup);
         __m512 total[R];
         each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });
@@ -145,7 +146,8 @@ struct Avx512 : VectorDotFloat<Avx512> {
     };
 
     template <class Format, int R>
-    static void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
+    static void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next,
+                       float (*acc)[outlay::kTile]) {
         const size_t stride = groups * sizeof(QuantizedGroup);
         __m512 total[R];
         each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });

@@ -91,7 +91,8 @@ struct Neon : VectorDotFloat<Neon> {
                 const float32x4_t scale = block.scale(c), minimum = block.minimum(c);
                 for (int r = 0; r < R; ++r) {
                     const QuantizedGroup& group = x[r * groups];
-                    const int32x4_t dot = add_dot(add_dot(vdupq_n_s32(0), low, vld1q_s8(group.q)), high, vld1q_s8(group.q + 16));
+                    const int32x4_t half = add_dot(vdupq_n_s32(0), low, vld1q_s8(group.q));
+                    const int32x4_t dot = add_dot(half, high, vld1q_s8(group.q + 16));
                     total[r][c] = vfmaq_f32(total[r][c], vcvtq_f32_s32(dot), vmulq_n_f32(scale, group.scale));
                     total[r][c] = vfmaq_n_f32(total[r][c], minimum, group.sum);
                 }

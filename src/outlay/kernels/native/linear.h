@@ -54,10 +54,12 @@ struct LinearContract {
     static_assert(kHas<BlockSizes, Isa>,
                   "an instruction set has constants kRows (rows of a tile, for quantized formats), kFloatRows and kFloatTiles "
                   "(rows and tiles, for the others) and kTilesOfOneRow (tiles of a single row)");
-    static_assert(kHas<Formats, Isa>, "an instruction set has types Q4, UnpackedQ4, Q8 and UnpackedQ8, each with kBytes of a group");
+    static_assert(kHas<Formats, Isa>,
+                  "an instruction set has types Q4, UnpackedQ4, Q8 and UnpackedQ8, each with kBytes of a group");
     static_assert(kHas<DotQ4, Isa>, "an instruction set has template <class Format, int R> static dot_q4, a QuantizedDot");
     static_assert(kHas<DotQ8, Isa>, "an instruction set has template <class Format, int R> static dot_q8, a QuantizedDot");
-    static_assert(kHas<DotFloat, Isa>, "an instruction set has template <class Format, int T, int R> static dot_float, a FloatDot");
+    static_assert(kHas<DotFloat, Isa>,
+                  "an instruction set has template <class Format, int T, int R> static dot_float, a FloatDot");
     static_assert(kHas<Halves, Isa>, "an instruction set has static halves_to_floats(const uint8_t*, float*)");
 
     static_assert(Isa::kRows > 0 && Isa::kFloatRows > 0, "a block has at least one row");

@@ -16,7 +16,11 @@ constexpr int64_t kRowsToRecompute = 32, kTopToRecompute = 2;
 class LMHead {
   public:
     LMHead(const OutlayModel& model, const OutlayPass& pass, PassMemory& memory)
-        : model_(model), pass_(pass), rows_(pass.n_lm_head_rows), vocab_(model.lm_head.m), blocks_((vocab_ + kBlock - 1) / kBlock) {
+        : model_(model),
+          pass_(pass),
+          rows_(pass.n_lm_head_rows),
+          vocab_(model.lm_head.m),
+          blocks_((vocab_ + kBlock - 1) / kBlock) {
         in_ = make_activations(model.lm_head, rows_, memory, [&](int64_t row, float* out) {
             const int64_t from = pass.lm_head_rows ? pass.lm_head_rows[row] : row;
             apply_norm(model.final_norm, model, pass.residual + from * model.hidden_size, out);

@@ -51,7 +51,7 @@ inline FixedSum add_fixed(FixedSum total, F16 a) {
     return _mm256_add_epi64(total, _mm256_add_epi64(_mm512_castsi512_si256(wide), _mm512_extracti64x4_epi64(wide, 1)));
 }
 
-constexpr int kValueStrip = 4;       // vectors of a value that are summed together
+constexpr int kValueStrip = 4;  // vectors of a value that are summed together
 constexpr int kKeysAtOnce = 4;  // keys that are scored together
 constexpr int kKeysSummed = 4;  // keys whose scores are finished together
 

@@ -1,4 +1,4 @@
-// Sixteen floats as two groups of eight, for instruction sets without wider registers.
+// Sixteen floats as two vectors of eight, for instruction sets without wider registers.
 #pragma once
 
 namespace {
@@ -33,7 +33,7 @@ inline float reduce_max(F16 a) { return reduce_max(max(a.low, a.high)); }
 inline int32_t store_int8(int8_t* p, F16 a, F16 b) { return store_int8(p, a.low, a.high, b.low, b.high); }
 inline FixedSum add_fixed(FixedSum total, F16 a) { return add_fixed(add_fixed(total, a.low), a.high); }
 
-constexpr int kValueStrip = 1;       // vectors of a value that are summed together
+constexpr int kValueStrip = 1;  // vectors of a value that are summed together
 constexpr int kKeysAtOnce = 2;  // keys that are scored together
 constexpr int kKeysSummed = 8;  // keys whose scores are finished together
 
