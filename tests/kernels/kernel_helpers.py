@@ -22,16 +22,16 @@ def rows_of(n, k, seed=1):
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
 
 
-def visible_keys(pieces, n):
+def visible_keys(spans, n):
     """For each row, the slots that it sees, in order."""
     seen = [[] for _ in range(n)]
-    for piece in pieces:
-        rows = range(n) if piece.rows is None else piece.rows
+    for span in spans:
+        rows = range(n) if span.rows is None else span.rows
         for i, row in enumerate(rows):
-            limit = piece.length if piece.limits is None else int(piece.limits[i])
-            for j in range(min(limit, piece.length)):
-                if piece.mask is None or piece.mask[i, j]:
-                    seen[row].append(piece.start + j if piece.slots is None else int(piece.slots[j]))
+            limit = span.length if span.limits is None else int(span.limits[i])
+            for j in range(min(limit, span.length)):
+                if span.mask is None or span.mask[i, j]:
+                    seen[row].append(span.start + j if span.slots is None else int(span.slots[j]))
     return seen
 
 

@@ -6,7 +6,7 @@ import torch
 from kernel_helpers import attend_exactly, visible_keys
 
 from outlay import kernels
-from outlay.kernels import KeyValues, Piece, Plan
+from outlay.kernels import AttentionPlan, AttentionSpan, KeyValues
 
 HEADS, KV_HEADS, CAPACITY = 6, 2, 300
 
@@ -19,16 +19,16 @@ def make_inputs(n, dim, seed=0):
     return q, keys, values
 
 
-def tree_pieces(n, generator):
+def tree_spans(n, generator):
     """A shared prefix, a second one for some rows, scattered slots, a random tree mask, and limits."""
     some = list(range(0, n, 2))
     mask = torch.rand(n, 70, generator=generator) < 0.5
     return [
-        Piece(0, 130),
-        Piece(130, 9, rows=some),
-        Piece(0, 5, rows=some[::-1], slots=torch.tensor([290, 250, 251, 299, 280])),
-        Piece(150, 70, mask=mask),
-        Piece(225, n, limits=torch.arange(1, n + 1)),
+        AttentionSpan(0, 130),
+        AttentionSpan(130, 9, rows=some),
+        AttentionSpan(0, 5, rows=some[::-1], slots=torch.tensor([290, 250, 251, 299, 280])),
+        AttentionSpan(150, 70, mask=mask),
+        AttentionSpan(225, n, limits=torch.arange(1, n + 1)),
     ]
 
 
@@ -36,18 +36,18 @@ def tree_pieces(n, generator):
 @pytest.mark.parametrize("n", [1, 3, 19])
 def test_equals_float64(n, dim):
     q, keys, values = make_inputs(n, dim)
-    pieces = tree_pieces(n, torch.Generator().manual_seed(1))
-    out, lse = kernels.attend(q, KeyValues(keys, values), Plan(pieces, n), dim**-0.5, lse=True)
-    expected, sums = attend_exactly(q, keys, values, visible_keys(pieces, n), dim**-0.5)
+    spans = tree_spans(n, torch.Generator().manual_seed(1))
+    out, lse = kernels.attend(q, KeyValues(keys, values), AttentionPlan(spans, n), dim**-0.5, lse=True)
+    expected, sums = attend_exactly(q, keys, values, visible_keys(spans, n), dim**-0.5)
     assert (out - expected).abs().max() < 2e-6
     assert (lse - sums).abs().max() < 2e-6
 
 
 def test_large_scores_do_not_overflow():
     q, keys, values = make_inputs(2, 64)
-    pieces = [Piece(0, 200)]
-    out, lse = kernels.attend(q * 300, KeyValues(keys, values), Plan(pieces, 2), 1.0, lse=True)
-    expected, sums = attend_exactly(q * 300, keys, values, visible_keys(pieces, 2), 1.0)
+    spans = [AttentionSpan(0, 200)]
+    out, lse = kernels.attend(q * 300, KeyValues(keys, values), AttentionPlan(spans, 2), 1.0, lse=True)
+    expected, sums = attend_exactly(q * 300, keys, values, visible_keys(spans, 2), 1.0)
     assert (out - expected).abs().max() < 1e-2
     assert ((lse - sums).abs() / sums.abs()).max() < 1e-6
 
@@ -55,35 +55,35 @@ def test_large_scores_do_not_overflow():
 def test_same_bits_alone_in_company_and_on_two_threads():
     n = 21
     q, keys, values = make_inputs(n, 64)
-    pieces = tree_pieces(n, torch.Generator().manual_seed(1))
-    whole, lse = kernels.attend(q, KeyValues(keys, values), Plan(pieces, n), 0.125, lse=True)
+    spans = tree_spans(n, torch.Generator().manual_seed(1))
+    whole, lse = kernels.attend(q, KeyValues(keys, values), AttentionPlan(spans, n), 0.125, lse=True)
     for threads in (1, 2):
         kernels.set_threads(threads)
-        again, sums = kernels.attend(q, KeyValues(keys, values), Plan(pieces, n), 0.125, lse=True)
+        again, sums = kernels.attend(q, KeyValues(keys, values), AttentionPlan(spans, n), 0.125, lse=True)
         assert torch.equal(again, whole)
         assert torch.equal(sums, lse)
         for row in range(n):
             alone = []
-            for piece in pieces:
-                rows = list(range(n)) if piece.rows is None else piece.rows
+            for span in spans:
+                rows = list(range(n)) if span.rows is None else span.rows
                 if row in rows:
                     i = rows.index(row)
-                    mask = None if piece.mask is None else piece.mask[i : i + 1]
-                    limits = None if piece.limits is None else piece.limits[i : i + 1]
-                    alone.append(Piece(piece.start, piece.length, mask=mask, limits=limits, slots=piece.slots))
-            out, _ = kernels.attend(q[row : row + 1], KeyValues(keys, values), Plan(alone, 1), 0.125)
+                    mask = None if span.mask is None else span.mask[i : i + 1]
+                    limits = None if span.limits is None else span.limits[i : i + 1]
+                    alone.append(AttentionSpan(span.start, span.length, mask=mask, limits=limits, slots=span.slots))
+            out, _ = kernels.attend(q[row : row + 1], KeyValues(keys, values), AttentionPlan(alone, 1), 0.125)
             assert torch.equal(out[0], whole[row])
 
 
 def test_same_bits_however_the_keys_are_cut():
     q, keys, values = make_inputs(4, 64)
-    whole, lse = kernels.attend(q, KeyValues(keys, values), Plan([Piece(0, 217)], 4), 0.125, lse=True)
+    whole, lse = kernels.attend(q, KeyValues(keys, values), AttentionPlan([AttentionSpan(0, 217)], 4), 0.125, lse=True)
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
         cuts = sorted(torch.randint(0, 218, (5,), generator=generator).tolist())
         bounds = [0, *cuts, 217]
-        pieces = [Piece(a, b - a) for a, b in pairwise(bounds)]
-        out, sums = kernels.attend(q, KeyValues(keys, values), Plan(pieces, 4), 0.125, lse=True)
+        spans = [AttentionSpan(a, b - a) for a, b in pairwise(bounds)]
+        out, sums = kernels.attend(q, KeyValues(keys, values), AttentionPlan(spans, 4), 0.125, lse=True)
         assert torch.equal(out, whole)
         assert torch.equal(sums, lse)
 
@@ -92,8 +92,12 @@ def test_same_bits_whether_keys_are_absent_or_masked():
     q, keys, values = make_inputs(3, 64)
     seen = torch.rand(200, generator=torch.Generator().manual_seed(4)) < 0.4
     slots = seen.nonzero()[:, 0]
-    masked, _ = kernels.attend(q, KeyValues(keys, values), Plan([Piece(0, 200, mask=seen.expand(3, 200))], 3), 0.125)
-    gathered, _ = kernels.attend(q, KeyValues(keys, values), Plan([Piece(0, len(slots), slots=slots)], 3), 0.125)
+    masked, _ = kernels.attend(
+        q, KeyValues(keys, values), AttentionPlan([AttentionSpan(0, 200, mask=seen.expand(3, 200))], 3), 0.125
+    )
+    gathered, _ = kernels.attend(
+        q, KeyValues(keys, values), AttentionPlan([AttentionSpan(0, len(slots), slots=slots)], 3), 0.125
+    )
     assert torch.equal(masked, gathered)
 
 
@@ -102,13 +106,15 @@ def test_masked_slots_may_hold_anything():
     keys[:, 50], values[:, 50] = math.nan, math.nan
     mask = torch.ones(2, 100, dtype=torch.bool)
     mask[:, 50] = False
-    out, _ = kernels.attend(q, KeyValues(keys, values), Plan([Piece(0, 100, mask=mask)], 2), 0.125)
+    out, _ = kernels.attend(q, KeyValues(keys, values), AttentionPlan([AttentionSpan(0, 100, mask=mask)], 2), 0.125)
     assert out.isfinite().all()
 
 
 def test_row_without_keys():
     q, keys, values = make_inputs(2, 64)
-    plan = Plan([Piece(0, 10, rows=[1]), Piece(20, 4, mask=torch.tensor([[0] * 4, [1] * 4]).bool())], 2)
+    plan = AttentionPlan(
+        [AttentionSpan(0, 10, rows=[1]), AttentionSpan(20, 4, mask=torch.tensor([[0] * 4, [1] * 4]).bool())], 2
+    )
     out, lse = kernels.attend(q, KeyValues(keys, values), plan, 0.125, lse=True)
     assert (out[0] == 0).all()
     assert (lse[0] == -math.inf).all()
@@ -118,8 +124,11 @@ def test_row_without_keys():
 def test_parts_merge_by_their_log_sum_exp():
     q, keys, values = make_inputs(5, 64)
     cache = KeyValues(keys, values)
-    whole, lse = kernels.attend(q, cache, Plan([Piece(0, 250)], 5), 0.125, lse=True)
-    parts = [kernels.attend(q, cache, Plan([part], 5), 0.125, lse=True) for part in (Piece(0, 97), Piece(97, 153))]
+    whole, lse = kernels.attend(q, cache, AttentionPlan([AttentionSpan(0, 250)], 5), 0.125, lse=True)
+    parts = [
+        kernels.attend(q, cache, AttentionPlan([part], 5), 0.125, lse=True)
+        for part in (AttentionSpan(0, 97), AttentionSpan(97, 153))
+    ]
     sums = torch.stack([part[1] for part in parts])
     assert (torch.logsumexp(sums, 0) - lse).abs().max() < 2e-6
     weights = torch.softmax(sums, 0)[..., None]

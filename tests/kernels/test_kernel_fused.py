@@ -12,15 +12,15 @@ from kernel_helpers import make_layer, rows_of
 
 from outlay import kernels
 from outlay.kernels import (
+    AttentionPlan,
+    AttentionSpan,
     FusedDecoder,
     FusedLayer,
     FusedLinear,
     FusedNorm,
     FusedWeights,
     KeyValues,
-    Piece,
-    Plan,
-    Rows,
+    PassInputs,
     Table,
 )
 
@@ -105,8 +105,8 @@ def make_cache(dtype=torch.float32):
     return KeyValues(*parts, *(torch.full((KV_HEADS, CAPACITY, DIM // 16), torch.nan) for _ in range(2)))
 
 
-def make_decoder(weights, dtype=torch.float32, features=None):
-    return FusedDecoder(weights, [make_cache(dtype) for _ in range(LAYERS)], features=features)
+def make_decoder(weights, dtype=torch.float32, hidden_states=None):
+    return FusedDecoder(weights, [make_cache(dtype) for _ in range(LAYERS)], hidden_states=hidden_states)
 
 
 def norm(x, part):
@@ -159,13 +159,13 @@ def reference(weights, hidden):
         inner = apply(layer.gate_up, norm(x, layer.mlp_norm))
         gate, up = inner.chunk(2, dim=1) if weights.gated else (inner, 1.0)
         x = x + norm(apply(layer.down, act[weights.activation](gate) * up), layer.post_mlp_norm)
-    return cap(norm(x, weights.final_norm) @ weights.head.dequantize().double().T, weights.logit_softcap)
+    return cap(norm(x, weights.final_norm) @ weights.lm_head.dequantize().double().T, weights.logit_softcap)
 
 
 def causal(begin, end):
     """A plan for rows begin..end-1 of one sequence: what is cached, and each other up to themselves."""
     n = end - begin
-    return Plan([Piece(0, begin), Piece(begin, n, limits=torch.arange(1, n + 1))], n)
+    return AttentionPlan([AttentionSpan(0, begin), AttentionSpan(begin, n, limits=torch.arange(1, n + 1))], n)
 
 
 def run_in_chunks(decoder, hidden, bounds):
@@ -215,7 +215,7 @@ def test_same_bits_for_a_tree_as_for_its_paths():
     tree.run(hidden[:20].clone(), prefix, prefix, causal(0, 20), logits=False)
     slots = torch.tensor([50, 41, 77])
     mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.uint8)
-    plan = Plan([Piece(0, 20), Piece(0, 3, slots=slots, mask=mask)], 3)
+    plan = AttentionPlan([AttentionSpan(0, 20), AttentionSpan(0, 3, slots=slots, mask=mask)], 3)
     logits, _ = tree.run(hidden[20:].clone(), torch.tensor([20, 21, 21]), slots, plan)
     for child in (21, 22):
         path = [*range(21), child]
@@ -230,7 +230,7 @@ def test_head_rows_layer_ranges_and_hidden():
     decoder, residual = make_decoder(weights), hidden.clone()
     logits, _ = decoder.run(residual, at, at, plan)
     rows = torch.tensor([8, 2])
-    assert torch.equal(decoder.run(hidden.clone(), at, at, plan, head_rows=rows)[0], logits[rows])
+    assert torch.equal(decoder.run(hidden.clone(), at, at, plan, lm_head_rows=rows)[0], logits[rows])
     partly = hidden.clone()
     assert decoder.run(partly, at, at, plan, logits=False, layers=(0, 2)) == (None, None)
     assert torch.equal(decoder.run(partly, at, at, plan, layers=(2, LAYERS))[0], logits)
@@ -242,18 +242,18 @@ def test_top_logits_are_the_largest_the_lower_token_first(vocab):
     weights = make_weights("f32", KINDS["gemma2"])
     weight = make_layer("f32", vocab, HIDDEN, 99).dequantize()
     weight[vocab // 2 :: 3] = weight[0].clone()  # equals, in several blocks
-    weights = replace(weights, head=kernels.pack_f32(weight))
+    weights = replace(weights, lm_head=kernels.pack_f32(weight))
     decoder, hidden, at = make_decoder(weights), rows_of(9, HIDDEN), torch.arange(9)
     for k in sorted({1, 2, 7, 300, vocab}):
         if k > vocab:
             continue
-        logits, top = decoder.run(hidden.clone(), at, at, causal(0, 9), top=k, lse=True)
+        logits, top = decoder.run(hidden.clone(), at, at, causal(0, 9), top_k=k, lse=True)
         expected = logits.sort(dim=1, descending=True, stable=True)
         assert torch.equal(top.tokens, expected.indices[:, :k])
         assert torch.equal(top.logits, expected.values[:, :k])
         assert (top.lse - logits.double().logsumexp(1)).abs().max() < 1e-6
         rows = torch.tensor([4])
-        nothing, alone = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top=k, lse=True)
+        nothing, alone = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=k, lse=True)
         assert nothing is None
         assert torch.equal(alone.tokens, top.tokens[rows])
         assert torch.equal(alone.lse, top.lse[rows])
@@ -263,10 +263,10 @@ def test_picked_logits_are_those_of_the_tokens_asked_for():
     decoder, hidden, at = make_decoder(make_weights("q4")), rows_of(9, HIDDEN), torch.arange(9)
     logits, _ = decoder.run(hidden.clone(), at, at, causal(0, 9))
     rows, picks = torch.tensor([4, 8]), torch.tensor([[0, 3, 3], [logits.shape[1] - 1, 7, 0]])
-    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top=1, picks=picks)
+    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=1, picks=picks)
     assert nothing is None
     assert torch.equal(top.picked, logits[rows].gather(1, picks))
-    _, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top=1, picks=picks[:, :0])
+    _, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=1, picks=picks[:, :0])
     assert top.picked.shape == (2, 0)
 
 
@@ -275,12 +275,12 @@ def test_picked_logits_are_those_of_the_tokens_asked_for():
 def test_logits_that_are_not_kept_are_the_same(kind, threads):
     n = 40
     weights = make_weights("q4", KINDS[kind])
-    weights = replace(weights, head=kernels.pack_q8(*kernels.quantize_q8(rows_of(700, HIDDEN, 99))))
+    weights = replace(weights, lm_head=kernels.pack_q8(*kernels.quantize_q8(rows_of(700, HIDDEN, 99))))
     decoder, hidden, at = make_decoder(weights), rows_of(n, HIDDEN), torch.arange(n)
     picks = torch.arange(2 * n).view(n, 2) * 8 % 700
     kernels.set_threads(threads)
-    logits, kept = decoder.run(hidden.clone(), at, at, causal(0, n), top=2, lse=True, picks=picks)
-    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, n), logits=False, top=2, lse=True, picks=picks)
+    logits, kept = decoder.run(hidden.clone(), at, at, causal(0, n), top_k=2, lse=True, picks=picks)
+    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, n), logits=False, top_k=2, lse=True, picks=picks)
     assert nothing is None
     for name in ("tokens", "logits", "lse", "picked"):
         assert torch.equal(getattr(top, name), getattr(kept, name))
@@ -289,21 +289,21 @@ def test_logits_that_are_not_kept_are_the_same(kind, threads):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_features_are_what_the_head_reads_of_all_rows_by_slot(kind, threads):
+def test_hidden_states_are_the_lm_heads_input_of_all_rows_by_slot(kind, threads):
     kernels.set_threads(threads)
     weights, hidden = make_weights("q4", KINDS[kind]), rows_of(9, HIDDEN)
-    at, slots, features = torch.arange(9), torch.arange(9).flip(0) + 30, torch.zeros(CAPACITY, HIDDEN)
-    plan = Plan([Piece(30, 9, slots=slots, limits=torch.arange(1, 10))], 9)
-    make_decoder(weights, features=features).run(hidden, at, slots, plan, torch.tensor([3]))
+    at, slots, hidden_states = torch.arange(9), torch.arange(9).flip(0) + 30, torch.zeros(CAPACITY, HIDDEN)
+    plan = AttentionPlan([AttentionSpan(30, 9, slots=slots, limits=torch.arange(1, 10))], 9)
+    make_decoder(weights, hidden_states=hidden_states).run(hidden, at, slots, plan, torch.tensor([3]))
     final = weights.final_norm
     expected = (
         kernels.layer_norm(hidden, final.weight, final.bias, EPS)
         if final.bias is not None
         else kernels.rms_norm(hidden, final.weight, EPS)
     )
-    assert torch.equal(features[slots], expected)
-    assert not features[:30].any()
-    assert not features[39:].any()
+    assert torch.equal(hidden_states[slots], expected)
+    assert not hidden_states[:30].any()
+    assert not hidden_states[39:].any()
 
 
 def make_table():
@@ -312,57 +312,58 @@ def make_table():
 
 @pytest.mark.parametrize("scale", [1.0, 9.75])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_tokens_and_vectors_are_the_rows_that_they_stand_for(scale, threads):
+def test_tokens_and_input_embeddings_are_the_rows_that_they_stand_for(scale, threads):
     kernels.set_threads(threads)
-    table, vectors, at = make_table(), rows_of(9, HIDDEN), torch.arange(9)
+    table, embeds, at = make_table(), rows_of(9, HIDDEN), torch.arange(9)
     weights = replace(make_weights("q4"), embed=table, embed_scale=scale)
     decoder, tokens = make_decoder(weights), [VOCAB - 1, 0, 7, 7, 3, 50, 4, 1, 2]
     hidden = table.rows(torch.tensor(tokens)) * scale
     expected, _ = decoder.run(hidden.clone(), at, at, causal(0, 9))
-    assert torch.equal(decoder.run(Rows(tokens), list(at), list(at), causal(0, 9))[0], expected)
-    given = {1: vectors[4], 8: vectors[1]}
+    assert torch.equal(decoder.run(PassInputs(tokens), list(at), list(at), causal(0, 9))[0], expected)
+    given = {1: embeds[4], 8: embeds[1]}
     tokens[8] = -1
-    for row, vector in given.items():
-        hidden[row] = vector
+    for row, embed in given.items():
+        hidden[row] = embed
     expected, _ = decoder.run(hidden, at, at, causal(0, 9))
-    rows = Rows(tokens, [given.get(row) for row in range(9)])
-    assert torch.equal(decoder.run(rows, at, at, causal(0, 9))[0], expected)
+    inputs = PassInputs(tokens, [given.get(row) for row in range(9)])
+    assert torch.equal(decoder.run(inputs, at, at, causal(0, 9))[0], expected)
 
 
 @pytest.mark.parametrize("form", ["q4", "q8", "f32"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_a_head_reads_is_the_layer_of_a_vector_and_a_tables_row_or_the_vector(form, threads):
+def test_a_draft_head_fuses_an_input_embedding_with_its_tokens_or_takes_it_alone(form, threads):
     kernels.set_threads(threads)
     table, store, at = make_table(), rows_of(9, HIDDEN), torch.arange(5)
     fuse = FusedLinear(make_layer(form, HIDDEN, 2 * HIDDEN, 5), rows_of(1, HIDDEN)[0])
     decoder = make_decoder(replace(make_weights("q4"), embed=table, fuse=fuse))
-    tokens, vectors = [3, -1, VOCAB - 1, 0, -1], [store[4], store[0], None, store[8], store[4]]
+    tokens, embeds = [3, -1, VOCAB - 1, 0, -1], [store[4], store[0], None, store[8], store[4]]
     before = torch.stack([store[4], torch.zeros(HIDDEN), store[8]])
     hidden = store[[0, 0, 0, 0, 4]]
     hidden[[0, 2, 3]] = fuse.packed(torch.cat([before, table.rows(torch.tensor([3, VOCAB - 1, 0]))], dim=1), fuse.bias)
     expected, _ = decoder.run(hidden, at, at, causal(0, 5))
-    assert torch.equal(decoder.run(Rows(tokens, vectors), at, at, causal(0, 5))[0], expected)
+    assert torch.equal(decoder.run(PassInputs(tokens, embeds), at, at, causal(0, 5))[0], expected)
     for row in range(5):
-        alone = decoder.run(Rows(tokens[row : row + 1], vectors[row : row + 1]), [row], [row], causal(row, row + 1))
+        inputs = PassInputs(tokens[row : row + 1], embeds[row : row + 1])
+        alone = decoder.run(inputs, [row], [row], causal(row, row + 1))
         assert torch.equal(alone[0][0], expected[row])
 
 
 def test_rows_that_can_not_be_read_are_refused():
     vector, at = torch.zeros(HIDDEN), torch.arange(2)
     decoder = make_decoder(replace(make_weights("q4"), embed=make_table()))
-    for rows in (
-        Rows([1, VOCAB]),
-        Rows([1, -1]),
-        Rows([1, -1], [vector, None]),
-        Rows([1, 2], [vector]),
-        Rows([1, 2], [vector, vector.double()]),
-        Rows([1, 2], [vector, vector[1:]]),
-        Rows([1, 2], [vector, torch.zeros(2 * HIDDEN)[::2]]),
+    for inputs in (
+        PassInputs([1, VOCAB]),
+        PassInputs([1, -1]),
+        PassInputs([1, -1], [vector, None]),
+        PassInputs([1, 2], [vector]),
+        PassInputs([1, 2], [vector, vector.double()]),
+        PassInputs([1, 2], [vector, vector[1:]]),
+        PassInputs([1, 2], [vector, torch.zeros(2 * HIDDEN)[::2]]),
     ):
         with pytest.raises(ValueError, match=r"expected|a row has"):
-            decoder.run(rows, at, at, causal(0, 2))
+            decoder.run(inputs, at, at, causal(0, 2))
     with pytest.raises(ValueError, match="no table"):
-        make_decoder(make_weights("q4")).run(Rows([1, 2]), at, at, causal(0, 2))
+        make_decoder(make_weights("q4")).run(PassInputs([1, 2]), at, at, causal(0, 2))
     wide = Table(torch.zeros(4, HIDDEN + 32, dtype=torch.int8), torch.ones(4, HIDDEN // 32 + 1).half())
     for wrong in (
         {"embed": wide},
@@ -384,7 +385,7 @@ def test_rows_that_can_not_be_read_are_refused():
 )
 def test_arrays_of_another_size_are_refused(part, integers):
     with pytest.raises(ValueError, match="bytes"):
-        Plan([Piece(0, 3, **{part: integers})], 2)
+        AttentionPlan([AttentionSpan(0, 3, **{part: integers})], 2)
 
 
 def test_calls_from_several_threads():
@@ -404,21 +405,21 @@ def test_refuses_what_does_not_fit():
         decoder.run(hidden, at.int(), at, causal(0, 3))
     with pytest.raises(ValueError, match="for 3 rows"):
         decoder.run(hidden, at, at, causal(0, 2))
-    with pytest.raises(ValueError, match="hidden"):
+    with pytest.raises(ValueError, match="hidden states"):
         decoder.run(hidden[:, :-1], at, at, causal(0, 3))
     with pytest.raises(ValueError, match="indices"):
         decoder.run(hidden, at + CAPACITY, at, causal(0, 3))
     with pytest.raises(ValueError, match="indices"):
         decoder.run(hidden, at, at - 1, causal(0, 3))
     with pytest.raises(ValueError, match="beyond the cache"):
-        decoder.run(hidden, at, at, Plan([Piece(CAPACITY - 1, 2)], 3))
+        decoder.run(hidden, at, at, AttentionPlan([AttentionSpan(CAPACITY - 1, 2)], 3))
     for picks in (torch.full((3, 1), 10**6), torch.full((3, 1), -1), torch.zeros(2, 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"int64 \[3|indices"):
-            decoder.run(hidden, at, at, causal(0, 3), top=1, picks=picks)
+            decoder.run(hidden, at, at, causal(0, 3), top_k=1, picks=picks)
     with pytest.raises(ValueError, match="picks"):
-        decoder.run(hidden, at, at, causal(0, 3), top=1, picks=at)
-    for features in (torch.zeros(CAPACITY - 1, HIDDEN), torch.zeros(CAPACITY, HIDDEN + 1), torch.zeros(CAPACITY)):
-        with pytest.raises(ValueError, match="features"):
-            make_decoder(decoder.weights, features=features)
-    with pytest.raises(ValueError, match="features"):
-        make_decoder(decoder.weights, features=torch.zeros(CAPACITY, HIDDEN, dtype=torch.float64))
+        decoder.run(hidden, at, at, causal(0, 3), top_k=1, picks=at)
+    for hidden_states in (torch.zeros(CAPACITY - 1, HIDDEN), torch.zeros(CAPACITY, HIDDEN + 1), torch.zeros(CAPACITY)):
+        with pytest.raises(ValueError, match="hidden_states"):
+            make_decoder(decoder.weights, hidden_states=hidden_states)
+    with pytest.raises(ValueError, match="hidden_states"):
+        make_decoder(decoder.weights, hidden_states=torch.zeros(CAPACITY, HIDDEN, dtype=torch.float64))

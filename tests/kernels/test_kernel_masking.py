@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import hashlib, torch
 from outlay import kernels
-from outlay.kernels import KeyValues, Piece, Plan
+from outlay.kernels import KeyValues, AttentionSpan, AttentionPlan
 print(kernels.isa())
 if kernels.available():
     torch.manual_seed(0)
@@ -18,7 +18,7 @@ if kernels.available():
     layers += [kernels.pack_bf16(w), kernels.pack_f32(w)]
     results = [layer(part) for layer in layers for width in (1, 3, 6, 10, 12, 18, 37) for part in x.split(width)]
     q, k, v = torch.randn(7, 4, 40), torch.randn(2, 90, 40), torch.randn(2, 90, 40)
-    plan = Plan([Piece(0, 70), Piece(75, 13, mask=torch.rand(7, 13) < 0.5)], 7)
+    plan = AttentionPlan([AttentionSpan(0, 70), AttentionSpan(75, 13, mask=torch.rand(7, 13) < 0.5)], 7)
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         scales = [torch.zeros(2, 90, 5) for _ in range(2)] if dtype == torch.int8 else []
         cache = KeyValues(*(torch.zeros(2, 90, 40, dtype=dtype) for _ in range(2)), *scales)

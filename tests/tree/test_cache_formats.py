@@ -51,7 +51,9 @@ def test_the_kernels_read_a_narrow_cache_as_the_floats_that_it_stands_for(dtype)
     cache.write(0, slice(0, 40), some_heads(64), some_heads(64, 1))
     wide = kernels.KeyValues(*(part.contiguous() for part in cache.read(0, slice(0, 64), torch.float32)))
     q = torch.randn(5, 6, 64)
-    plan = kernels.Plan([kernels.Piece(0, 11), kernels.Piece(30, 9, limits=torch.arange(3, 8))], 5)
+    plan = kernels.AttentionPlan(
+        [kernels.AttentionSpan(0, 11), kernels.AttentionSpan(30, 9, limits=torch.arange(3, 8))], 5
+    )
     results = [kernels.attend(q, each, plan, 0.1, lse=True) for each in (cache.layers[0], wide)]
     assert all(torch.equal(narrow, exact) for narrow, exact in zip(*results, strict=True))
 

@@ -51,7 +51,7 @@ class Native:
             if path not in self._logits:
                 self._slots[path] = slots = [*self._slots[path[:-1]], len(self._logits)]
                 plans = [
-                    kernels.Plan([kernels.Piece(0, len(seen), slots=torch.tensor(seen))], 1)
+                    kernels.AttentionPlan([kernels.AttentionSpan(0, len(seen), slots=torch.tensor(seen))], 1)
                     for seen in (slots[-window:] if window else slots for window in self._kinds())
                 ]
                 hidden = self.decoder.embed(torch.tensor(path[-1:]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from outlay import kernels
-from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Rows, Top
+from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, PassInputs, Top
 from outlay.models.decoder import Decoder, InputsEmbeds, Layer
 from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
 from outlay.models.linear import Linear, NativeLinear
@@ -132,12 +132,15 @@ class FusedPass:
         """As `LayeredPass`."""
         if self._bound_to != self._memory():
             self._bound_to, self._fused = self._memory(), self._bind()
-        inputs: Tensor | Rows = Rows(plan.tokens, plan.inputs_embeds)
+        inputs: Tensor | PassInputs = PassInputs(plan.tokens, plan.inputs_embeds)
         if self._weights.embed is None:
             inputs = self._decoder.inputs(*_tokens_and_positions(plan, self._decoder.device), _inputs_embeds(plan))
 
         n = len(plan.tokens)
-        plans = [kernels.Plan([_for_kernels(span, n) for span in plan.kv_spans[window]], n) for window in self._windows]
+        plans = [
+            kernels.AttentionPlan([_for_kernels(span, n) for span in plan.kv_spans[window]], n)
+            for window in self._windows
+        ]
         named_tokens, named = _named_tokens(wanted), []
         top_k, lse = (wanted.top, wanted.lse) if named_tokens is None else (max(wanted.top, 1), True)
         logits, top = self._fused.run(
@@ -147,7 +150,7 @@ class FusedPass:
             plans,
             None if len(logit_rows) == n else logit_rows,
             logits=wanted.logits,
-            top=top_k,
+            top_k=top_k,
             lse=lse,
             picks=named_tokens,
         )
@@ -198,9 +201,9 @@ def _top(logits: Tensor, wanted: LogitsWanted) -> Top:
     return Top(tokens, logits.gather(1, tokens), logits.logsumexp(1) if wanted.lse else None)
 
 
-def _for_kernels(span: KVSpan, n: int) -> kernels.Piece:
+def _for_kernels(span: KVSpan, n: int) -> kernels.AttentionSpan:
     """Returns a span in the form that the kernels take, for a pass over `n` rows."""
-    return kernels.Piece(
+    return kernels.AttentionSpan(
         span.start,
         span.length,
         rows=None if len(span.rows) == n else span.rows,

@@ -1,11 +1,11 @@
-"""Native CPU kernels: quantized linear layers, attention over a cache, and a whole decoder pass in one call.
+"""Native CPU kernels: quantized linear layers, attention over a KV cache, and a whole decoder pass in one call.
 
-They are optional: ask `available()`. Whatever they compute for a row has the same bits at any width of the pass.
+They are optional: ask `available()`. A row's results have the same bits at any width of the pass.
 """
 
-from outlay.kernels.attention import KeyValues, Piece, Plan, attend, store
+from outlay.kernels.attention import AttentionPlan, AttentionSpan, KeyValues, attend, store
 from outlay.kernels.functions import Table, activate, exp, layer_norm, rms_norm
-from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, Rows, Top
+from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, PassInputs, Top
 from outlay.kernels.native import available, isa, set_threads, threads
 from outlay.kernels.packing import (
     PackedLinear,
@@ -18,6 +18,8 @@ from outlay.kernels.packing import (
 )
 
 __all__ = [
+    "AttentionPlan",
+    "AttentionSpan",
     "FusedDecoder",
     "FusedLayer",
     "FusedLinear",
@@ -25,9 +27,7 @@ __all__ = [
     "FusedWeights",
     "KeyValues",
     "PackedLinear",
-    "Piece",
-    "Plan",
-    "Rows",
+    "PassInputs",
     "Table",
     "Top",
     "activate",

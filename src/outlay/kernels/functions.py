@@ -1,4 +1,6 @@
-"""Single operations of the native kernels on float32 tensors."""
+"""Single operations of the native kernels on float32 tensors, and tables of quantized rows."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +14,14 @@ ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [rows, n], weight [n] -> x / sqrt(mean(x^2) + eps) * weight."""
+    """Returns x / sqrt(mean(x^2) + eps) * weight, of x [rows, n] and weight [n]."""
     x, weight, out = x.contiguous(), weight.contiguous(), torch.empty(x.shape)
     check(library().outlay_rms_norm(x.data_ptr(), weight.data_ptr(), x.shape[0], x.shape[1], eps, out.data_ptr()))
     return out
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """x [rows, n], weight and bias [n] -> (x - mean) / sqrt(variance + eps) * weight + bias."""
+    """Returns (x - mean) / sqrt(variance + eps) * weight + bias, of x [rows, n], weight and bias [n]."""
     x, weight, bias, out = x.contiguous(), weight.contiguous(), bias.contiguous(), torch.empty(x.shape)
     rows, n = x.shape
     check(library().outlay_layer_norm(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), rows, n, eps, out.data_ptr()))
@@ -27,7 +29,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def activate(kind: str, gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """act(gate) * up, or act(gate) where there is no up, any shape; `kind` is one of `ACTIVATIONS`."""
+    """Returns act(gate) * up, or act(gate) where there is no up, of any shape; `kind` is one of `ACTIVATIONS`."""
     gate, out = gate.contiguous(), torch.empty(gate.shape)
     up = up if up is None else up.contiguous()
     check(library().outlay_activate(ACTIVATIONS[kind], gate.data_ptr(), address(up), gate.numel(), out.data_ptr()))
@@ -35,7 +37,7 @@ def activate(kind: str, gate: Tensor, up: Tensor | None = None) -> Tensor:
 
 
 def exp(x: Tensor) -> Tensor:
-    """e^x with a relative error below 2e-7; 0 below -87.3."""
+    """Returns e^x with a relative error below 2e-7; 0 below -87.3."""
     x, out = x.contiguous(), torch.empty(x.shape)
     check(library().outlay_exp(x.data_ptr(), x.numel(), out.data_ptr()))
     return out
@@ -43,13 +45,20 @@ def exp(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Table:
-    """A matrix held as integers q [m, k], int8 or, where there are `mins`, uint8: a row is q * scales + mins, float16
-    [m, k / 32], for each group of 32 columns. Raises `ValueError` for what is not held so.
+    """A matrix of quantized rows: q * scales + mins, with a scale and a minimum for each group of 32 columns.
+
+    Raises:
+        ValueError: Where the parts have another form.
     """
 
     q: Tensor
+    """[m, k], int8 or, where there are `mins`, uint8."""
+
     scales: Tensor
+    """float16 [m, k / 32]"""
+
     mins: Tensor | None = None
+    """float16 [m, k / 32]; None: zeros."""
 
     def __post_init__(self) -> None:
         q, scales, mins = self.q, self.scales, self.mins
@@ -67,10 +76,22 @@ class Table:
     @cached_property
     def struct(self) -> TableStruct:
         """The table as native calls take it."""
-        return TableStruct(self.q.data_ptr(), self.scales.data_ptr(), address(self.mins), self.q.shape[1])
+        return TableStruct(
+            q=self.q.data_ptr(), scales=self.scales.data_ptr(), mins=address(self.mins), k=self.q.shape[1]
+        )
 
     def rows(self, index: Tensor) -> Tensor:
-        """The rows `index`, int64 [n], as float32 [n, k]."""
+        """Returns rows of the matrix.
+
+        Args:
+            index: int64 [n].
+
+        Returns:
+            float32 [n, k].
+
+        Raises:
+            ValueError: Where there is no such row.
+        """
         if index.dtype != torch.int64 or index.ndim != 1 or not index.is_contiguous():
             raise ValueError(f"expected int64 [n] rows, not {index.dtype} {list(index.shape)}")
         listed, (m, k) = index.tolist(), self.q.shape

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from ctypes import byref, c_float
+from ctypes import Array, byref
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from outlay.kernels.attention import KeyValues, Plan
+from outlay.kernels.attention import AttentionPlan, KeyValues
 from outlay.kernels.functions import ACTIVATIONS, Table
 from outlay.kernels.native import (
-    BiasedStruct,
+    AttentionPlanStruct,
+    BiasedLinearStruct,
+    KVCacheStruct,
     LayerStruct,
     ModelStruct,
     NormStruct,
     PassStruct,
-    PlanStruct,
     TableStruct,
     address,
     check,
@@ -51,245 +52,328 @@ class FusedLayer:
     """The weights of one layer."""
 
     attn_norm: FusedNorm
-    qkv: FusedLinear  # rows: all of q, then k, then v
+
+    qkv: FusedLinear
+    """Rows: all of q, then k, then v."""
+
     out: FusedLinear
+
     mlp_norm: FusedNorm
-    gate_up: FusedLinear  # rows: all of gate, if the model is gated, then up
+
+    gate_up: FusedLinear
+    """Rows: all of gate, if the model is gated, then up."""
+
     down: FusedLinear
-    q_norm: Tensor | None = None  # float32 [head_dim]: RMSNorm of each query head before its rotation
+
+    q_norm: Tensor | None = None
+    """float32 [head_dim]: RMSNorm of each query head before its rotation."""
+
     k_norm: Tensor | None = None
-    post_attn_norm: FusedNorm | None = None  # of what attention adds to the residual stream
+    """float32 [head_dim]: RMSNorm of each key head before its rotation."""
+
+    post_attn_norm: FusedNorm | None = None
+    """Norm of the attention output before it joins the residual stream."""
+
     post_mlp_norm: FusedNorm | None = None
+    """Norm of the MLP output before it joins the residual stream."""
 
 
 @dataclass(frozen=True)
 class FusedWeights:
-    """A whole decoder, apart from learned positions. Without `embed` its passes take no tokens, only what the first
-    layer reads. `embed_scale` multiplies the rows of `embed`; `fuse` is a draft head's layer [2 hidden_size] ->
-    [hidden_size], of a vector beside its token's row.
-    """
+    """A whole decoder, apart from learned positions."""
 
     layers: Sequence[FusedLayer]
+
     final_norm: FusedNorm | None
-    head: PackedLinear
+
+    lm_head: PackedLinear
+
     num_heads: int
+
     num_kv_heads: int
+
     head_dim: int
+
     eps: float
+
     attention_scale: float
-    cos: Tensor | None = (
-        None  # float32 [positions, rope_dim / 2]; dimension i of a head is rotated with i + rope_dim / 2
-    )
+
+    cos: Tensor | None = None
+    """float32 [positions, rope_dim / 2]: dimension i of a head is rotated with i + rope_dim / 2."""
+
     sin: Tensor | None = None
+    """As `cos`."""
+
     attention_softcap: float | None = None
+
     logit_softcap: float | None = None
+
     activation: str = "silu"
+
     gated: bool = True
+
     embed: Table | None = None
+    """The token embeddings; without them passes take no tokens, only the input of the first layer."""
+
     embed_scale: float = 1.0
+    """Factor on the rows of `embed`."""
+
     fuse: FusedLinear | None = None
+    """A draft head's layer [2 hidden_size] -> [hidden_size], of a hidden state beside its token's embedding."""
 
 
-class Rows(NamedTuple):
-    """The rows of a pass as `tokens`, negative for none, and `vectors`, float32 [hidden_size] or None for each row (or
-    none for all). A vector stands in place of its token's row of the table; where the weights have a `fuse`, both are
-    fused, zeros in place of a vector that lacks, and a vector without a token stands as it is.
+class PassInputs(NamedTuple):
+    """The rows of a pass as tokens and input embeddings.
+
+    An input embedding replaces its token's. Where the weights have a `fuse`, both are fused: a token alone with zeros,
+    and an embedding without a token stays as it is.
     """
 
     tokens: Sequence[int]
-    vectors: Sequence[Tensor | None] = ()
+    """A negative number stands for no token."""
+
+    inputs_embeds: Sequence[Tensor | None] = ()
+    """float32 [hidden_size] or None for each row; empty: None for all."""
 
 
 class Top(NamedTuple):
-    """The largest logits of each row, in descending order, the lower token first among equals.
-
-    `tokens` is int64 and `logits` float32, both [rows, k]; `lse` [rows] is the log-sum-exp of all of a row's logits,
-    where it was asked for. `picked` [rows, n] has the logits of tokens that were asked for by name.
-    """
+    """The largest logits of each row, in descending order, the lower token first among equals."""
 
     tokens: Tensor
+    """int64 [rows, k]"""
+
     logits: Tensor
+    """float32 [rows, k]"""
+
     lse: Tensor | None = None
+    """float32 [rows], the log-sum-exp of all of a row's logits, if wanted."""
+
     picked: Tensor | None = None
+    """float32 [rows, n], the logits of tokens that were asked for by name."""
 
 
 class FusedDecoder:
-    """The weights with one cache of keys and values, ready to run.
+    """The weights bound to one KV cache, ready to run.
 
-    What a row computes has the same bits however many rows share the pass, in any order, on any number of threads.
+    A row's results have the same bits however many rows share the pass, in any order, on any number of threads.
     """
 
     def __init__(
         self,
         weights: FusedWeights,
-        cache: Sequence[KeyValues],
+        kv: Sequence[KeyValues],
         plans: Sequence[int] | None = None,
-        features: Tensor | None = None,
+        hidden_states: Tensor | None = None,
     ) -> None:
-        """Binds the weights to a cache.
+        """Binds the weights to a KV cache.
 
-        cache: of each layer, kept by the caller, written in place.
-        plans: which plan of a pass each layer attends by (sliding windows); None: all by the first.
-        features: float32 [slots, hidden_size], where what the head reads of each row is kept, in the row's slot.
+        Args:
+            weights: The decoder.
+            kv: The cache of each layer, owned by the caller, written in place.
+            plans: Index of each layer's plan among those of a pass (sliding windows); None: all use the first.
+            hidden_states: float32 [slots, hidden_size], receives the LM head's input of each row, in the row's slot.
+
+        Raises:
+            ValueError: Where the shapes of the weights do not fit each other.
         """
         self.weights = weights
-        self._cache, self._features = tuple(cache), features  # the structures hold bare pointers
+        self._kv, self._hidden_states = tuple(kv), hidden_states  # the structures hold bare pointers
         self._library = library()
-        head_dim, first = weights.head_dim, weights.layers[0]
-        self._vocab, self._hidden = weights.head.out_features, weights.head.in_features
+        self._vocab, self._hidden_size = weights.lm_head.out_features, weights.lm_head.in_features
         self._positions = len(weights.cos) if weights.cos is not None else None
-        self._capacity = min(layer.capacity for layer in cache)
-        self._plans = 1 + max(plans or [0])
-        self._layers = (LayerStruct * len(weights.layers))()
-        if head_dim % 8:
-            raise ValueError(f"head_dim must be a multiple of 8, not {head_dim}")
-        _check_norm(weights.final_norm, self._hidden)
-        _check_inputs(weights, self._hidden)
-        _check_features(features, self._capacity, self._hidden)
-        self._features_at = address(features)
-        for i, (struct, layer) in enumerate(zip(self._layers, weights.layers, strict=True)):
-            _check_layer(weights, layer, self._hidden)
-            for name in ("qkv", "out", "gate_up", "down"):
-                linear = getattr(layer, name)
-                setattr(struct, name, BiasedStruct(linear.packed.struct, address(linear.bias)))
-            for name in ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"):
-                setattr(struct, name, _norm_struct(getattr(layer, name)))
-            struct.q_norm, struct.k_norm = address(layer.q_norm), address(layer.k_norm)
-            struct.cache = cache[i].struct()
-            struct.plan = plans[i] if plans else 0
-        self._model = ModelStruct(
-            len(self._layers),
-            self._hidden,
-            weights.num_heads,
-            weights.num_kv_heads,
-            head_dim,
-            2 * weights.cos.shape[1] if weights.cos is not None else 0,
-            first.down.packed.in_features,
-            ACTIVATIONS[weights.activation],
-            weights.gated,
-            c_float(weights.eps),
-            c_float(weights.attention_scale),
-            c_float(weights.attention_softcap or 0.0),
-            c_float(weights.logit_softcap or 0.0),
-            c_float(weights.embed_scale),
-            self._layers,
-            _norm_struct(weights.final_norm),
-            weights.head.struct,
-            address(weights.cos),
-            address(weights.sin),
-            TableStruct() if weights.embed is None else weights.embed.struct,
-            BiasedStruct()
-            if weights.fuse is None
-            else BiasedStruct(weights.fuse.packed.struct, address(weights.fuse.bias)),
-        )
+        self._capacity = min(layer.capacity for layer in kv)
+        self._n_plans = 1 + max(plans or [0])
+        _check_weights(weights, self._hidden_size)
+        _check_hidden_states(hidden_states, self._capacity, self._hidden_size)
+        self._hidden_states_address = address(hidden_states)
+        structs = [
+            _layer_struct(layer, kv[i].struct(), plans[i] if plans else 0) for i, layer in enumerate(weights.layers)
+        ]
+        self._layers = (LayerStruct * len(structs))(*structs)
+        self._model = _model_struct(weights, self._layers, self._hidden_size)
 
     def run(
         self,
-        rows: Tensor | Rows,
+        inputs: Tensor | PassInputs,
         positions: Indices,
         slots: Indices,
-        plan: Plan | Sequence[Plan],
-        head_rows: Indices | None = None,
+        plan: AttentionPlan | Sequence[AttentionPlan],
+        lm_head_rows: Indices | None = None,
         *,
         logits: bool = True,
-        top: int = 0,
+        top_k: int = 0,
         lse: bool = False,
         picks: Tensor | None = None,
         layers: tuple[int, int] | None = None,
     ) -> tuple[Tensor | None, Top | None]:
-        """One pass.
+        """Runs one pass.
 
-        rows: what the first layer reads, float32 [n, hidden_size], overwritten with the residual stream after the last
-        layer that ran; or the tokens and vectors that it is made of.
-        positions, slots: int64 [n], where each row stands in its text and where its keys and values are written.
-        plan: what the rows read (their own slots included), or one plan for each kind of layer.
-        head_rows: int64, the rows that go through the head (None: all), if `logits` or `top` are wanted.
-        picks: int64 [head rows, n], tokens whose logits are wanted with the `top` largest.
-        layers: run only layers begin..end-1.
-        Returns the logits float32 [head rows, vocabulary] and the `top` largest of each row, with their log-sum-exp if
-        `lse` and those of `picks`; None for what is not wanted.
+        Args:
+            inputs: The first layer's input, float32 [n, hidden_size], overwritten with the residual stream after the
+                last layer that ran; or the tokens and input embeddings that make it.
+            positions: int64 [n], each row's position in its text.
+            slots: int64 [n], the slots for the rows' keys and values.
+            plan: The keys that the rows see, their own included; or one plan for each kind of layer.
+            lm_head_rows: int64 [m], the rows that go through the LM head, if logits are wanted; None: all.
+            logits: Whether all logits are wanted.
+            top_k: How many of each row's largest logits are wanted.
+            lse: Whether the log-sum-exp is wanted with the largest.
+            picks: int64 [m, p], tokens whose logits are wanted with the largest.
+            layers: Run only layers begin..end-1.
+
+        Returns:
+            The logits, float32 [m, vocabulary], and the largest of each row; None for what is not wanted.
+
+        Raises:
+            ValueError: Where shapes or indices do not fit: the kernels would read and write wherever they point.
         """
-        hidden, tokens, vectors = (rows, None, None) if isinstance(rows, Tensor) else (None, *self._checked(rows))
-        n = len(rows) if isinstance(rows, Tensor) else len(rows.tokens)
-        plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
-        if hidden is not None and (
-            hidden.shape != (n, self._hidden) or hidden.dtype != torch.float32 or not hidden.is_contiguous()
-        ):
-            raise ValueError(f"expected hidden to be contiguous float32 [n, {self._hidden}]")
-        if len(plans) < self._plans or any(each.n != n for each in plans):
-            raise ValueError(f"expected {self._plans} plan(s) for {n} rows")
-        if any(each.reach > self._capacity for each in plans):
-            raise ValueError(f"a plan reads beyond the cache's {self._capacity} slots")
-        if not 0 <= top <= self._vocab:
-            raise ValueError(f"expected the top 0..{self._vocab} logits, not {top}")
-        positions, slots = _indices(positions, n, self._positions), _indices(slots, n, self._capacity)
+        residual = inputs if isinstance(inputs, Tensor) else None
+        tokens, embeds = (None, None) if isinstance(inputs, Tensor) else self._checked_inputs(inputs)
+        n = len(inputs) if isinstance(inputs, Tensor) else len(inputs.tokens)
+        self._check_residual(residual, n)
+        plans = (plan,) if isinstance(plan, AttentionPlan) else tuple(plan)
+        self._check_plans(plans, n)
         begin, end = layers or (0, len(self._layers))
         if not 0 <= begin <= end <= len(self._layers):
             raise ValueError(f"expected layers within 0..{len(self._layers)}")
-        if head_rows is not None:
-            head_rows = _indices(head_rows, len(head_rows), n)
-        count = (n if head_rows is None else len(head_rows)) if logits or top else 0
-        found = torch.empty(count, self._vocab) if logits else None
-        best = None
-        if top:
-            sums = torch.empty(count) if lse else None
-            picked, chosen = None, None
-            if picks is not None:
-                if picks.dim() != 2:
-                    raise ValueError(f"expected picks to be int64 [{count}, n], not {list(picks.shape)}")
-                picked = torch.empty(picks.shape)
-                chosen = _indices(picks.flatten(), count * picks.shape[1], self._vocab)
-            best = Top(torch.empty(count, top, dtype=torch.int64), torch.empty(count, top), sums, picked)
-        request = PassStruct(
-            n,
-            address(hidden),
-            _at(tokens),
-            _at(vectors),
-            _at(positions),
-            _at(slots),
-            (PlanStruct * len(plans))(*(each.struct for each in plans)),
-            len(plans),
-            begin,
-            end,
-            count,
-            _at(head_rows),
-            address(found),
-            top,
-            *((address(best.tokens), address(best.logits), address(best.lse)) if best is not None else (None,) * 3),
-            0 if best is None or best.picked is None else best.picked.shape[1],
-            *((_at(chosen), address(best.picked)) if best is not None else (None,) * 2),
-            self._features_at,
-        )
-        check(self._library.outlay_pass(byref(self._model), byref(request)))
-        return found, best
+        if not 0 <= top_k <= self._vocab:
+            raise ValueError(f"expected the top 0..{self._vocab} logits, not {top_k}")
 
-    def _checked(self, rows: Rows) -> tuple[array[int], array[int] | None]:
-        """Returns the tokens and the addresses of the vectors of some rows, as native calls take them."""
-        tokens, vectors = rows
-        embed, size = self.weights.embed, self._hidden
-        if embed is None:
-            raise ValueError("these weights have no table of tokens' vectors")
-        if max(tokens, default=0) >= len(embed.q):
-            raise ValueError(f"expected tokens below {len(embed.q)}, not {max(tokens)}")
-        if vectors and len(vectors) != len(tokens):
-            raise ValueError(f"expected a vector or None for each of {len(tokens)} tokens, not {len(vectors)}")
-        for vector in vectors:
-            if vector is not None and (
-                vector.shape != (size,) or vector.dtype != torch.float32 or not vector.is_contiguous()
+        read_positions, written = _indices(positions, n, self._positions), _indices(slots, n, self._capacity)
+        rows = None if lm_head_rows is None else _indices(lm_head_rows, len(lm_head_rows), n)
+        m = (n if rows is None else len(rows)) if logits or top_k else 0
+        all_logits = torch.empty(m, self._vocab) if logits else None
+        picked_tokens = None if picks is None or not top_k else self._checked_picks(picks, m)
+        top = _empty_top(m, top_k, lse, picks) if top_k else None
+        task = PassStruct(
+            n=n,
+            residual=address(residual),
+            tokens=_address(tokens),
+            inputs_embeds=_address(embeds),
+            positions=_address(read_positions),
+            slots=_address(written),
+            plans=(AttentionPlanStruct * len(plans))(*(each.struct for each in plans)),
+            n_plans=len(plans),
+            layer_begin=begin,
+            layer_end=end,
+            n_lm_head_rows=m,
+            lm_head_rows=_address(rows),
+            logits=address(all_logits),
+            hidden_states=self._hidden_states_address,
+        )
+        if top is not None:
+            task.top_k, task.top_tokens, task.top_logits = top_k, address(top.tokens), address(top.logits)
+            task.lse = address(top.lse)
+            if top.picked is not None:
+                task.n_picks = top.picked.shape[1]
+                task.picks, task.picked = _address(picked_tokens), address(top.picked)
+        check(self._library.outlay_pass(byref(self._model), byref(task)))
+        return all_logits, top
+
+    def _checked_inputs(self, inputs: PassInputs) -> tuple[array[int], array[int] | None]:
+        """Returns the tokens and the addresses of the input embeddings."""
+        tokens, embeds = inputs
+        table, size = self.weights.embed, self._hidden_size
+        if table is None:
+            raise ValueError("these weights have no table of token embeddings")
+        if max(tokens, default=0) >= len(table.q):
+            raise ValueError(f"expected tokens below {len(table.q)}, not {max(tokens)}")
+        if embeds and len(embeds) != len(tokens):
+            raise ValueError(f"expected an embedding or None for each of {len(tokens)} tokens, not {len(embeds)}")
+        for embed in embeds:
+            if embed is not None and (
+                embed.shape != (size,) or embed.dtype != torch.float32 or not embed.is_contiguous()
             ):
-                raise ValueError(f"expected contiguous vectors of float32 [{size}], not {vector.dtype} {vector.shape}")
-        if any(token < 0 and not (vectors and vectors[row] is not None) for row, token in enumerate(tokens)):
-            raise ValueError("a row has a token or a vector, or both")
-        given = array("Q", [0 if vector is None else vector.data_ptr() for vector in vectors]) if vectors else None
-        return array("q", tokens), given
+                raise ValueError(f"expected contiguous embeddings of float32 [{size}], not {embed.dtype} {embed.shape}")
+        if any(token < 0 and not (embeds and embeds[row] is not None) for row, token in enumerate(tokens)):
+            raise ValueError("a row has a token or an embedding, or both")
+        addresses = array("Q", [0 if embed is None else embed.data_ptr() for embed in embeds]) if embeds else None
+        return array("q", tokens), addresses
+
+    def _check_residual(self, residual: Tensor | None, n: int) -> None:
+        if residual is not None and (
+            residual.shape != (n, self._hidden_size) or residual.dtype != torch.float32 or not residual.is_contiguous()
+        ):
+            raise ValueError(f"expected hidden states to be contiguous float32 [n, {self._hidden_size}]")
+
+    def _check_plans(self, plans: Sequence[AttentionPlan], n: int) -> None:
+        if len(plans) < self._n_plans or any(plan.n != n for plan in plans):
+            raise ValueError(f"expected {self._n_plans} plan(s) for {n} rows")
+        if any(plan.end_slot > self._capacity for plan in plans):
+            raise ValueError(f"a plan reads beyond the cache's {self._capacity} slots")
+
+    def _checked_picks(self, picks: Tensor, m: int) -> array[int]:
+        if picks.dim() != 2:
+            raise ValueError(f"expected picks to be int64 [{m}, n], not {list(picks.shape)}")
+        return _indices(picks.flatten(), m * picks.shape[1], self._vocab)
+
+
+def _empty_top(m: int, k: int, lse: bool, picks: Tensor | None) -> Top:
+    """Returns the memory for the top k of m rows."""
+    return Top(
+        tokens=torch.empty(m, k, dtype=torch.int64),
+        logits=torch.empty(m, k),
+        lse=torch.empty(m) if lse else None,
+        picked=None if picks is None else torch.empty(picks.shape),
+    )
+
+
+def _layer_struct(layer: FusedLayer, kv: KVCacheStruct, plan: int) -> LayerStruct:
+    return LayerStruct(
+        attn_norm=_norm_struct(layer.attn_norm),
+        qkv=_linear_struct(layer.qkv),
+        q_norm=address(layer.q_norm),
+        k_norm=address(layer.k_norm),
+        out=_linear_struct(layer.out),
+        post_attn_norm=_norm_struct(layer.post_attn_norm),
+        mlp_norm=_norm_struct(layer.mlp_norm),
+        gate_up=_linear_struct(layer.gate_up),
+        down=_linear_struct(layer.down),
+        post_mlp_norm=_norm_struct(layer.post_mlp_norm),
+        kv=kv,
+        plan=plan,
+    )
+
+
+def _model_struct(weights: FusedWeights, layers: Array[LayerStruct], hidden_size: int) -> ModelStruct:
+    """Returns the model as native calls take it."""
+    return ModelStruct(
+        n_layers=len(layers),
+        hidden_size=hidden_size,
+        n_heads=weights.num_heads,
+        n_kv_heads=weights.num_kv_heads,
+        head_dim=weights.head_dim,
+        rope_dim=2 * weights.cos.shape[1] if weights.cos is not None else 0,
+        intermediate_size=weights.layers[0].down.packed.in_features,
+        activation=ACTIVATIONS[weights.activation],
+        gated=weights.gated,
+        eps=weights.eps,
+        attention_scale=weights.attention_scale,
+        attention_softcap=weights.attention_softcap or 0.0,
+        logit_softcap=weights.logit_softcap or 0.0,
+        embed_scale=weights.embed_scale,
+        layers=layers,
+        final_norm=_norm_struct(weights.final_norm),
+        lm_head=weights.lm_head.struct,
+        cos=address(weights.cos),
+        sin=address(weights.sin),
+        embed=TableStruct() if weights.embed is None else weights.embed.struct,
+        fuse=_linear_struct(weights.fuse),
+    )
 
 
 def _norm_struct(norm: FusedNorm | None) -> NormStruct:
-    return NormStruct() if norm is None else NormStruct(address(norm.weight), address(norm.bias))
+    return NormStruct() if norm is None else NormStruct(weight=address(norm.weight), bias=address(norm.bias))
+
+
+def _linear_struct(linear: FusedLinear | None) -> BiasedLinearStruct:
+    if linear is None:
+        return BiasedLinearStruct()
+    return BiasedLinearStruct(linear=linear.packed.struct, bias=address(linear.bias))
 
 
 def _indices(values: Indices, n: int, end: int | None) -> array[int]:
-    """Checks n indices below `end` (None: any): the kernels would read and write wherever they point."""
+    """Returns n indices, checked to be below `end` (None: any)."""
     if isinstance(values, Tensor):
         if values.dtype != torch.int64 or values.ndim != 1:
             raise ValueError(f"expected int64 [{n}], not {values.dtype} {list(values.shape)}")
@@ -303,49 +387,50 @@ def _indices(values: Indices, n: int, end: int | None) -> array[int]:
     return array("q", values)
 
 
-def _at(values: array[int] | None) -> int | None:
-    """Where the integers lie, as the structures hold it."""
+def _address(values: array[int] | None) -> int | None:
+    """Returns where the integers lie, as the structures hold it."""
     return None if values is None else values.buffer_info()[0]
 
 
-def _check_layer(weights: FusedWeights, layer: FusedLayer, hidden: int) -> None:
-    """Raises `ValueError` where the shapes of a layer don't fit: the kernels would read past what is too short."""
-    q_size, inner = weights.num_heads * weights.head_dim, layer.down.packed.in_features
-    qkv = q_size + 2 * weights.num_kv_heads * weights.head_dim
-    shapes = {
-        "qkv": (qkv, hidden),
-        "out": (hidden, q_size),
-        "gate_up": (inner * (2 if weights.gated else 1), hidden),
-        "down": (hidden, weights.layers[0].down.packed.in_features),
-    }
-    for name, shape in shapes.items():
-        linear: FusedLinear = getattr(layer, name)
-        if (linear.packed.out_features, linear.packed.in_features) != shape:
-            raise ValueError(f"expected {name} to be {list(shape)}")
-        _check_vector(linear.bias, shape[0])
+def _check_weights(weights: FusedWeights, hidden_size: int) -> None:
+    """Raises `ValueError` where shapes do not fit: the kernels would read past what is too short."""
+    if weights.head_dim % 8:
+        raise ValueError(f"head_dim must be a multiple of 8, not {weights.head_dim}")
+    _check_norm(weights.final_norm, hidden_size)
+    if weights.embed is not None and weights.embed.q.shape[1] != hidden_size:
+        raise ValueError(f"expected rows of {hidden_size} in the table of token embeddings")
+    if weights.fuse is not None:
+        _check_linear("fuse", weights.fuse, (hidden_size, 2 * hidden_size))
+    for layer in weights.layers:
+        _check_layer(weights, layer, hidden_size)
+
+
+def _check_layer(weights: FusedWeights, layer: FusedLayer, hidden_size: int) -> None:
+    q_size, inner = weights.num_heads * weights.head_dim, weights.layers[0].down.packed.in_features
+    _check_linear("qkv", layer.qkv, (q_size + 2 * weights.num_kv_heads * weights.head_dim, hidden_size))
+    _check_linear("out", layer.out, (hidden_size, q_size))
+    _check_linear("gate_up", layer.gate_up, (inner * (2 if weights.gated else 1), hidden_size))
+    _check_linear("down", layer.down, (hidden_size, inner))
     for norm in (layer.attn_norm, layer.mlp_norm, layer.post_attn_norm, layer.post_mlp_norm):
-        _check_norm(norm, hidden)
+        _check_norm(norm, hidden_size)
     for vector in (layer.q_norm, layer.k_norm):
         _check_vector(vector, weights.head_dim)
 
 
-def _check_inputs(weights: FusedWeights, hidden: int) -> None:
-    if weights.embed is not None and weights.embed.q.shape[1] != hidden:
-        raise ValueError(f"expected rows of {hidden} in the table of tokens' vectors")
-    if weights.fuse is not None:
-        if (weights.fuse.packed.out_features, weights.fuse.packed.in_features) != (hidden, 2 * hidden):
-            raise ValueError(f"expected fuse to be {[hidden, 2 * hidden]}")
-        _check_vector(weights.fuse.bias, hidden)
+def _check_linear(name: str, linear: FusedLinear, shape: tuple[int, int]) -> None:
+    if (linear.packed.out_features, linear.packed.in_features) != shape:
+        raise ValueError(f"expected {name} to be {list(shape)}")
+    _check_vector(linear.bias, shape[0])
 
 
-def _check_features(features: Tensor | None, capacity: int, hidden: int) -> None:
-    if features is not None and (
-        features.dtype != torch.float32
-        or features.shape != (len(features), hidden)
-        or len(features) < capacity
-        or not features.is_contiguous()
+def _check_hidden_states(hidden_states: Tensor | None, capacity: int, size: int) -> None:
+    if hidden_states is not None and (
+        hidden_states.dtype != torch.float32
+        or hidden_states.shape != (len(hidden_states), size)
+        or len(hidden_states) < capacity
+        or not hidden_states.is_contiguous()
     ):
-        raise ValueError(f"expected features to be contiguous float32 [{capacity}, {hidden}]")
+        raise ValueError(f"expected hidden_states to be contiguous float32 [{capacity}, {size}]")
 
 
 def _check_norm(norm: FusedNorm | None, size: int) -> None:

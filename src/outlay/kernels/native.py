@@ -1,4 +1,4 @@
-"""Loads the native library and mirrors its structures (see native/abi.h)."""
+"""Loads the native library and mirrors its structures (see native/abi.h for what the fields mean)."""
 
 import ctypes
 import functools
@@ -15,17 +15,17 @@ _ABI = 7
 class LinearStruct(Structure):
     """A linear layer's weights."""
 
-    _fields_ = [("data", c_void_p), ("format", c_int32), ("m", c_int32), ("k", c_int32), ("reserved", c_int32)]
+    _fields_ = [("weights", c_void_p), ("format", c_int32), ("m", c_int32), ("k", c_int32)]
 
 
 class TableStruct(Structure):
-    """Rows of integers with scales."""
+    """A table of quantized rows."""
 
     _fields_ = [("q", c_void_p), ("scales", c_void_p), ("mins", c_void_p), ("k", c_int64)]
 
 
-class PieceStruct(Structure):
-    """A run of keys which some rows of the pass read."""
+class AttentionSpanStruct(Structure):
+    """A run of keys and values, and the rows of the pass that attend to it."""
 
     _fields_ = [
         ("start", c_int64),
@@ -38,20 +38,20 @@ class PieceStruct(Structure):
     ]
 
 
-class PlanStruct(Structure):
-    """The pieces of a pass."""
+class AttentionPlanStruct(Structure):
+    """The spans of a pass."""
 
-    _fields_ = [("pieces", POINTER(PieceStruct)), ("n_pieces", c_int64)]
+    _fields_ = [("spans", POINTER(AttentionSpanStruct)), ("n_spans", c_int64)]
 
 
-class CacheStruct(Structure):
-    """One layer's keys and values."""
+class KVCacheStruct(Structure):
+    """One layer's KV cache."""
 
     _fields_ = [
         ("k", c_void_p),
         ("v", c_void_p),
-        ("k_scale", c_void_p),
-        ("v_scale", c_void_p),
+        ("k_scales", c_void_p),
+        ("v_scales", c_void_p),
         ("head_stride", c_int64),
         ("slot_stride", c_int64),
         ("format", c_int32),
@@ -60,32 +60,32 @@ class CacheStruct(Structure):
 
 
 class NormStruct(Structure):
-    """RMSNorm, or LayerNorm where there is a bias; none where there is no weight."""
+    """RMSNorm, or LayerNorm where there is a bias; the identity where there is no weight."""
 
     _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
 
 
-class BiasedStruct(Structure):
+class BiasedLinearStruct(Structure):
     """A linear layer with its bias."""
 
     _fields_ = [("linear", LinearStruct), ("bias", c_void_p)]
 
 
 class LayerStruct(Structure):
-    """One layer of a decoder with its cache."""
+    """One layer of a decoder with its KV cache."""
 
     _fields_ = [
         ("attn_norm", NormStruct),
-        ("qkv", BiasedStruct),
+        ("qkv", BiasedLinearStruct),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),
-        ("out", BiasedStruct),
+        ("out", BiasedLinearStruct),
         ("post_attn_norm", NormStruct),
         ("mlp_norm", NormStruct),
-        ("gate_up", BiasedStruct),
-        ("down", BiasedStruct),
+        ("gate_up", BiasedLinearStruct),
+        ("down", BiasedLinearStruct),
         ("post_mlp_norm", NormStruct),
-        ("cache", CacheStruct),
+        ("kv", KVCacheStruct),
         ("plan", c_int64),
     ]
 
@@ -95,12 +95,12 @@ class ModelStruct(Structure):
 
     _fields_ = [
         ("n_layers", c_int32),
-        ("hidden", c_int32),
+        ("hidden_size", c_int32),
         ("n_heads", c_int32),
         ("n_kv_heads", c_int32),
         ("head_dim", c_int32),
         ("rope_dim", c_int32),
-        ("intermediate", c_int32),
+        ("intermediate_size", c_int32),
         ("activation", c_int32),
         ("gated", c_int32),
         ("eps", c_float),
@@ -110,39 +110,39 @@ class ModelStruct(Structure):
         ("embed_scale", c_float),
         ("layers", POINTER(LayerStruct)),
         ("final_norm", NormStruct),
-        ("head", LinearStruct),
+        ("lm_head", LinearStruct),
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("embed", TableStruct),
-        ("fuse", BiasedStruct),
+        ("fuse", BiasedLinearStruct),
     ]
 
 
 class PassStruct(Structure):
-    """What one pass computes."""
+    """The inputs and outputs of one pass."""
 
     _fields_ = [
         ("n", c_int64),
-        ("hidden", c_void_p),
+        ("residual", c_void_p),
         ("tokens", c_void_p),
-        ("vectors", c_void_p),
+        ("inputs_embeds", c_void_p),
         ("positions", c_void_p),
         ("slots", c_void_p),
-        ("plans", POINTER(PlanStruct)),
+        ("plans", POINTER(AttentionPlanStruct)),
         ("n_plans", c_int64),
         ("layer_begin", c_int64),
         ("layer_end", c_int64),
-        ("n_head_rows", c_int64),
-        ("head_rows", c_void_p),
+        ("n_lm_head_rows", c_int64),
+        ("lm_head_rows", c_void_p),
         ("logits", c_void_p),
-        ("top", c_int64),
+        ("top_k", c_int64),
         ("top_tokens", c_void_p),
         ("top_logits", c_void_p),
         ("lse", c_void_p),
         ("n_picks", c_int64),
         ("picks", c_void_p),
         ("picked", c_void_p),
-        ("features", c_void_p),
+        ("hidden_states", c_void_p),
     ]
 
 
@@ -158,17 +158,25 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
     "outlay_rows": ([POINTER(TableStruct), c_void_p, c_int64, c_void_p], None),
     "outlay_attend": (
-        [c_void_p, POINTER(CacheStruct), c_int64, *[c_int32] * 3, *[c_float] * 2, POINTER(PlanStruct), *[c_void_p] * 2],
+        [
+            c_void_p,
+            POINTER(KVCacheStruct),
+            c_int64,
+            *[c_int32] * 3,
+            *[c_float] * 2,
+            POINTER(AttentionPlanStruct),
+            *[c_void_p] * 2,
+        ],
         c_int32,
     ),
-    "outlay_store": ([POINTER(CacheStruct), *[c_void_p] * 3, c_int64, *[c_int32] * 2], c_int32),
+    "outlay_store": ([POINTER(KVCacheStruct), *[c_void_p] * 3, c_int64, *[c_int32] * 2], c_int32),
     "outlay_pass": ([POINTER(ModelStruct), POINTER(PassStruct)], c_int32),
 }
 
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library and the instruction set that it runs on; (None, "none") where there is none."""
+    """Returns the library and its instruction set; (None, "none") where there is none."""
     folder = Path(__file__).parent
     path = next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").exists()), None)
     if path is None:
@@ -187,21 +195,25 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def isa() -> str:
-    """The instruction set in use: "amx", "avx512vnni", "avx2", "neon", or "none".
+    """Returns the instruction set in use: "amx", "avx512vnni", "avx2", "neon", or "none".
 
-    The environment variable OUTLAY_ISA sets an upper limit to it.
-    "scalar" and "amx-emulated" run only when it names them.
+    The environment variable OUTLAY_ISA sets an upper limit to it. "scalar" and "amx-emulated" run only when it
+    names them.
     """
     return _load()[1]
 
 
 def available() -> bool:
-    """Whether the native kernels can be used here."""
+    """Tells whether the native kernels can be used here."""
     return _load()[0] is not None
 
 
 def library() -> ctypes.CDLL:
-    """The loaded library. Ask `available()` first."""
+    """Returns the loaded library.
+
+    Raises:
+        RuntimeError: Where `available()` is false.
+    """
     found = _load()[0]
     if found is None:
         raise RuntimeError("the native kernels are not available: the package was built without a C++ compiler")
@@ -209,21 +221,21 @@ def library() -> ctypes.CDLL:
 
 
 def set_threads(n: int) -> None:
-    """How many threads a pass uses, the calling one included."""
+    """Sets how many threads a pass uses, the calling one included."""
     library().outlay_set_threads(n)
 
 
 def threads() -> int:
-    """How many threads a pass uses."""
+    """Returns how many threads a pass uses, the calling one included."""
     return int(library().outlay_threads())
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where the tensor's data lie, as the structures hold it."""
+    """Returns where the tensor's data lie, as the structures hold it."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def check(status: int) -> None:
-    """Raises what a native call reports."""
+    """Raises the error that a native call reports by its status."""
     if status:
         raise MemoryError("the native kernels ran out of memory")

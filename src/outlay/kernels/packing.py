@@ -1,5 +1,7 @@
 """Weights of linear layers in the layouts of the native kernels (see native/abi.h), and the layer that runs on them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,28 +18,47 @@ _GROUP = 32  # weights that share a scale
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A linear layer [in_features] -> [out_features] held in one of the formats "q4", "q8", "bf16", "f32".
+    """A linear layer in one of the kernels' formats.
 
     A row's result has the same bits however many rows are computed with it, in any order, on any number of threads.
     """
 
-    data: Tensor  # uint8, in the kernels' layout
+    data: Tensor
+    """The weights, uint8, in the layout of the format."""
+
     format: str
+    """"q4", "q8", "bf16" or "f32"."""
+
     out_features: int
+
     in_features: int
 
     @property
     def nbytes(self) -> int:
-        """The bytes that one pass reads."""
+        """The size of the weights, which one pass reads."""
         return self.data.numel()
 
     @cached_property
     def struct(self) -> LinearStruct:
         """The layer as native calls take it."""
-        return LinearStruct(self.data.data_ptr(), _FORMATS[self.format], self.out_features, self.in_features, 0)
+        return LinearStruct(
+            weights=self.data.data_ptr(), format=_FORMATS[self.format], m=self.out_features, k=self.in_features
+        )
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:
-        """x [n, in_features] float32 -> [n, out_features] float32, plus bias; or added in place to `add_to`."""
+        """Applies the layer.
+
+        Args:
+            x: float32 [n, in_features].
+            bias: float32 [out_features], added to each row.
+            add_to: float32 [n, out_features], to which the result is added in place.
+
+        Returns:
+            float32 [n, out_features]; `add_to`, if given.
+
+        Raises:
+            ValueError: Where a shape or dtype is another.
+        """
         if x.dtype != torch.float32 or x.ndim != 2 or x.shape[1] != self.in_features:
             raise ValueError(f"expected float32 [n, {self.in_features}], not {x.dtype} {list(x.shape)}")
         shape = (x.shape[0], self.out_features)
@@ -56,7 +77,7 @@ class PackedLinear:
         return out
 
     def rows(self, index: Tensor) -> Tensor:
-        """The weights of the output channels `index` as float32 [len(index), in_features]."""
+        """Returns the weights of the output channels `index`, int64 [n], as float32 [n, in_features]."""
         tile, place = index // _TILE, index % _TILE
         groups = self.in_features // _GROUP
         if self.format == "q4":
@@ -74,12 +95,12 @@ class PackedLinear:
         return self.data.view(dtype).view(-1, self.in_features, _TILE)[tile, :, place].float()
 
     def dequantize(self) -> Tensor:
-        """The weights as float32 [out_features, in_features]."""
+        """Returns the weights as float32 [out_features, in_features]."""
         return self.rows(torch.arange(self.out_features))
 
 
 def _pad(rows: Tensor) -> Tensor:
-    """Zero rows up to a whole number of tiles, as [tiles, 16, ...]."""
+    """Pads with zero rows to a whole number of tiles, as [tiles, 16, ...]."""
     missing = -len(rows) % _TILE
     if missing:
         rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
@@ -87,7 +108,7 @@ def _pad(rows: Tensor) -> Tensor:
 
 
 def _pack_scales(scales: Tensor) -> Tensor:
-    """[m, groups] -> bytes [tiles, groups, 32]."""
+    """Returns scales [m, groups] as bytes [tiles, groups, 32]."""
     return _pad(scales.to(torch.float16)).transpose(1, 2).contiguous().view(torch.uint8)
 
 
@@ -100,7 +121,7 @@ def _check_groups(q: Tensor, *scales: Tensor) -> None:
 
 
 def pack_q4(q: Tensor, scales: Tensor, minima: Tensor) -> PackedLinear:
-    """q uint8 [m, k] in 0..15, scales and minima float16 [m, k/32]: the weight is scale * q + minimum."""
+    """Packs weights scale * q + minimum, of q uint8 [m, k] in 0..15, scales and minima float16 [m, k/32]."""
     _check_groups(q, scales, minima)
     m, k = q.shape
     halves = _pad(q.to(torch.uint8)).view(-1, _TILE, k // _GROUP, 2, 4, 4)
@@ -110,7 +131,7 @@ def pack_q4(q: Tensor, scales: Tensor, minima: Tensor) -> PackedLinear:
 
 
 def pack_q8(q: Tensor, scales: Tensor) -> PackedLinear:
-    """q int8 [m, k], scales float16 [m, k/32]: the weight is scale * q."""
+    """Packs weights scale * q, of q int8 [m, k] and scales float16 [m, k/32]."""
     _check_groups(q, scales)
     m, k = q.shape
     packed = _pad(q.to(torch.int8)).view(-1, _TILE, k // _GROUP, 8, 4).permute(0, 2, 3, 1, 4).flatten(2)
@@ -119,21 +140,25 @@ def pack_q8(q: Tensor, scales: Tensor) -> PackedLinear:
 
 
 def pack_bf16(weight: Tensor) -> PackedLinear:
-    """weight [m, k], rounded to bfloat16."""
+    """Packs a weight [m, k], rounded to bfloat16."""
     m, k = weight.shape
     data = _pad(weight.to(torch.bfloat16)).transpose(1, 2).contiguous().view(torch.uint8)
     return PackedLinear(weights.hold(data), "bf16", m, k)
 
 
 def pack_f32(weight: Tensor) -> PackedLinear:
-    """weight [m, k] in float32."""
+    """Packs a weight [m, k] in float32."""
     m, k = weight.shape
     data = _pad(weight.float()).transpose(1, 2).contiguous().view(torch.uint8)
     return PackedLinear(weights.hold(data), "f32", m, k)
 
 
 def quantize_q4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """weight [m, k] -> (q uint8 [m, k], scales, minima float16 [m, k/32]), by the range of each group, as Q4_1 does."""
+    """Quantizes a weight [m, k] by the range of each group, as Q4_1 does.
+
+    Returns:
+        q uint8 [m, k] in 0..15, and scales and minima, float16 [m, k/32].
+    """
     _check_groups(weight)
     groups = weight.float().view(len(weight), -1, _GROUP)
     low, high = groups.amin(dim=2), groups.amax(dim=2)
@@ -144,7 +169,11 @@ def quantize_q4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def quantize_q8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [m, k] -> (q int8 [m, k], scales float16 [m, k/32]), by the largest size in each group, as Q8_0 does."""
+    """Quantizes a weight [m, k] by the largest size in each group, as Q8_0 does.
+
+    Returns:
+        q int8 [m, k] and scales float16 [m, k/32].
+    """
     _check_groups(weight)
     groups = weight.float().view(len(weight), -1, _GROUP)
     scales = (groups.abs().amax(dim=2) / 127).half()

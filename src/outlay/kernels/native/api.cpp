@@ -8,7 +8,6 @@
 #include <unistd.h>
 #endif
 
-#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -19,49 +18,61 @@
 namespace outlay {
 namespace {
 
-const Kernels* chosen = nullptr;
-Kernels chosen_kernels;
+const Kernels* active = nullptr;
+Kernels active_table;
 
-struct Shape {
-    int32_t format, m, k;
+// A linear layer with random weights and inputs.
+struct Trial {
+    OutlayLinear layer;
     int64_t rows;
+    std::vector<uint8_t> weights;
+    std::vector<float> x;
+
+    template <class Random>
+    Trial(int32_t format, int32_t m, int32_t k, int64_t n, const Random& random)
+        : layer{nullptr, format, m, k}, rows(n), x(n * k) {
+        weights.resize(tile_bytes(layer) * tiles_of(layer));
+        for (auto& byte : weights) byte = uint8_t(random());
+        make_scales_finite();
+        layer.weights = weights.data();
+        for (auto& value : x) value = float(int64_t(random() % 20001) - 10000) * 1e-3f;
+    }
+
+    std::vector<float> run(const Kernels& kernels) const {
+        std::vector<float> out(rows * layer.m);
+        std::vector<QuantizedGroup> q(x.size() / kGroup + 1);
+        if (is_quantized(layer)) kernels.quantize(x.data(), int(x.size()), q.data());
+        kernels.linear(layer, {x.data(), q.data()}, 0, rows, 0, tiles_of(layer), {out.data(), layer.m, nullptr, false});
+        return out;
+    }
+
+  private:
+    // Clears the top bit of the exponent of every half, bfloat16 or float.
+    void make_scales_finite() {
+        if (is_quantized(layer)) {
+            const size_t block = layer.format == kQ4 ? kQ4Block : kQ8Block, halves = layer.format == kQ4 ? 64 : 32;
+            for (size_t at = 0; at < weights.size(); at += block)
+                for (size_t i = 1; i < halves; i += 2) weights[at + i] &= 0xbf;
+        } else {
+            const size_t size = layer.format == kBf16 ? 2 : 4;
+            for (size_t at = size - 1; at < weights.size(); at += size) weights[at] &= 0xbf;
+        }
+    }
 };
 
-// Every format at widths with full and partial blocks, compared with the portable kernels.
+// Compares the linear layers with the portable kernels: every format, at widths with full and partial blocks.
 bool agrees_with_scalar(const Kernels& kernels) {
     uint64_t state = 88172645463325252ull;
-    const auto next = [&state] {
+    const auto random = [&state] {
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
         return state;
     };
-    std::vector<Shape> shapes;
     for (int64_t rows : {1, 5, 23}) {
-        for (int32_t format : {kQ4, kQ8}) shapes.push_back({format, 90, 96, rows});
-        for (int32_t format : {kBf16, kF32}) shapes.push_back({format, 90, 33, rows});
-    }
-    for (const Shape& shape : shapes) {
-        OutlayLinear layer = {nullptr, shape.format, shape.m, shape.k, 0};
-        std::vector<uint8_t> data(tile_bytes(layer) * tiles_of(layer));
-        for (auto& byte : data) byte = uint8_t(next());
-        // Scales must be finite: the top bit of every half's, bfloat16's or float's exponent is cleared.
-        if (shape.format == kQ4 || shape.format == kQ8) {
-            const size_t block = shape.format == kQ4 ? kQ4Block : kQ8Block, halves = shape.format == kQ4 ? 64 : 32;
-            for (size_t at = 0; at < data.size(); at += block)
-                for (size_t i = 1; i < halves; i += 2) data[at + i] &= 0xbf;
-        } else {
-            for (size_t at = shape.format == kBf16 ? 1 : 3; at < data.size(); at += shape.format == kBf16 ? 2 : 4) data[at] &= 0xbf;
+        for (int32_t format : {kQ4, kQ8, kBf16, kF32}) {
+            const Trial trial(format, 90, format == kQ4 || format == kQ8 ? 96 : 33, rows, random);
+            const std::vector<float> expected = trial.run(kScalarKernels), result = trial.run(kernels);
+            if (std::memcmp(expected.data(), result.data(), expected.size() * sizeof(float)) != 0) return false;
         }
-        layer.data = data.data();
-        std::vector<float> x(shape.rows * shape.k), expected(shape.rows * shape.m), result(expected.size());
-        for (auto& value : x) value = float(int64_t(next() % 20001) - 10000) * 1e-3f;
-        for (const Kernels* each : {&kScalarKernels, &kernels}) {
-            std::vector<QuantizedGroup> q(x.size() / kGroup + 1);
-            if (is_quantized(layer)) each->quantize(x.data(), int(x.size()), q.data());
-            const Activations in = {x.data(), q.data()};
-            float* out = each == &kScalarKernels ? expected.data() : result.data();
-            each->linear(layer, in, 0, shape.rows, 0, tiles_of(layer), {out, shape.m, nullptr, false});
-        }
-        if (std::memcmp(expected.data(), result.data(), expected.size() * sizeof(float)) != 0) return false;
     }
     return true;
 }
@@ -92,10 +103,10 @@ bool has_dot_products() {
 struct Candidate {
     Kernels kernels;
     bool runs;
-    bool named_only;  // chosen only by its own name
+    bool named_only;  // runs only where it is asked for by name
 };
 
-// What this build has, the fastest first.
+// The kernels of this build, the fastest first.
 std::vector<Candidate> candidates() {
     std::vector<Candidate> found;
 #if defined(__x86_64__)
@@ -119,14 +130,14 @@ std::vector<Candidate> candidates() {
 #elif defined(OUTLAY_NEON)
     found.push_back({kNeonKernels, has_dot_products(), false});
 #endif
-    // Slower than other libraries', so they run only when asked for.
+    // Slower than torch's, so they run only when asked for.
     found.push_back({kScalarKernels, true, true});
     return found;
 }
 
 }  // namespace
 
-const Kernels* active_kernels() { return chosen; }
+const Kernels* active_kernels() { return active; }
 
 }  // namespace outlay
 
@@ -136,16 +147,16 @@ using namespace outlay;
 // limit), and returns their name.
 OUTLAY_API const char* outlay_choose(const char* limit) {
     std::lock_guard<std::mutex> lock(Pool::get().pass_mutex());
-    chosen = nullptr;
+    active = nullptr;
     bool allowed = !limit || !*limit;
     for (const Candidate& candidate : candidates()) {
         const bool named = limit && !std::strcmp(limit, candidate.kernels.name);
         allowed = allowed || named;
         if (!allowed || (candidate.named_only && !named)) continue;
         if (candidate.runs && agrees_with_scalar(candidate.kernels)) {
-            chosen_kernels = candidate.kernels;
-            chosen = &chosen_kernels;
-            return chosen->name;
+            active_table = candidate.kernels;
+            active = &active_table;
+            return active->name;
         }
     }
     return "none";
@@ -157,7 +168,7 @@ OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
 OUTLAY_API int32_t outlay_threads() { return Pool::get().threads(); }
 
-// The functions below return 0, or 1 if memory could not be had.
+// The functions below return 0, or 1 where memory ran out.
 template <class Body>
 static int32_t guarded(const Body& body) {
     std::lock_guard<std::mutex> lock(Pool::get().pass_mutex());
@@ -170,25 +181,27 @@ static int32_t guarded(const Body& body) {
 }
 
 // out[rows, m] = x[rows, k] times the layer (+ bias), or added to out.
-OUTLAY_API int32_t outlay_linear(const OutlayLinear* layer, const float* x, int64_t rows, const float* bias, int32_t add,
-                                 float* out) {
+OUTLAY_API int32_t outlay_linear(const OutlayLinear* layer, const float* x, int64_t rows, const float* bias,
+                                 int32_t accumulate, float* out) {
     return guarded([&] {
         static Scratch* memory = new Scratch;
         const Activations in = quantize_rows(*layer, x, rows, *memory);
-        run_linear(*layer, in, rows, {out, layer->m, bias, add != 0});
+        run_linear(*layer, in, rows, {out, layer->m, bias, accumulate != 0});
     });
 }
 
 OUTLAY_API int32_t outlay_rms_norm(const float* x, const float* weight, int64_t rows, int32_t n, float eps, float* out) {
     return guarded([&] {
-        each_row(rows, [&](int64_t row) { active_kernels()->rms_norm(x + row * n, weight, n, eps, out + row * n); });
+        for_each_row(rows, [&](int64_t row) { active_kernels()->rms_norm(x + row * n, weight, n, eps, out + row * n); });
     });
 }
 
 OUTLAY_API int32_t outlay_layer_norm(const float* x, const float* weight, const float* bias, int64_t rows, int32_t n, float eps,
                                      float* out) {
     return guarded([&] {
-        each_row(rows, [&](int64_t row) { active_kernels()->layer_norm(x + row * n, weight, bias, n, eps, out + row * n); });
+        for_each_row(rows, [&](int64_t row) {
+            active_kernels()->layer_norm(x + row * n, weight, bias, n, eps, out + row * n);
+        });
     });
 }
 
@@ -201,32 +214,33 @@ OUTLAY_API int32_t outlay_exp(const float* x, int32_t n, float* out) {
     return guarded([&] { active_kernels()->exp(x, n, out); });
 }
 
-// Rows `index` [n] of a table, to out [n, k].
+// out[n, k] = rows `index` [n] of a table, as floats.
 OUTLAY_API void outlay_rows(const OutlayTable* table, const int64_t* index, int64_t n, float* out) {
-    for (int64_t row = 0; row < n; ++row) widen_row(*table, index[row], out + row * table->k);
+    for (int64_t row = 0; row < n; ++row) dequantize_row(*table, index[row], out + row * table->k);
 }
 
-// Writes k and v [n, n_kv_heads, head_dim] to slots [n] of the cache.
-OUTLAY_API int32_t outlay_store(const OutlayCache* cache, const float* k, const float* v, const int64_t* slots, int64_t n,
+// Writes k and v [n, n_kv_heads, head_dim] to slots [n] of the KV cache.
+OUTLAY_API int32_t outlay_store(const OutlayKVCache* kv, const float* k, const float* v, const int64_t* slots, int64_t n,
                                 int32_t n_kv_heads, int32_t head_dim) {
     return guarded([&] {
         for (int64_t i = 0; i < n * n_kv_heads; ++i) {
-            const int64_t at = i % n_kv_heads * cache->head_stride + slots[i / n_kv_heads] * cache->slot_stride;
-            active_kernels()->store_head(*cache, at, k + i * head_dim, v + i * head_dim, head_dim);
+            const int64_t at = i % n_kv_heads * kv->head_stride + slots[i / n_kv_heads] * kv->slot_stride;
+            active_kernels()->store_kv(*kv, at, k + i * head_dim, v + i * head_dim, head_dim);
         }
     });
 }
 
-// q[n, n_heads, head_dim] over a cache, to out like q and lse[n, n_heads] (or null). `softcap` 0: none.
-OUTLAY_API int32_t outlay_attend(const float* q, const OutlayCache* cache, int64_t n, int32_t n_heads, int32_t n_kv_heads,
-                                 int32_t head_dim, float scale, float softcap, const OutlayPlan* plan, float* out, float* lse) {
+// Attention of q[n, n_heads, head_dim] over a KV cache, to out like q and lse[n, n_heads] (or null). `softcap` 0: none.
+OUTLAY_API int32_t outlay_attend(const float* q, const OutlayKVCache* kv, int64_t n, int32_t n_heads, int32_t n_kv_heads,
+                                 int32_t head_dim, float scale, float softcap, const OutlayAttentionPlan* plan, float* out,
+                                 float* lse) {
     return guarded([&] {
         static Scratch* scratch = new Scratch;
         RowSpans spans;
         spans.build(*plan, n);
         const int64_t stride = int64_t(n_heads) * head_dim;
-        run_attend({q, stride, *cache, n_heads, n_kv_heads, head_dim, scale, softcap, out, stride, lse}, *plan, spans, n,
-                   *scratch);
+        run_attention({q, stride, *kv, n_heads, n_kv_heads, head_dim, scale, softcap, out, stride, lse}, *plan, spans, n,
+                      *scratch);
     });
 }
 

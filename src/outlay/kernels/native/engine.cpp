@@ -8,16 +8,16 @@
 namespace outlay {
 namespace {
 
-constexpr int64_t kRowsTogether = 12;  // a multiple of what most kernels compute at once
-constexpr int64_t kRowsToSplit = 48;   // for each thread, so that reading the weights once for each is little beside
+constexpr int64_t kRowsTogether = 12;  // a multiple of the rows that most kernels compute at once
+constexpr int64_t kRowsToSplit = 48;   // for each thread: reading all weights in each is then little beside the products
 
-float from_half(uint16_t half) {
+float half_to_float(uint16_t half) {
     const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
     uint32_t bits = magnitude << 13;
-    if (magnitude >= 0x7c00) bits |= 0x7f800000;  // infinite, or none
+    if (magnitude >= 0x7c00) bits |= 0x7f800000;  // infinite or NaN
     float value;
     std::memcpy(&value, &bits, sizeof value);
-    if (magnitude < 0x7c00) value *= 0x1p112f;  // the exponents' biases differ by 112; exact, for the smallest too
+    if (magnitude < 0x7c00) value *= 0x1p112f;  // the exponents' biases differ by 112; exact, for subnormals too
     std::memcpy(&bits, &value, sizeof bits);
     bits |= sign;
     std::memcpy(&value, &bits, sizeof value);
@@ -41,18 +41,18 @@ void* Scratch::reserve(size_t bytes) {
     return data_;
 }
 
-uint8_t* thread_memory(Use use, size_t bytes) {
+uint8_t* thread_buffer(ThreadBuffer purpose, size_t bytes) {
     static thread_local Scratch memory[2];
-    return memory[int(use)].get<uint8_t>(int64_t(bytes));
+    return memory[int(purpose)].get<uint8_t>(int64_t(bytes));
 }
 
-void widen_row(const OutlayTable& table, int64_t row, float* out) {
+void dequantize_row(const OutlayTable& table, int64_t row, float* out) {
     const int64_t groups = table.k / kGroup;
     for (int64_t at = row * groups; at < (row + 1) * groups; ++at, out += kGroup) {
         const uint8_t* from = table.q + at * kGroup;
-        const float scale = from_half(table.scales[at]), least = table.mins ? from_half(table.mins[at]) : 0.0f;
+        const float scale = half_to_float(table.scales[at]), minimum = table.mins ? half_to_float(table.mins[at]) : 0.0f;
         for (int i = 0; i < kGroup; ++i)
-            out[i] = table.mins ? float(from[i]) * scale + least : float(int8_t(from[i])) * scale;
+            out[i] = table.mins ? float(from[i]) * scale + minimum : float(int8_t(from[i])) * scale;
     }
 }
 
@@ -61,104 +61,130 @@ Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t row
     const Kernels& kernels = *active_kernels();
     const int64_t groups = layer.k / kGroup;
     QuantizedGroup* q = memory.get<QuantizedGroup>(rows * groups);
-    each_row(rows, [&](int64_t row) { kernels.quantize(x + row * layer.k, layer.k, q + row * groups); });
+    for_each_row(rows, [&](int64_t row) { kernels.quantize(x + row * layer.k, layer.k, q + row * groups); });
     return {x, q};
 }
 
-void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const Output& out) {
+void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const LinearOutput& to) {
     const Kernels& kernels = *active_kernels();
     const int tiles = tiles_of(layer);
-    // Many rows are split among the threads: what a core has written, it reads again in the next step.
     Pool& pool = Pool::get();
+
+    // Many rows are split among the threads, so that a core reads again in the next step what it has written.
     const int64_t even = (rows + pool.threads() - 1) / pool.threads();
     const int64_t panel = even < kRowsToSplit ? rows : (even + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
-    // A chunk is a few microseconds of work: long against taking it, short against waiting for the last one.
+
+    // A chunk is a few microseconds of work: long against claiming it, short against waiting for the last one.
     const int64_t work = int64_t(tile_bytes(layer)) * (1 + panel / 4);
     int chunk = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles));
     if (!is_quantized(layer)) chunk = (chunk + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
+
     const int64_t chunks = (tiles + chunk - 1) / chunk, panels = (rows + panel - 1) / panel;
     pool.run(panels * chunks, [&](int64_t i) {
         const int64_t row = i / chunks * panel;
         const int first = int(i % chunks) * chunk;
-        kernels.linear(layer, in, row, std::min(row + panel, rows), first, std::min(first + chunk, tiles), out);
+        kernels.linear(layer, in, row, std::min(row + panel, rows), first, std::min(first + chunk, tiles), to);
     });
 }
 
-void RowSpans::build(const OutlayPlan& plan, int64_t n) {
-    start.assign(n + 1, 0);
-    keys.assign(n, 0);
-    for (int64_t p = 0; p < plan.n_pieces; ++p) {
-        const OutlayPiece& piece = plan.pieces[p];
-        for (int64_t i = 0; i < piece.n_rows; ++i) {
-            const int64_t row = piece.rows ? piece.rows[i] : i;
-            ++start[row + 1];
-            keys[row] += piece.length;
+void RowSpans::build(const OutlayAttentionPlan& plan, int64_t n) {
+    const auto row_at = [](const OutlayAttentionSpan& span, int64_t i) { return span.rows ? span.rows[i] : i; };
+    row_start.assign(n + 1, 0);
+    max_keys.assign(n, 0);
+    for (int64_t s = 0; s < plan.n_spans; ++s) {
+        const OutlayAttentionSpan& span = plan.spans[s];
+        for (int64_t i = 0; i < span.n_rows; ++i) {
+            ++row_start[row_at(span, i) + 1];
+            max_keys[row_at(span, i)] += span.length;
         }
     }
-    for (int64_t row = 0; row < n; ++row) start[row + 1] += start[row];
-    piece.resize(start[n]);
-    index.resize(start[n]);
-    std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t p = 0; p < plan.n_pieces; ++p) {
-        for (int64_t i = 0; i < plan.pieces[p].n_rows; ++i) {
-            const int64_t row = plan.pieces[p].rows ? plan.pieces[p].rows[i] : i;
-            piece[next[row]] = int32_t(p);
-            index[next[row]++] = int32_t(i);
+    for (int64_t row = 0; row < n; ++row) row_start[row + 1] += row_start[row];
+    span_of.resize(row_start[n]);
+    place_in_span.resize(row_start[n]);
+    std::vector<int64_t> next(row_start.begin(), row_start.end() - 1);
+    for (int64_t s = 0; s < plan.n_spans; ++s) {
+        for (int64_t i = 0; i < plan.spans[s].n_rows; ++i) {
+            const int64_t at = next[row_at(plan.spans[s], i)]++;
+            span_of[at] = int32_t(s);
+            place_in_span[at] = int32_t(i);
         }
     }
 }
 
-void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& spans, int64_t n, Scratch& scratch) {
+namespace {
+
+// How attention is cut into items, and items into lanes: a lane's items run on one thread and share its scratch memory.
+struct AttentionCut {
+    int heads;             // query heads of an item
+    int64_t head_groups;   // items of a block of rows
+    int64_t items, lanes;
+    int64_t score_stride;
+    int64_t buffer;        // floats of a lane that receive the keys of a bfloat16 or int8 cache
+    int64_t lane_floats;
+
+    AttentionCut(const AttentionCall& call, int64_t n, int64_t max_keys, int threads) {
+        const int group = call.n_heads / call.n_kv_heads;
+        const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
+        // Query heads that share keys run together, unless that leaves threads without work.
+        heads = blocks * call.n_kv_heads >= 4 * threads || threads == 1 ? group : 1;
+        head_groups = call.n_heads / heads;
+        items = blocks * head_groups;
+        lanes = std::min<int64_t>(items, threads == 1 ? 1 : 8 * threads);
+        score_stride = (max_keys + 7) / 8 * 8 + kKeyTile + 16;  // a tile may be scored past a row's last key
+        buffer = call.kv.format == kKVF32 ? 0 : kKeyTile * call.head_dim;
+        lane_floats = int64_t(std::min<int64_t>(n, kRowBlock)) * heads * score_stride + buffer;
+    }
+};
+
+AttentionItem attention_item(const AttentionCall& call, const OutlayAttentionPlan& plan, const RowSpans& spans, int64_t n,
+                             const AttentionCut& cut, int64_t index, float* memory) {
+    const int head = int(index % cut.head_groups) * cut.heads;
+    AttentionItem item = {};
+    item.q = call.q + head * call.head_dim;
+    item.q_stride = call.q_stride;
+    item.kv = kv_of_head(call.kv, head / (call.n_heads / call.n_kv_heads));
+    item.spans = plan.spans;
+    item.row_start = spans.row_start.data();
+    item.span_of = spans.span_of.data();
+    item.place_in_span = spans.place_in_span.data();
+    item.row_begin = index / cut.head_groups * kRowBlock;
+    item.row_end = std::min<int64_t>(n, item.row_begin + kRowBlock);
+    item.head_dim = call.head_dim;
+    item.n_heads = cut.heads;
+    item.scale = call.scale;
+    item.softcap = call.softcap;
+    item.floats = memory;
+    item.scores = memory + cut.buffer;
+    item.score_stride = cut.score_stride;
+    item.out = call.out + head * call.head_dim;
+    item.out_stride = call.out_stride;
+    item.lse = call.lse ? call.lse + head : nullptr;
+    item.lse_stride = call.n_heads;
+    return item;
+}
+
+}  // namespace
+
+void run_attention(const AttentionCall& call, const OutlayAttentionPlan& plan, const RowSpans& spans, int64_t n,
+                   Scratch& scratch) {
     const Kernels& kernels = *active_kernels();
     Pool& pool = Pool::get();
-    const int group = call.n_heads / call.n_kv_heads;
-    int64_t longest = 0, total = 0;
-    for (int64_t keys : spans.keys) longest = std::max(longest, keys), total += keys;
-    const int64_t stride = (longest + 7) / 8 * 8 + kKeyTile + 16;  // a tile may be scored past a row's last key
-    const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
-    // Heads that share keys are served together, unless that leaves threads without work.
-    const int heads = blocks * call.n_kv_heads >= 4 * pool.threads() || pool.threads() == 1 ? group : 1;
-    const int64_t items = blocks * (call.n_heads / heads);
+    int64_t max_keys = 0, total_keys = 0;
+    for (int64_t keys : spans.max_keys) max_keys = std::max(max_keys, keys), total_keys += keys;
 
-    // One score array for each item that may run at the same time. A lane of items runs on one thread.
-    const int64_t widened = call.cache.format == kCacheF32 ? 0 : kKeyTile * call.head_dim;
-    const int64_t lane_size = int64_t(std::min<int64_t>(n, kRowBlock)) * heads * stride + widened;
-    const int64_t lanes = std::min<int64_t>(items, pool.threads() == 1 ? 1 : 8 * pool.threads());
-    float* scores = scratch.get<float>(lanes * lane_size);
+    const AttentionCut cut(call, n, max_keys, pool.threads());
+    float* memory = scratch.get<float>(cut.lanes * cut.lane_floats);
     const auto run_lane = [&](int64_t lane) {
-        for (int64_t item = lane * items / lanes; item < (lane + 1) * items / lanes; ++item) {
-            const int64_t block = item / (call.n_heads / heads);
-            const int head = int(item % (call.n_heads / heads)) * heads;
-            AttendItem job = {};
-            job.q = call.q + head * call.head_dim;
-            job.q_stride = call.q_stride;
-            job.cache = of_head(call.cache, head / group);
-            job.pieces = plan.pieces;
-            job.span_start = spans.start.data();
-            job.span_piece = spans.piece.data();
-            job.span_index = spans.index.data();
-            job.row_begin = block * kRowBlock;
-            job.row_end = std::min<int64_t>(n, job.row_begin + kRowBlock);
-            job.head_dim = call.head_dim;
-            job.n_heads = heads;
-            job.scale = call.scale;
-            job.softcap = call.softcap;
-            job.floats = scores + lane * lane_size;
-            job.scores = job.floats + widened;
-            job.score_stride = stride;
-            job.out = call.out + head * call.head_dim;
-            job.out_stride = call.out_stride;
-            job.lse = call.lse ? call.lse + head : nullptr;
-            job.lse_stride = call.n_heads;
-            kernels.attend(job);
-        }
+        for (int64_t i = lane * cut.items / cut.lanes; i < (lane + 1) * cut.items / cut.lanes; ++i)
+            kernels.attend(attention_item(call, plan, spans, n, cut, i, memory + lane * cut.lane_floats));
     };
+
     // Sharing work this small costs more than doing it.
     constexpr int64_t kSmall = 1 << 17;
-    if (total * call.n_heads * call.head_dim < kSmall) {
-        for (int64_t lane = 0; lane < lanes; ++lane) run_lane(lane);
+    if (total_keys * call.n_heads * call.head_dim < kSmall) {
+        for (int64_t lane = 0; lane < cut.lanes; ++lane) run_lane(lane);
     } else {
-        pool.run(lanes, run_lane);
+        pool.run(cut.lanes, run_lane);
     }
 }
 

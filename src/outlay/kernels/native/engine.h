@@ -1,4 +1,4 @@
-// Whole operations over rows, on the pool's threads: what the C interface is made of.
+// Whole operations over rows, on the pool's threads: the parts of the C interface.
 #pragma once
 #include <vector>
 
@@ -12,7 +12,7 @@ const Kernels* active_kernels();
 
 inline bool is_quantized(const OutlayLinear& layer) { return layer.format == kQ4 || layer.format == kQ8; }
 
-// Memory that grows and is never given back, aligned for the widest vectors.
+// Memory that grows and is never freed before the end, aligned for the widest vectors.
 class Scratch {
   public:
     Scratch() = default;
@@ -30,18 +30,18 @@ class Scratch {
     size_t size_ = 0;
 };
 
-// Which pieces each row reads, in order.
+// The spans that each row of a pass attends to, in the plan's order.
 struct RowSpans {
-    std::vector<int64_t> start;
-    std::vector<int32_t> piece, index;
-    std::vector<int64_t> keys;  // an upper bound of what each row sees
-    void build(const OutlayPlan& plan, int64_t n);
+    std::vector<int64_t> row_start;               // [n+1] into the two below
+    std::vector<int32_t> span_of, place_in_span;  // the span, and the row's place among the span's rows
+    std::vector<int64_t> max_keys;                // [n] an upper bound of the keys that each row sees
+    void build(const OutlayAttentionPlan& plan, int64_t n);
 };
 
-struct AttendCall {
+struct AttentionCall {
     const float* q;
     int64_t q_stride;
-    OutlayCache cache;
+    OutlayKVCache kv;
     int n_heads, n_kv_heads, head_dim;
     float scale, softcap;
     float* out;
@@ -50,30 +50,31 @@ struct AttendCall {
 };
 
 // The caller holds the pool's pass mutex for all of these.
-void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const Output& out);
-// A row of a table, to out [k].
-void widen_row(const OutlayTable& table, int64_t row, float* out);
+void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const LinearOutput& to);
+// One row of a table, as floats [k].
+void dequantize_row(const OutlayTable& table, int64_t row, float* out);
 // The rows in the form that the layer reads; `memory` holds it.
 Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory);
-void run_attend(const AttendCall& call, const OutlayPlan& plan, const RowSpans& spans, int64_t n, Scratch& scratch);
+void run_attention(const AttentionCall& call, const OutlayAttentionPlan& plan, const RowSpans& spans, int64_t n,
+                   Scratch& scratch);
 void run_pass(const OutlayModel& model, const OutlayPass& pass);
 
-// Where a cache begins for one of its heads.
-inline OutlayCache of_head(OutlayCache cache, int head) {
-    const int64_t at = head * cache.head_stride;
-    const int64_t size = cache.format == kCacheF32 ? 4 : cache.format == kCacheBf16 ? 2 : 1;
-    cache.k = static_cast<char*>(cache.k) + at * size;
-    cache.v = static_cast<char*>(cache.v) + at * size;
-    if (cache.format == kCacheQ8) {
-        cache.k_scale += at / cache.group;
-        cache.v_scale += at / cache.group;
+// The part of a KV cache that belongs to one KV head.
+inline OutlayKVCache kv_of_head(OutlayKVCache kv, int head) {
+    const int64_t at = head * kv.head_stride;
+    const int64_t size = kv.format == kKVF32 ? 4 : kv.format == kKVBf16 ? 2 : 1;
+    kv.k = static_cast<char*>(kv.k) + at * size;
+    kv.v = static_cast<char*>(kv.v) + at * size;
+    if (kv.format == kKVQ8) {
+        kv.k_scales += at / kv.group;
+        kv.v_scales += at / kv.group;
     }
-    return cache;
+    return kv;
 }
 
 // Calls body(row) for all rows: on the pool if there are enough of them to be worth it.
 template <class Body>
-void each_row(int64_t rows, const Body& body) {
+void for_each_row(int64_t rows, const Body& body) {
     constexpr int64_t kChunk = 4;
     if (rows <= kChunk) {
         for (int64_t row = 0; row < rows; ++row) body(row);

@@ -6,62 +6,70 @@
 
 namespace outlay {
 
-constexpr int kTile = 16;       // output channels that are interleaved
-constexpr int kTilesTogether = 4;  // a multiple of what any kernel computes at once
-constexpr int kGroup = 32;      // weights that share a scale
-constexpr int kQ4Block = 320;   // bytes of a tile's group
+constexpr int kTile = 16;          // output channels that are interleaved
+constexpr int kTilesTogether = 4;  // a multiple of the tiles that any kernel computes at once
+constexpr int kGroup = 32;         // weights that share a scale
+constexpr int kQ4Block = 320;      // bytes of a tile's group
 constexpr int kQ8Block = 544;
+
+// The float formats, with the bytes of a tile's weights for one input.
+struct Bf16 {
+    static constexpr int kBytes = 2 * kTile;
+};
+struct F32 {
+    static constexpr int kBytes = 4 * kTile;
+};
 
 // A group of a row's inputs, rounded to 8 bits.
 struct QuantizedGroup {
     float scale;
-    float sum;              // scale times the sum of q
-    int32_t excess;         // -128 times the sum of q: what makes the signed weights of q8 unsigned
+    float sum;       // scale times the sum of q
+    int32_t excess;  // -128 times the sum of q: corrects a dot product with the weights of q8 made unsigned
     int8_t q[kGroup];
 };
 
 // The inputs of a linear layer. Quantized formats read q, the others x.
 struct Activations {
-    const float* x;             // [rows, k]
-    const QuantizedGroup* q;    // [rows, k/32]
+    const float* x;           // [rows, k]
+    const QuantizedGroup* q;  // [rows, k/32]
 };
 
-struct Output {
-    float* out;             // [rows, m], rows `stride` apart
+struct LinearOutput {
+    float* out;  // [rows, m], rows `stride` apart
     int64_t stride;
-    const float* bias;      // [m] or null
-    bool add;               // add to what is there (the residual stream)
+    const float* bias;  // [m] or null
+    bool accumulate;    // add to `out` (the residual stream)
 };
 
-// How far apart rows of m floats are best kept: a distance of a few pages would put a column of them into one set of the
+// The distance to keep rows of m floats at. At a distance of a few pages a column of them would fall into one set of the
 // caches, which holds a dozen.
-inline int64_t apart(int64_t m) { return (m + kTile - 1) / kTile * kTile + kTile; }
+inline int64_t padded_stride(int64_t m) { return (m + kTile - 1) / kTile * kTile + kTile; }
 
-// One item of attention: some heads of one kv head, for a block of rows.
-struct AttendItem {
-    const float* q;         // first head of row 0; heads are head_dim apart
-    int64_t q_stride;       // between rows
-    OutlayCache cache;      // of this kv head
-    const OutlayPiece* pieces;
-    const int64_t* span_start;  // [n+1] into the two arrays below: the pieces that each row reads, in order
-    const int32_t* span_piece;
-    const int32_t* span_index;  // the row's place among the piece's rows
-    int64_t row_begin, row_end; // at most kRowBlock
+// One item of attention: some query heads of one KV head, for a block of rows.
+struct AttentionItem {
+    const float* q;    // first head of row 0; heads are head_dim apart
+    int64_t q_stride;  // between rows
+    OutlayKVCache kv;  // of this KV head
+    const OutlayAttentionSpan* spans;
+    const int64_t* row_start;     // [n+1] into the two arrays below: the spans that each row attends to, in order
+    const int32_t* span_of;       // index of the span
+    const int32_t* place_in_span; // the row's place among the span's rows
+    int64_t row_begin, row_end;   // at most kRowBlock
     int head_dim, n_heads;
     float scale, softcap;
-    float* scores;          // [rows, n_heads, score_stride]
+    float* scores;  // [rows, n_heads, score_stride]
     int64_t score_stride;
-    float* floats;          // [kKeyTile, head_dim]: where the keys of a narrow cache are widened
-    float* out;             // first head of row 0
+    float* floats;  // [kKeyTile, head_dim]: buffer for the keys or values of a bfloat16 or int8 cache
+    float* out;     // first head of row 0
     int64_t out_stride;
-    float* lse;             // first head of row 0, or null
+    float* lse;  // first head of row 0, or null
     int64_t lse_stride;
 };
 constexpr int kRowBlock = 8;
-constexpr int kKeyTile = 64;  // keys whose K or V stay in the first-level cache while the rows pass over them
+constexpr int kKeyTile = 64;      // keys whose K or V stay in the first-level cache while the rows pass over them
 
 using Linear = void (*)(const OutlayLinear& layer, const Activations& in, int64_t row_begin, int64_t row_end, int tile_begin,
-                        int tile_end, const Output& to);
+                        int tile_end, const LinearOutput& to);
 
 struct Kernels {
     const char* name;
@@ -74,10 +82,10 @@ struct Kernels {
     void (*softcap)(float cap, int n, float* x);
     void (*add)(const float* x, int n, float* out);
     void (*exp)(const float* x, int n, float* out);
-    void (*attend)(const AttendItem& item);
-    void (*store_head)(const OutlayCache& cache, int64_t at, const float* k, const float* v, int head_dim);
-    float (*most)(const float* x, int64_t n);
-    float (*sum_exp)(const float* x, int64_t n, float most);
+    void (*attend)(const AttentionItem& item);
+    void (*store_kv)(const OutlayKVCache& kv, int64_t at, const float* k, const float* v, int head_dim);
+    float (*max)(const float* x, int64_t n);
+    float (*sum_exp)(const float* x, int64_t n, float max);
 };
 
 extern const Kernels kScalarKernels;
@@ -94,9 +102,9 @@ extern const Linear kAmxLinear, kEmulatedAmxLinear;  // all else is AVX-512's
 extern const Kernels kNeonKernels;
 #endif
 
-// Memory of the calling thread for one use; what it held is lost when more is asked for.
-enum class Use { kTile, kLogits };
-uint8_t* thread_memory(Use use, size_t bytes);
+// Memory of the calling thread for one purpose; its content is lost when a call asks for more.
+enum class ThreadBuffer { kTile, kLogits };
+uint8_t* thread_buffer(ThreadBuffer purpose, size_t bytes);
 
 inline int tiles_of(const OutlayLinear& layer) { return (layer.m + kTile - 1) / kTile; }
 

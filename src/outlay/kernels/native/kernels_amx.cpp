@@ -1,6 +1,6 @@
 // Intel AMX: the products of 16 rows with a group of 16 channels in one instruction, for the quantized layers. Fewer rows
-// and the other formats go the way of AVX-512. (AMX's bfloat16 products would round the inputs to 8 bits, and a single row
-// does not.) The integer sums are exact and the float steps those of AVX-512.
+// and the other formats run on AVX-512. (AMX's bfloat16 products would round the inputs to 8 bits, and those of a single row
+// would not.) The integer sums are exact and the float steps those of AVX-512.
 #include "kernels.h"
 
 #if defined(OUTLAY_AMX)
@@ -26,11 +26,11 @@
 
 namespace {
 
-constexpr int kBlock = 16;          // rows of a register
+constexpr int kBlock = 16;          // rows of a tile register
 constexpr int64_t kRowPanel = 128;  // rows whose sums stay in the first-level cache
 
 // The compiler does not know what the tile instructions read: all that was written before must be in memory.
-inline void settle_memory() { asm volatile("" ::: "memory"); }
+inline void compiler_barrier() { asm volatile("" ::: "memory"); }
 
 // The processor's tile registers: 0 holds sums, 1 inputs, 2 weights.
 class Tiles {
@@ -44,7 +44,7 @@ class Tiles {
         shape(0, kBlock, 64);
         shape(1, kBlock, outlay::kGroup);
         shape(2, outlay::kGroup / 4, 64);
-        settle_memory();
+        compiler_barrier();
         _tile_loadconfig(config);
     }
     Tiles(const Tiles&) = delete;
@@ -54,7 +54,7 @@ class Tiles {
     // sums[16][16] = inputs[16 rows, `stride` bytes apart][32] times weights[32/4][16][4], signed or unsigned.
     template <bool kSigned>
     void multiply(const int8_t* inputs, size_t stride, const uint8_t* weights, int32_t* sums) {
-        settle_memory();
+        compiler_barrier();
         _tile_zero(0);
         _tile_loadd(1, inputs, stride);
         _tile_loadd(2, weights, 64);
@@ -128,7 +128,7 @@ inline void add_q8(T& tiles, const uint8_t* block, const outlay::QuantizedGroup*
 
 template <class T>
 void linear(const OutlayLinear& layer, const outlay::Activations& in, int64_t row_begin, int64_t row_end, int tile_begin,
-            int tile_end, const outlay::Output& to) {
+            int tile_end, const outlay::LinearOutput& to) {
     const bool quantized = layer.format == kQ4 || layer.format == kQ8;
     const int64_t whole_end = quantized ? row_end - (row_end - row_begin) % kBlock : row_begin;
     if (whole_end < row_end) outlay::kAvx512Kernels.linear(layer, in, whole_end, row_end, tile_begin, tile_end, to);
@@ -139,7 +139,7 @@ void linear(const OutlayLinear& layer, const outlay::Activations& in, int64_t ro
     for (int64_t panel = row_begin; panel < whole_end; panel += kRowPanel) {
         const int rows = int(std::min(kRowPanel, whole_end - panel));
         for (int tile = tile_begin; tile < tile_end; ++tile) {
-            const uint8_t* block = layer.data + tile * outlay::tile_bytes(layer);
+            const uint8_t* block = layer.weights + tile * outlay::tile_bytes(layer);
             const outlay::QuantizedGroup* x = in.q + panel * groups;
             alignas(64) float acc[kRowPanel][outlay::kTile] = {};
             for (int g = 0; g < groups; ++g, ++x, block += block_bytes)

@@ -22,20 +22,17 @@
 #include "vec_avx2.h"
 #include "vec_avx512.h"
 
+#include "dot_float.h"
+
 namespace {
 
 using outlay::QuantizedGroup;
 
-constexpr int kRows = 12;  // 12 sums and 12 dot products
 // A dot product takes five cycles and two of them begin in each: fewer rows than ten need several at once for each row.
 template <int R>
 constexpr int kParts = R <= 2 ? 4 : R <= 8 ? 2 : 1;
-constexpr int kFloatRows = 8, kFloatTiles = 2, kTilesOfOneRow = 4;
 
 inline __m512 load_halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
-inline void widen_halves(const uint8_t* from, float* to) { _mm512_storeu_ps(to, load_halves(from)); }
-// Into the second level: the first has room for few lines on their way, and the loads themselves want it.
-inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 
 #define ALWAYS_INLINE __attribute__((always_inline))
 // Calls body(0) to body(R - 1), each with its index as a constant: arrays that it indexes stay in registers.
@@ -74,136 +71,107 @@ struct Dots {
     }
 };
 
-struct Weights {
-    __m512i low, high;  // four of each channel: of the inputs from 4 j on, and from 16 + 4 j on
-};
-// A group of a tile.
-struct Q4 {
-    static constexpr int kBytes = outlay::kQ4Block;
-    const uint8_t* block;
-    Weights weights(int j) const {
-        const __m512i nibble = _mm512_set1_epi8(15), packed = _mm512_loadu_si512(block + 64 + 64 * j);
-        return {_mm512_and_si512(packed, nibble), _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble)};
-    }
-    __m512 scale() const { return load_halves(block); }
-    __m512 minimum() const { return load_halves(block + 32); }
-};
-struct PlainQ4 {
-    static constexpr int kBytes = 640;
-    const uint8_t* block;
-    Weights weights(int j) const {
-        return {_mm512_load_si512(block + 128 + 64 * j), _mm512_load_si512(block + 384 + 64 * j)};
-    }
-    __m512 scale() const { return _mm512_load_ps(block); }
-    __m512 minimum() const { return _mm512_load_ps(block + 64); }
-};
+struct Avx512 : VectorDotFloat<Avx512> {
+    static constexpr int kRows = 12;  // 12 sums and 12 dot products
+    static constexpr int kFloatRows = 8, kFloatTiles = 2, kTilesOfOneRow = 4;
 
-template <class Format, int R>
-void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
-    const size_t stride = groups * sizeof(QuantizedGroup);
-    __m512 total[R];
-    each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });
-    for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes, next += outlay::kQ4Block) {
-        for (int i = 0; i < outlay::kQ4Block; i += 64) fetch(next + i);
-        const Format group = {tile};
-        Dots<R> dots;
+    static void halves_to_floats(const uint8_t* from, float* to) { _mm512_storeu_ps(to, load_halves(from)); }
+    // Into the second level: the first has room for few lines on their way, and the loads themselves want it.
+    static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+
+    struct Weights {
+        __m512i low, high;  // four of each channel: of the inputs from 4 j on, and from 16 + 4 j on
+    };
+    // A group of a tile.
+    struct Q4 {
+        static constexpr int kBytes = outlay::kQ4Block;
+        const uint8_t* block;
+        Weights weights(int j) const {
+            const __m512i nibble = _mm512_set1_epi8(15), packed = _mm512_loadu_si512(block + 64 + 64 * j);
+            return {_mm512_and_si512(packed, nibble), _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble)};
+        }
+        __m512 scale() const { return load_halves(block); }
+        __m512 minimum() const { return load_halves(block + 32); }
+    };
+    struct UnpackedQ4 {
+        static constexpr int kBytes = 640;
+        const uint8_t* block;
+        Weights weights(int j) const {
+            return {_mm512_load_si512(block + 128 + 64 * j), _mm512_load_si512(block + 384 + 64 * j)};
+        }
+        __m512 scale() const { return _mm512_load_ps(block); }
+        __m512 minimum() const { return _mm512_load_ps(block + 64); }
+    };
+
+    template <class Format, int R>
+    static void dot_q4(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next,
+                       float (*acc)[outlay::kTile]) {
+        const size_t stride = groups * sizeof(QuantizedGroup);
+        __m512 total[R];
+        each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });
+        for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes, next += outlay::kQ4Block) {
+            for (int i = 0; i < outlay::kQ4Block; i += 64) prefetch(next + i);
+            const Format group = {tile};
+            Dots<R> dots;
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-            const Weights weights = group.weights(j);
-            dots.add(2 * j, weights.low, x->q + 4 * j, stride);
-            dots.add(2 * j + 1, weights.high, x->q + 16 + 4 * j, stride);
+            for (int j = 0; j < 4; ++j) {
+                const Weights weights = group.weights(j);
+                dots.add(2 * j, weights.low, x->q + 4 * j, stride);
+                dots.add(2 * j + 1, weights.high, x->q + 16 + 4 * j, stride);
+            }
+            const __m512 scale = group.scale(), minimum = group.minimum();
+            each_row_of<R>([&](auto r) ALWAYS_INLINE {
+                const QuantizedGroup& inputs = x[r * groups];
+                total[r] = _mm512_fmadd_ps(dots.sum(r), _mm512_mul_ps(scale, _mm512_set1_ps(inputs.scale)), total[r]);
+                total[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(inputs.sum), total[r]);
+            });
         }
-        const __m512 scale = group.scale(), minimum = group.minimum();
-        each_row_of<R>([&](auto r) ALWAYS_INLINE {
-            const QuantizedGroup& inputs = x[r * groups];
-            total[r] = _mm512_fmadd_ps(dots.sum(r), _mm512_mul_ps(scale, _mm512_set1_ps(inputs.scale)), total[r]);
-            total[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(inputs.sum), total[r]);
-        });
+        each_row_of<R>([&](auto r) ALWAYS_INLINE { _mm512_store_ps(acc[r], total[r]); });
     }
-    each_row_of<R>([&](auto r) ALWAYS_INLINE { _mm512_store_ps(acc[r], total[r]); });
-}
 
-// The instruction wants unsigned weights: w + 128.
-struct Q8 {
-    static constexpr int kBytes = outlay::kQ8Block;
-    const uint8_t* block;
-    __m512i weights(int j) const {
-        return _mm512_xor_si512(_mm512_loadu_si512(block + 32 + 64 * j), _mm512_set1_epi8(-128));
-    }
-    __m512 scale() const { return load_halves(block); }
-};
-struct PlainQ8 {
-    static constexpr int kBytes = 576;
-    const uint8_t* block;
-    __m512i weights(int j) const { return _mm512_load_si512(block + 64 + 64 * j); }
-    __m512 scale() const { return _mm512_load_ps(block); }
-};
+    // The instruction wants unsigned weights: w + 128.
+    struct Q8 {
+        static constexpr int kBytes = outlay::kQ8Block;
+        const uint8_t* block;
+        __m512i weights(int j) const {
+            return _mm512_xor_si512(_mm512_loadu_si512(block + 32 + 64 * j), _mm512_set1_epi8(-128));
+        }
+        __m512 scale() const { return load_halves(block); }
+    };
+    struct UnpackedQ8 {
+        static constexpr int kBytes = 576;
+        const uint8_t* block;
+        __m512i weights(int j) const { return _mm512_load_si512(block + 64 + 64 * j); }
+        __m512 scale() const { return _mm512_load_ps(block); }
+    };
 
-template <class Format, int R>
-void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next, float (*acc)[outlay::kTile]) {
-    const size_t stride = groups * sizeof(QuantizedGroup);
-    __m512 total[R];
-    each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });
-    for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes, next += outlay::kQ8Block) {
-        for (int i = 0; i < outlay::kQ8Block; i += 64) fetch(next + i);
-        const Format group = {tile};
-        Dots<R> dots;  // from 128 times the sum of the inputs less, which is too much
-        each_row_of<R>([&](auto r) ALWAYS_INLINE { dots.part[r][0] = _mm512_set1_epi32(x[r * groups].excess); });
+    template <class Format, int R>
+    static void dot_q8(const uint8_t* tile, int groups, const QuantizedGroup* x, const uint8_t* next,
+                       float (*acc)[outlay::kTile]) {
+        const size_t stride = groups * sizeof(QuantizedGroup);
+        __m512 total[R];
+        each_row_of<R>([&](auto r) ALWAYS_INLINE { total[r] = _mm512_setzero_ps(); });
+        for (int g = 0; g < groups; ++g, ++x, tile += Format::kBytes, next += outlay::kQ8Block) {
+            for (int i = 0; i < outlay::kQ8Block; i += 64) prefetch(next + i);
+            const Format group = {tile};
+            Dots<R> dots;  // from 128 times the sum of the inputs less, which is too much
+            each_row_of<R>([&](auto r) ALWAYS_INLINE { dots.part[r][0] = _mm512_set1_epi32(x[r * groups].excess); });
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j) dots.add(j, group.weights(j), x->q + 4 * j, stride);
-        const __m512 scale = group.scale();
-        each_row_of<R>([&](auto r) ALWAYS_INLINE {
-            total[r] = _mm512_fmadd_ps(dots.sum(r), _mm512_mul_ps(scale, _mm512_set1_ps(x[r * groups].scale)), total[r]);
-        });
-    }
-    each_row_of<R>([&](auto r) ALWAYS_INLINE { _mm512_store_ps(acc[r], total[r]); });
-}
-
-struct Bf16Weights {
-    static constexpr int kBytes = 32;
-    static __m512 load(const uint8_t* p) {
-        const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-    }
-};
-struct FloatWeights {
-    static constexpr int kBytes = 64;
-    static __m512 load(const uint8_t* p) { return _mm512_loadu_ps(reinterpret_cast<const float*>(p)); }
-};
-
-template <class Weights, int T, int R>
-inline void dot_float(const uint8_t* const* tiles, int k, const float* x, size_t ahead, float (*acc)[outlay::kTile]) {
-    __m512 total[R][T];
-    for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) total[r][t] = _mm512_setzero_ps();
-    for (int i = 0; i < k; ++i) {
-        __m512 weight[T];
-        for (int t = 0; t < T; ++t) weight[t] = Weights::load(tiles[t] + size_t(i) * Weights::kBytes);
-        if (i % 2 == 0)
-            for (int t = 0; t < T; ++t) fetch(tiles[t] + size_t(i) * Weights::kBytes + ahead);
-        for (int r = 0; r < R; ++r) {
-            const __m512 value = _mm512_set1_ps(x[size_t(r) * k + i]);
-            for (int t = 0; t < T; ++t) total[r][t] = _mm512_fmadd_ps(value, weight[t], total[r][t]);
+            for (int j = 0; j < 8; ++j) dots.add(j, group.weights(j), x->q + 4 * j, stride);
+            const __m512 scale = group.scale();
+            each_row_of<R>([&](auto r) ALWAYS_INLINE {
+                total[r] = _mm512_fmadd_ps(dots.sum(r), _mm512_mul_ps(scale, _mm512_set1_ps(x[r * groups].scale)), total[r]);
+            });
         }
+        each_row_of<R>([&](auto r) ALWAYS_INLINE { _mm512_store_ps(acc[r], total[r]); });
     }
-    for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) _mm512_store_ps(acc[r * T + t], total[r][t]);
-}
-
-template <int T, int R>
-void dot_bf16(const uint8_t* const* tiles, int k, const float* x, size_t ahead, float (*acc)[outlay::kTile]) {
-    dot_float<Bf16Weights, T, R>(tiles, k, x, ahead, acc);
-}
-template <int T, int R>
-void dot_f32(const uint8_t* const* tiles, int k, const float* x, size_t ahead, float (*acc)[outlay::kTile]) {
-    dot_float<FloatWeights, T, R>(tiles, k, x, ahead, acc);
-}
+};
 
 }  // namespace
 
 #include "table.h"
 
-const outlay::Kernels outlay::kAvx512Kernels = table_of("avx512vnni");
+const outlay::Kernels outlay::kAvx512Kernels = table_of<Avx512>("avx512vnni");
 
 #if defined(__clang__)
 #pragma clang attribute pop

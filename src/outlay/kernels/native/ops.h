@@ -1,5 +1,5 @@
-// What surrounds the linear layers, written once over F8. Every function gives a row the same bits whatever else is
-// computed with it: reductions have one fixed order, and nothing depends on how the work was cut.
+// The operations between the linear layers, written once over F8 and F16. Every function gives a row the same bits whatever
+// else is computed with it: reductions have one fixed order, and nothing depends on how the work was cut.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,26 +11,25 @@ namespace {
 
 // Relative error below 2e-7. 0 below -87.3 (where float32 would become subnormal).
 template <class V>
-inline V exp_of(V x) {
+inline V exp(V x) {
     const V low = splat<V>(-87.3f);
-    V clamped = lesser(greater(x, low), splat<V>(88.3f));
-    V n = rounded(mul(clamped, splat<V>(1.44269504f)));
-    V r = sub_mul(n, splat<V>(0.693359375f), clamped);
-    r = sub_mul(n, splat<V>(-2.12194440e-4f), r);
+    V clamped = min(max(x, low), splat<V>(88.3f));
+    V n = round(mul(clamped, splat<V>(1.44269504f)));
+    V r = fnmadd(n, splat<V>(0.693359375f), clamped);
+    r = fnmadd(n, splat<V>(-2.12194440e-4f), r);
     V p = splat<V>(1.9875691500e-4f);
-    p = mul_add(p, r, splat<V>(1.3981999507e-3f));
-    p = mul_add(p, r, splat<V>(8.3334519073e-3f));
-    p = mul_add(p, r, splat<V>(4.1665795894e-2f));
-    p = mul_add(p, r, splat<V>(1.6666665459e-1f));
-    p = mul_add(p, r, splat<V>(5.0000001201e-1f));
-    p = mul_add(p, mul(r, r), add(r, splat<V>(1.0f)));
-    return keep_from(scale_exponent(p, n), x, low);
+    p = fmadd(p, r, splat<V>(1.3981999507e-3f));
+    p = fmadd(p, r, splat<V>(8.3334519073e-3f));
+    p = fmadd(p, r, splat<V>(4.1665795894e-2f));
+    p = fmadd(p, r, splat<V>(1.6666665459e-1f));
+    p = fmadd(p, r, splat<V>(5.0000001201e-1f));
+    p = fmadd(p, mul(r, r), add(r, splat<V>(1.0f)));
+    return keep_where_ge(ldexp(p, n), x, low);
 }
 
-// Stores what `body(get)` makes of n floats, sixteen at a time; `get(p)` gives those of the array p that belong to them. The
-// last few go through a buffer.
+// out[i] = body(get) for n floats, sixteen at a time; `get(p)` loads p[i]. The last few go through a buffer.
 template <class Body>
-inline void each(int n, float* out, Body body) {
+inline void map_array(int n, float* out, Body body) {
     int i = 0;
     for (; i + 16 <= n; i += 16) store16(out + i, body([i](const float* p) { return load16(p + i); }));
     if (i < n) {
@@ -45,48 +44,48 @@ inline void each(int n, float* out, Body body) {
 }
 
 void exp_array(const float* x, int n, float* out) {
-    each(n, out, [=](auto get) { return exp_of(get(x)); });
+    map_array(n, out, [=](auto get) { return exp(get(x)); });
 }
 
 void add_array(const float* x, int n, float* out) {
-    each(n, out, [=](auto get) { return add(get(out), get(x)); });
+    map_array(n, out, [=](auto get) { return add(get(out), get(x)); });
 }
 
 inline F16 one() { return splat<F16>(1.0f); }
 inline F16 negative(F16 x) { return sub(splat<F16>(0.0f), x); }
 
-inline F16 sigmoid(F16 x) { return div(one(), add(one(), exp_of(negative(x)))); }
+inline F16 sigmoid(F16 x) { return div(one(), add(one(), exp(negative(x)))); }
 
 // x / 2 * (1 + erf(x / sqrt 2)), with the error function of Abramowitz and Stegun, 7.1.26: within 2e-7.
 inline F16 gelu(F16 x) {
-    F16 size = mul(magnitude(x), splat<F16>(0.70710678f));
-    F16 t = div(one(), mul_add(splat<F16>(0.3275911f), size, one()));
+    F16 size = mul(abs(x), splat<F16>(0.70710678f));
+    F16 t = div(one(), fmadd(splat<F16>(0.3275911f), size, one()));
     F16 p = splat<F16>(1.061405429f);
-    p = mul_add(p, t, splat<F16>(-1.453152027f));
-    p = mul_add(p, t, splat<F16>(1.421413741f));
-    p = mul_add(p, t, splat<F16>(-0.284496736f));
-    p = mul_add(p, t, splat<F16>(0.254829592f));
-    F16 erf = sub_mul(mul(p, t), exp_of(mul(size, negative(size))), one());
-    return mul(splat<F16>(0.5f), mul_add(magnitude(x), erf, x));
+    p = fmadd(p, t, splat<F16>(-1.453152027f));
+    p = fmadd(p, t, splat<F16>(1.421413741f));
+    p = fmadd(p, t, splat<F16>(-0.284496736f));
+    p = fmadd(p, t, splat<F16>(0.254829592f));
+    F16 erf = fnmadd(mul(p, t), exp(mul(size, negative(size))), one());
+    return mul(splat<F16>(0.5f), fmadd(abs(x), erf, x));
 }
 
 // x / 2 * (1 + tanh(u)) = x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3)
 inline F16 gelu_tanh(F16 x) {
-    F16 twice = mul(mul(splat<F16>(1.59576912f), x), mul_add(mul(x, x), splat<F16>(0.044715f), one()));
+    F16 twice = mul(mul(splat<F16>(1.59576912f), x), fmadd(mul(x, x), splat<F16>(0.044715f), one()));
     return mul(x, sigmoid(twice));
 }
 
-inline F16 silu(F16 x) { return div(x, add(one(), exp_of(negative(x)))); }
+inline F16 silu(F16 x) { return div(x, add(one(), exp(negative(x)))); }
 
-inline F16 relu(F16 x) { return greater(x, splat<F16>(0.0f)); }
+inline F16 relu(F16 x) { return max(x, splat<F16>(0.0f)); }
 
 // act(gate) * up, or act(gate) where there is no up.
 template <F16 (*act)(F16)>
 inline void activate_by(const float* gate, const float* up, int n, float* out) {
     if (up) {
-        each(n, out, [=](auto get) { return mul(act(get(gate)), get(up)); });
+        map_array(n, out, [=](auto get) { return mul(act(get(gate)), get(up)); });
     } else {
-        each(n, out, [=](auto get) { return act(get(gate)); });
+        map_array(n, out, [=](auto get) { return act(get(gate)); });
     }
 }
 
@@ -99,11 +98,11 @@ void activate(int32_t kind, const float* gate, const float* up, int n, float* ou
     }
 }
 
-// cap * tanh(x / cap) in place
-void cap_scores(float cap, int n, float* x) {
+// cap * tanh(x / cap), in place.
+void softcap(float cap, int n, float* x) {
     F16 twice = splat<F16>(2.0f / cap);
-    each(n, x, [=](auto get) {
-        F16 e = exp_of(mul(get(x), twice));
+    map_array(n, x, [=](auto get) {
+        F16 e = exp(mul(get(x), twice));
         return mul(splat<F16>(cap), sub(one(), div(splat<F16>(2.0f), add(e, one()))));
     });
 }
@@ -113,12 +112,12 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* out)
     int i = 0;
     for (; i + 8 <= n; i += 8) {
         F8 v = load8(x + i);
-        squares = mul_add(v, v, squares);
+        squares = fmadd(v, v, squares);
     }
-    float total = sum8(squares);
+    float total = reduce_add(squares);
     for (; i < n; ++i) total = std::fma(x[i], x[i], total);
     F16 factor = splat<F16>(1.0f / std::sqrt(total / float(n) + eps));
-    each(n, out, [=](auto get) { return mul(mul(get(x), factor), get(weight)); });
+    map_array(n, out, [=](auto get) { return mul(mul(get(x), factor), get(weight)); });
 }
 
 // The rotate-half convention: x[i] and x[i + half] form a pair.
@@ -126,8 +125,8 @@ void rope(float* x, const float* cos, const float* sin, int half) {
     int i = 0;
     for (; i + 8 <= half; i += 8) {
         F8 a = load8(x + i), b = load8(x + half + i), c = load8(cos + i), s = load8(sin + i);
-        store8(x + i, sub_mul(b, s, mul(a, c)));
-        store8(x + half + i, mul_add(a, s, mul(b, c)));
+        store8(x + i, fnmadd(b, s, mul(a, c)));
+        store8(x + half + i, fmadd(a, s, mul(b, c)));
     }
     for (; i < half; ++i) {
         float a = x[i], b = x[half + i];
@@ -139,10 +138,10 @@ void rope(float* x, const float* cos, const float* sin, int half) {
 void quantize(const float* x, int k, outlay::QuantizedGroup* out) {
     for (const float* end = x + k; x < end; x += outlay::kGroup, ++out) {
         F16 a = load16(x), b = load16(x + 16);
-        float most = largest(greater(magnitude(a), magnitude(b)));
+        float size = reduce_max(max(abs(a), abs(b)));
         // A group this small rounds to zero; its reciprocal would overflow.
-        float step = most > 1e-30f ? most / 127.0f : 0.0f;
-        F16 inverse = splat<F16>(step > 0.0f ? 127.0f / most : 0.0f);
+        float step = size > 1e-30f ? size / 127.0f : 0.0f;
+        F16 inverse = splat<F16>(step > 0.0f ? 127.0f / size : 0.0f);
         int32_t total = store_int8(out->q, mul(a, inverse), mul(b, inverse));
         out->scale = step;
         out->sum = step * float(total);
@@ -154,38 +153,38 @@ void layer_norm(const float* x, const float* weight, const float* bias, int n, f
     F8 part = splat<F8>(0.0f);
     int i = 0;
     for (; i + 8 <= n; i += 8) part = add(part, load8(x + i));
-    float total = sum8(part);
+    float total = reduce_add(part);
     for (; i < n; ++i) total += x[i];
     const float mean = total / float(n);
     part = splat<F8>(0.0f);
     for (i = 0; i + 8 <= n; i += 8) {
         F8 v = sub(load8(x + i), splat<F8>(mean));
-        part = mul_add(v, v, part);
+        part = fmadd(v, v, part);
     }
-    total = sum8(part);
+    total = reduce_add(part);
     for (; i < n; ++i) total = std::fma(x[i] - mean, x[i] - mean, total);
     F16 factor = splat<F16>(1.0f / std::sqrt(total / float(n) + eps));
-    each(n, out, [=](auto get) { return mul_add(mul(sub(get(x), splat<F16>(mean)), factor), get(weight), get(bias)); });
+    map_array(n, out, [=](auto get) { return fmadd(mul(sub(get(x), splat<F16>(mean)), factor), get(weight), get(bias)); });
 }
 
-float most_of(const float* x, int64_t n) {
+float max_array(const float* x, int64_t n) {
     int64_t i = 0;
-    F16 most = splat<F16>(-std::numeric_limits<float>::infinity());
-    for (; i + 16 <= n; i += 16) most = greater(load16(x + i), most);
-    float best = largest(most);
-    for (; i < n; ++i) best = x[i] > best ? x[i] : best;
-    return best;
+    F16 part = splat<F16>(-std::numeric_limits<float>::infinity());
+    for (; i + 16 <= n; i += 16) part = max(load16(x + i), part);
+    float largest = reduce_max(part);
+    for (; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+    return largest;
 }
 
-// The sum of exp(x - most).
-float sum_exp(const float* x, int64_t n, float most) {
+// The sum of exp(x - max).
+float sum_exp(const float* x, int64_t n, float max) {
     int64_t i = 0;
     F16 part = splat<F16>(0.0f);
-    for (; i + 16 <= n; i += 16) part = add(part, exp_of(sub(load16(x + i), splat<F16>(most))));
-    float total = sum(part);
+    for (; i + 16 <= n; i += 16) part = add(part, exp(sub(load16(x + i), splat<F16>(max))));
+    float total = reduce_add(part);
     for (; i < n; ++i) {
         float last[16];
-        store16(last, exp_of(splat<F16>(x[i] - most)));
+        store16(last, exp(splat<F16>(x[i] - max)));
         total += last[0];
     }
     return total;

@@ -21,11 +21,11 @@ using std::chrono::milliseconds;
 constexpr auto kWorkerSpin = microseconds(100);
 constexpr auto kCallerSpin = microseconds(60);
 constexpr auto kLongWait = microseconds(400);
-constexpr auto kSoon = milliseconds(10);
+constexpr auto kRepeatedWithin = milliseconds(10);
 constexpr auto kFirstAlone = milliseconds(5);
 constexpr auto kLongestAlone = milliseconds(80);
 
-// The chunks from `first` to before `last` are left of a job.
+// The unclaimed chunks of a job: from `first` to before `last`.
 struct Ticket {
     uint64_t number : 24, first : 20, last : 20;
 };
@@ -90,26 +90,26 @@ void Pool::set_threads(int n) {
     activated_.notify_all();
 }
 
-bool Pool::take_chunks(End end) {
-    // Half of a fair share of what is left: few visits to the ticket, and small pieces at the end.
+bool Pool::claim_chunks(End end) {
+    // Half of a fair share of the unclaimed chunks: few visits to the ticket, and small portions at the end.
     const unsigned shares = 2 * unsigned(threads());
     uint64_t value = ticket_.load(std::memory_order_acquire);
-    unsigned begin, taken;
+    unsigned begin, claimed;
     for (;;) {
         Ticket ticket = unpacked(value);
         if (ticket.first == ticket.last) return false;
-        taken = std::max(1u, unsigned(ticket.last - ticket.first) / shares);
+        claimed = std::max(1u, unsigned(ticket.last - ticket.first) / shares);
         if (end == End::kFirst) {
             begin = ticket.first;
-            ticket.first += taken;
+            ticket.first += claimed;
         } else {
-            ticket.last -= taken;
+            ticket.last -= claimed;
             begin = ticket.last;
         }
         if (ticket_.compare_exchange_weak(value, packed(ticket), std::memory_order_acq_rel, std::memory_order_acquire)) break;
     }
-    for (unsigned i = 0; i < taken; ++i) call_(context_, begin + i);
-    if (unfinished_.fetch_sub(taken) == taken && caller_sleeps_.load()) {
+    for (unsigned i = 0; i < claimed; ++i) call_(context_, begin + i);
+    if (unfinished_.fetch_sub(claimed) == claimed && caller_sleeps_.load()) {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
         work_done_.notify_one();
     }
@@ -134,7 +134,7 @@ void Pool::share(int64_t n, Call call, const void* context) {
         }
         work_ready_.notify_all();
     }
-    while (take_chunks(End::kFirst)) {
+    while (claim_chunks(End::kFirst)) {
     }
     const auto done = [this] { return unfinished_.load() == 0; };
     if (done() || spin_until(kCallerSpin, done)) return;
@@ -147,8 +147,8 @@ void Pool::share(int64_t n, Call call, const void* context) {
     }
     const auto now = Clock::now();
     if (now - start > kLongWait) {
-        // Soon after the last time, the other core is somebody else's for now; once in a while, it was a hiccup.
-        const bool again = alone_for_.count() && start - alone_until_ < kSoon;
+        // A second long wait soon after the first: another process has the core for now. Alone, it was a hiccup.
+        const bool again = alone_for_.count() && start - alone_until_ < kRepeatedWithin;
         alone_for_ = again ? std::min<Clock::duration>(alone_for_ * 2, kLongestAlone) : Clock::duration(kFirstAlone);
         alone_until_ = now + alone_for_;
     }
@@ -162,15 +162,15 @@ void Pool::work(int id) {
     };
     Clock::duration back_off = kFirstAlone;
     for (;;) {
-        // Woken on the caller's own core, because the others are busy, it would only take the caller's time.
+        // A thread that wakes on the caller's own core, because the others are busy, would only slow the caller down.
         const int core = current_core();
-        const bool in_the_way = core >= 0 && core == caller_core_.load(std::memory_order_relaxed);
-        if (active() && !in_the_way && spin_until(kWorkerSpin, ready)) {
-            take_chunks(End::kLast);
+        const bool on_callers_core = core >= 0 && core == caller_core_.load(std::memory_order_relaxed);
+        if (active() && !on_callers_core && spin_until(kWorkerSpin, ready)) {
+            claim_chunks(End::kLast);
             back_off = kFirstAlone;
             continue;
         }
-        if (in_the_way) {
+        if (on_callers_core) {
             std::this_thread::sleep_for(back_off);
             back_off = std::min<Clock::duration>(back_off * 2, kLongestAlone);
         }

@@ -1,6 +1,6 @@
-// A few threads that share one pass. Work is cut into chunks which threads take as they come; the caller works too, and
-// never waits for a thread that has not taken a chunk. So a thread whose core is busy elsewhere costs little. The caller
-// takes the first ones and the others the last: where chunks follow the rows, a row's data mostly stay with one core.
+// A few threads that share one pass. Work is cut into chunks, which the threads claim. The caller works too, and never waits
+// for a thread that has not claimed a chunk, so that a thread whose core is busy elsewhere costs little. The caller claims
+// the first chunks and the others the last: where chunks follow the rows, a row's data mostly stay with one core.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -37,15 +37,15 @@ class Pool {
     enum class End { kFirst, kLast };
 
     void share(int64_t n, Call call, const void* context);
-    bool take_chunks(End end);
+    bool claim_chunks(End end);
     void work(int id);
 
     std::mutex pass_mutex_;
     std::atomic<int> active_{1};
     int started_ = 1;
 
-    // The job. Its fields are stable for whoever holds one of its chunks, because it cannot end without that chunk.
-    // `ticket_` is the job's number and which chunks nobody has taken yet, changed as one.
+    // The job. Its fields are stable for a thread that holds one of its chunks, because it cannot end without that chunk.
+    // `ticket_` is the job's number and its unclaimed chunks, changed as one.
     alignas(64) std::atomic<uint64_t> ticket_{0};
     Call call_ = nullptr;
     const void* context_ = nullptr;
@@ -54,7 +54,7 @@ class Pool {
     alignas(64) std::mutex sleep_mutex_;
     std::condition_variable activated_, work_ready_, work_done_;
     std::atomic<int> sleepers_{0};
-    std::atomic<bool> alarmed_{false};  // the sleepers have been called; it may take them long where their core is busy
+    std::atomic<bool> alarmed_{false};  // the sleepers have been woken, which may take long where their core is busy
     std::atomic<bool> caller_sleeps_{false};
     uint64_t alarms_ = 0;
     std::atomic<int> caller_core_{-1};

@@ -1,13 +1,14 @@
-// The table of a set of kernels, from what the including file has compiled for its instruction set.
+// The table of a set of kernels, from the class that describes its instruction set and the vectors of the including file.
 #pragma once
 #include "attend.h"
 #include "linear.h"
 
 namespace {
 
+template <class Isa>
 constexpr outlay::Kernels table_of(const char* name) {
-    return {name,       quantize,  linear,    rms_norm, rope,       layer_norm, activate,
-            cap_scores, add_array, exp_array, attend,   store_head, most_of,    sum_exp};
+    return {name,    quantize,  linear<Isa>, rms_norm, rope,     layer_norm, activate,
+            softcap, add_array, exp_array,   attend,   store_kv, max_array,  sum_exp};
 }
 
 }  // namespace

@@ -17,45 +17,45 @@ inline F8 splat<F8>(float x) { return _mm256_set1_ps(x); }
 inline F8 add(F8 a, F8 b) { return _mm256_add_ps(a, b); }
 inline F8 sub(F8 a, F8 b) { return _mm256_sub_ps(a, b); }
 inline F8 mul(F8 a, F8 b) { return _mm256_mul_ps(a, b); }
-inline F8 div8(F8 a, F8 b) { return _mm256_div_ps(a, b); }
-inline F8 greater(F8 a, F8 b) { return _mm256_max_ps(a, b); }
-inline F8 lesser(F8 a, F8 b) { return _mm256_min_ps(a, b); }
-inline F8 abs8(F8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-inline F8 mul_add(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
-inline F8 sub_mul(F8 a, F8 b, F8 c) { return _mm256_fnmadd_ps(a, b, c); }
-inline F8 rounded(F8 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F8 div(F8 a, F8 b) { return _mm256_div_ps(a, b); }
+inline F8 max(F8 a, F8 b) { return _mm256_max_ps(a, b); }
+inline F8 min(F8 a, F8 b) { return _mm256_min_ps(a, b); }
+inline F8 abs(F8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline F8 fmadd(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
+inline F8 fnmadd(F8 a, F8 b, F8 c) { return _mm256_fnmadd_ps(a, b, c); }
+inline F8 round(F8 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // a where x >= limit, else 0
-inline F8 keep_from(F8 a, F8 x, F8 limit) { return _mm256_and_ps(a, _mm256_cmp_ps(x, limit, _CMP_GE_OQ)); }
+inline F8 keep_where_ge(F8 a, F8 x, F8 limit) { return _mm256_and_ps(a, _mm256_cmp_ps(x, limit, _CMP_GE_OQ)); }
 // a * 2^n for integral n, with a and the result in the normal range
-inline F8 scale_exponent(F8 a, F8 n) {
+inline F8 ldexp(F8 a, F8 n) {
     __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shift));
 }
 // The sums of eight registers; each is ((0+1)+(2+3)) + ((4+5)+(6+7)).
-inline F8 sums8(const F8* a) {
+inline F8 reduce_add_each(const F8* a) {
     F8 first = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
     F8 second = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31));
 }
-inline float sum8(F8 a) {
+inline float reduce_add(F8 a) {
     F8 pairs = _mm256_hadd_ps(a, a);
     F8 halves = _mm256_hadd_ps(pairs, pairs);
     return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
 }
-inline float largest(F8 a) {
+inline float reduce_max(F8 a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
 // Adds the eight values times 2^30, rounded to integers, to the four sums of `total`.
-using Sums = __m256i;
-inline Sums no_sums() { return _mm256_setzero_si256(); }
-inline Sums add_fixed(Sums total, F8 a) {
+using FixedSum = __m256i;
+inline FixedSum zero_fixed_sum() { return _mm256_setzero_si256(); }
+inline FixedSum add_fixed(FixedSum total, F8 a) {
     const __m256i fixed = _mm256_cvtps_epi32(_mm256_mul_ps(a, _mm256_set1_ps(0x1p30f)));
     total = _mm256_add_epi64(total, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(fixed)));
     return _mm256_add_epi64(total, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(fixed, 1)));
 }
-inline int64_t total_of(Sums total) {
+inline int64_t reduce_fixed_sum(FixedSum total) {
     alignas(32) int64_t parts[4];
     _mm256_store_si256(reinterpret_cast<__m256i*>(parts), total);
     return parts[0] + parts[1] + parts[2] + parts[3];

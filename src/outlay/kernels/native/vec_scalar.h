@@ -24,17 +24,17 @@ inline F8 splat<F8>(float x) { OUTLAY_EACH(x); }
 inline F8 add(F8 a, F8 b) { OUTLAY_EACH(a.v[i] + b.v[i]); }
 inline F8 sub(F8 a, F8 b) { OUTLAY_EACH(a.v[i] - b.v[i]); }
 inline F8 mul(F8 a, F8 b) { OUTLAY_EACH(a.v[i] * b.v[i]); }
-inline F8 div8(F8 a, F8 b) { OUTLAY_EACH(a.v[i] / b.v[i]); }
-inline F8 greater(F8 a, F8 b) { OUTLAY_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-inline F8 lesser(F8 a, F8 b) { OUTLAY_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-inline F8 abs8(F8 a) { OUTLAY_EACH(std::fabs(a.v[i])); }
-inline F8 mul_add(F8 a, F8 b, F8 c) { OUTLAY_EACH(std::fma(a.v[i], b.v[i], c.v[i])); }
-inline F8 sub_mul(F8 a, F8 b, F8 c) { OUTLAY_EACH(std::fma(-a.v[i], b.v[i], c.v[i])); }
-inline F8 rounded(F8 a) { OUTLAY_EACH(std::nearbyint(a.v[i])); }
+inline F8 div(F8 a, F8 b) { OUTLAY_EACH(a.v[i] / b.v[i]); }
+inline F8 max(F8 a, F8 b) { OUTLAY_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline F8 min(F8 a, F8 b) { OUTLAY_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline F8 abs(F8 a) { OUTLAY_EACH(std::fabs(a.v[i])); }
+inline F8 fmadd(F8 a, F8 b, F8 c) { OUTLAY_EACH(std::fma(a.v[i], b.v[i], c.v[i])); }
+inline F8 fnmadd(F8 a, F8 b, F8 c) { OUTLAY_EACH(std::fma(-a.v[i], b.v[i], c.v[i])); }
+inline F8 round(F8 a) { OUTLAY_EACH(std::nearbyint(a.v[i])); }
 // a where x >= limit, else 0
-inline F8 keep_from(F8 a, F8 x, F8 limit) { OUTLAY_EACH(x.v[i] >= limit.v[i] ? a.v[i] : 0.0f); }
+inline F8 keep_where_ge(F8 a, F8 x, F8 limit) { OUTLAY_EACH(x.v[i] >= limit.v[i] ? a.v[i] : 0.0f); }
 // a * 2^n for integral n, with a and the result in the normal range
-inline F8 scale_exponent(F8 a, F8 n) {
+inline F8 ldexp(F8 a, F8 n) {
     F8 r;
     for (int i = 0; i < 8; ++i) {
         int32_t bits;
@@ -44,25 +44,25 @@ inline F8 scale_exponent(F8 a, F8 n) {
     }
     return r;
 }
-inline float sum8(F8 a) {
+inline float reduce_add(F8 a) {
     float low = (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]);
     float high = (a.v[4] + a.v[5]) + (a.v[6] + a.v[7]);
     return low + high;
 }
-inline F8 sums8(const F8* a) { OUTLAY_EACH(sum8(a[i])); }
-inline float largest(F8 a) {
+inline F8 reduce_add_each(const F8* a) { OUTLAY_EACH(reduce_add(a[i])); }
+inline float reduce_max(F8 a) {
     float best = a.v[0];
     for (int i = 1; i < 8; ++i) best = a.v[i] > best ? a.v[i] : best;
     return best;
 }
 // Adds the eight values times 2^30, rounded to integers, to `total`.
-using Sums = int64_t;
-inline Sums no_sums() { return 0; }
-inline Sums add_fixed(Sums total, F8 a) {
+using FixedSum = int64_t;
+inline FixedSum zero_fixed_sum() { return 0; }
+inline FixedSum add_fixed(FixedSum total, F8 a) {
     for (int i = 0; i < 8; ++i) total += int64_t(std::nearbyint(a.v[i] * 0x1p30f));
     return total;
 }
-inline int64_t total_of(Sums total) { return total; }
+inline int64_t reduce_fixed_sum(FixedSum total) { return total; }
 // Eight bfloat16, widened; eight floats, rounded to the nearest bfloat16 (ties to even).
 inline F8 load_bf16(const uint16_t* p) {
     F8 r;
