@@ -74,13 +74,8 @@ def test_what_drafts_is_what_was_trained(head, head_file, model, passages, monke
     lm = LM(model, Engine(prefix_cache=False))
     look = Look(passage.tokens[at : at + steps].tolist())
     lm.generate(passage.tokens[:at].tolist(), method=look, draft=load_head(head_file, model), max_tokens=5)
-    batch = as_batch(
-        [
-            replace(
-                passage, tokens=passage.tokens[: at + steps + 1], hidden_states=passage.hidden_states[: at + steps + 1]
-            )
-        ]
-    )
+    end = at + steps + 1
+    batch = as_batch([replace(passage, tokens=passage.tokens[:end], hidden_states=passage.hidden_states[:end])])
     embeddings = head.embed(batch.tokens)
     net = deepcopy(head.net).bfloat16().float()  # as the file holds it
     start = torch.tensor([batch.tokens.shape[1] - steps - 1])  # where the first token was committed

@@ -307,7 +307,7 @@ def bfloat16_is_faster() -> bool:
 
 
 def _starts(batch: Batch, behind: int, draw: torch.Generator | None) -> Tensor:
-    """Returns the places where chains begin, int64 [chains]: with `draw` a third of those with `behind` places after."""
+    """Returns places where chains begin, int64 [chains]: all that `behind` places follow, or a random third of them."""
     begin = int(batch.own.any(0).float().argmax())
     starts = torch.arange(begin, batch.own.shape[1] - behind)
     if draw is None:

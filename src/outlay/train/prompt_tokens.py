@@ -156,7 +156,7 @@ class PromptTrainer:
 
     @torch.no_grad()
     def accuracy(self, passages: Sequence[Passage], progress: Progress = lambda phase, done, total: None) -> Tensor:
-        """Returns the hit rate of each guess at each rank, [m, RANKS], on held-out passages: it calibrates the trees."""
+        """Returns the hit rate of each guess at each rank on held-out passages, [m, RANKS], to calibrate trees with."""
         m, draw = self.recipe.m, random.Random(self.recipe.seed)
         hits, count = torch.zeros(m, RANKS), 0
         for done, passage in enumerate(passages, 1):
