@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Fits the scaling laws of drafts to measurements, predicts, and says which draft to train (Scylla)."
 EXAMPLES = """where the measurements come from:
-  (nothing)       draft heads trained for this: of one layer on --tokens, and of --layers on the most but one of --tokens
+  (nothing)       draft heads trained for this: of one layer on --tokens, of --layers on the most but one of --tokens
   --drafts FILE   draft heads that you have trained, measured on text that the model writes
   --table FILE    a table of yours, JSON: [{"value": 2.1, "error": 0.05, "tokens": 100000, "layers": 1}, ...]
 

@@ -31,7 +31,7 @@ from outlay.train.questions import questions
 
 Progress = Callable[[str, int, int], None]
 BATCHES = (1, 2, 4, 8, 16)  # at which a trained draft head is timed (the specification's)
-HELD_TOKENS = 200_000  # tokens of text that given draft heads are measured on a part of; gives about 50 held-out texts
+HELD_TOKENS = 200_000  # tokens of the text whose held-out part measures given draft heads
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class CostTiming:
-    """How rounds are timed to price drafts: the medians of a few turns are steady on a machine at rest."""
+    """How rounds are timed to price drafts."""
 
     turns: int = 5
     """Turns that are counted."""
@@ -68,7 +68,7 @@ def round_costs(
     vocabulary: int,
     batch: int,
     progress: Progress,
-    timing: CostTiming = CostTiming(),  # noqa: B008 - frozen
+    timing: CostTiming = CostTiming(),
 ) -> RoundCosts:
     """Times rounds, without drafts and with chains from untrained draft heads; all kinds of rounds take turns.
 
@@ -109,7 +109,7 @@ def batch_speeds(
     prompts: Sequence[list[int]],
     batches: Sequence[int],
     progress: Progress,
-    timing: SpeedTiming = SpeedTiming(),  # noqa: B008 - frozen
+    timing: SpeedTiming = SpeedTiming(),
 ) -> dict[str, list[Point]]:
     """Times decoding with and without a chain of drafts at several batches (theorem 1.3), in turns.
 

@@ -38,7 +38,7 @@ from outlay.train.schedule import schedule
 Progress = Callable[[str, int, int], None]
 HitRates = dict[str, list[float]]  # "steps" and "prompts" -> share of places where both best tokens agree, by depth
 
-PROMPTS_FASTER = 5.0  # learning rate of the prompt tokens over that of the layers: they start from no trained weights
+PROMPTS_FASTER = 5.0  # learning rate of the prompt tokens over that of the layers, which start trained
 KEEP_EVERY = 200  # steps between checkpoints
 FASTER = 1.5  # speed of bfloat16 products over float32 ones from which they are used; AVX-512 gave 1.7 in training
 HELD_OUT = 16  # every 16th passage is held out for measuring
