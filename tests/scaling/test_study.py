@@ -111,14 +111,14 @@ def test_heads_are_trained_on_the_first_tokens_and_measured_on_texts_that_were_h
     monkeypatch.setattr(
         DraftHeadTrainer, "fit", lambda trainer, *rest: trained.append(trainer.passages) or fit(trainer, *rest)
     )
-    small, large = study.measure(300, 1, silent), study.measure(2000, 1, silent)
-    assert (small.tokens, large.tokens) == (300, 2000)
+    small, large = study.measure(300, 1, silent), study.measure(1200, 1, silent)
+    assert (small.tokens, large.tokens) == (300, 1200)
     held = [p for place, p in enumerate(greedy) if place % HELD_OUT == 0]
     assert measured[0] is measured[1]
     assert [id(p) for p in measured[0]] == [id(p) for p in held]
     assert not {id(p) for p in trained[1]} & {id(p) for p in held}
     assert [id(p) for p in trained[0]] == [id(p) for p in trained[1][: len(trained[0])]], "one grows on the other"
-    for tokens, texts in zip((300, 2000), trained, strict=True):
+    for tokens, texts in zip((300, 1200), trained, strict=True):
         assert own_tokens(texts) >= tokens > own_tokens(texts[:-1])
 
 

@@ -29,11 +29,11 @@ def test_rounds_between_those_that_were_timed_are_on_a_line():
         assert costs(layers, depth) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_rounds_are_timed_with_full_chains_and_without_what_reading_the_prompt_takes(monkeypatch, batch):
+@pytest.mark.parametrize(("batch", "turns"), [(1, 3), (3, 1)])
+def test_rounds_are_timed_with_full_chains_and_without_what_reading_the_prompt_takes(monkeypatch, batch, turns):
     """Every timed run has as many target passes as is said, and drafts a whole chain in each."""
     lm, shown, runs = tiny_lm(), [], []
-    inner, timing = timing_module.timed, CostTiming(turns=3, warmup=1, rounds=4)
+    inner, timing = timing_module.timed, CostTiming(turns=turns, warmup=1, rounds=4)
 
     def record(*args):
         runs.append((args, inner(*args)))

@@ -70,7 +70,7 @@ def drawn(distribution):
 
 @pytest.fixture(scope="module")
 def learned(model, drawn):
-    trainer = PromptTrainer(model, PromptRecipe(m=2, steps=200, texts=1, groups=32, lr=0.2))
+    trainer = PromptTrainer(model, PromptRecipe(m=2, steps=100, texts=1, groups=32, lr=0.2))
     trainer.fit(drawn[:4], None, silent)
     return trainer
 

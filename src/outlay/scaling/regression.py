@@ -70,7 +70,12 @@ def fit_line(u: Floats, y: Floats, weights: Floats) -> Line:
 
 def saturating_error(x: Floats, y: Floats, weights: Floats) -> float:
     """Returns the weighted squared error of the best y = a - k x^-g with g from 0.05 to 1.5."""
-    return min(fit_line(x**-g, y, weights).squares for g in np.linspace(0.05, 1.5, 59))
+    z = x ** -np.linspace(0.05, 1.5, 59)[:, None]  # a row for each g
+    share = weights / weights.sum()
+    z, y = z - (z @ share)[:, None], y - y @ share
+    spread = z**2 @ weights
+    k = np.divide(z @ (weights * y), spread, out=np.zeros_like(spread), where=spread > 0)
+    return float((((y - k[:, None] * z) ** 2) @ weights).min())
 
 
 def power_error(x: Floats, y: Floats, weights: Floats) -> float:
