@@ -31,7 +31,7 @@ from outlay.speculation.rounds import DraftLimits
 from outlay.speculation.tables import open_table
 from outlay.testing import PROMPTS, markov_model, tiny_model
 from outlay.train.corpus import Passage
-from outlay.train.head import HeadRecipe, HeadTrainer
+from outlay.train.draft_head import DraftHeadRecipe, DraftHeadTrainer
 
 NAMES = ["head", "lookup", "table", "ppd", "self:skip", "self:skip=0", "self:int4", "self:int4,skip=1"]
 
@@ -58,7 +58,7 @@ def save_head(path, model):
     """A head that was not trained."""
     tokens = torch.arange(100)
     passage = Passage(tokens, 10, torch.randn(100, 32, generator=torch.Generator().manual_seed(0)).half())
-    HeadTrainer(model, HeadRecipe(vocabulary=100), [passage]).save(path, model)
+    DraftHeadTrainer(model, DraftHeadRecipe(vocabulary=100), [passage]).save(path)
 
 
 def save_prompts(path, model, m=4):

@@ -1,18 +1,20 @@
-"""`outlay plan`: laws of a table or of heads that it trains, predictions with their intervals, and a choice."""
+"""`outlay plan`: scaling laws of a table or of draft heads that it trains, predictions with intervals, and a choice."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+from functools import partial
 
 import pytest
 
-from outlay.cli import plan
-from outlay.scaling import study
-from outlay.scaling.laws import Point, fit_joint, fit_loglinear
+from outlay.cli import plan as command
+from outlay.scaling import plan
+from outlay.scaling.laws import fit_joint, fit_loglinear
+from outlay.scaling.points import Point
 from outlay.scaling.report import TABLES
-from outlay.scaling.study import RoundCosts
+from outlay.scaling.timing import CostTiming, RoundCosts, SpeedTiming
 
 # What the specification of Scylla measured on a small target: tau against tokens, and against layers.
 TOKENS = [
@@ -67,7 +69,7 @@ def priced(monkeypatch, little_text):
             ends = {size: {depth: 1e-3 + depth * (head * size + a_row) for depth in (1, 8)} for size in sizes}
             return RoundCosts(1e-3, ends)
 
-        monkeypatch.setattr(study, "round_costs", costs)
+        monkeypatch.setattr(plan, "round_costs", costs)
 
     return set_prices
 
@@ -215,17 +217,17 @@ def test_too_few_sizes_for_a_law_are_refused_before_anything_is_written_or_train
 ):
     status, line = refusal("plan", "--model", tiny, "--work", tmp_path / "work", *words.split())
     assert status == 2
-    assert "a law takes 4 heads of different sizes over a span of 8 times" in line
+    assert "a law takes 4 draft heads of different sizes over a span of 8 times" in line
     assert {phase.split(",")[0] for phase, _ in watch.seen} & {"training", "writing text"} == set()
 
 
 def test_amounts_are_written_with_k_and_m():
-    assert plan.amounts("400k,25k, 8,1M,1.5k,8") == [8, 1500, 25_000, 400_000, 1_000_000]
-    assert plan.amounts("16.1k,2.3M,1.005k") == [1005, 16_100, 2_300_000]
-    assert plan.sizes("1M:2,25k:1") == [(1_000_000, 2), (25_000, 1)]
+    assert command.amounts("400k,25k, 8,1M,1.5k,8") == [8, 1500, 25_000, 400_000, 1_000_000]
+    assert command.amounts("16.1k,2.3M,1.005k") == [1005, 16_100, 2_300_000]
+    assert command.sizes("1M:2,25k:1") == [(1_000_000, 2), (25_000, 1)]
     for bad in ("", "k", "1e3", "1.0005k", "-1", "1,,2"):
         with pytest.raises(argparse.ArgumentTypeError):
-            plan.amounts(bad)
+            command.amounts(bad)
 
 
 def test_the_largest_head_is_chosen_where_layers_cost_nothing(planned, priced, tiny):
@@ -264,7 +266,7 @@ def test_nothing_is_drafted_where_no_head_is_sure_to_gain(planned, priced, tiny)
     out, found = planned(BOTH, "--model", tiny, "--batch", "1")
     assert found["choices"]["1"]["best"] is None
     assert found["choices"]["1"]["all"]
-    assert "at batch 1: draft nothing: no head is sure to gain\n" in out
+    assert "at batch 1: draft nothing: no speed-up is above 1 with its whole interval\n" in out
 
 
 def test_the_documentation_says_what_the_command_printed(planned, priced, tiny):
@@ -277,16 +279,14 @@ def test_the_documentation_says_what_the_command_printed(planned, priced, tiny):
 
 def test_speed_ups_are_of_rounds_that_were_timed(planned, little_text, tiny, monkeypatch):
     """With the smallest and the largest head that is weighed, at each batch: 49 chains are priced by them."""
-    measure, timed = study.round_costs, {}
+    measure, timed = plan.round_costs, {}
 
     def record(lm, sizes, vocabulary, batch, progress):
         assert (sizes, vocabulary) == ([1, 10], 60)
-        timed[batch] = measure(lm, sizes, vocabulary, batch, progress)
+        timed[batch] = measure(lm, sizes, vocabulary, batch, progress, CostTiming(turns=1, warmup=0))
         return timed[batch]
 
-    monkeypatch.setattr(study, "round_costs", record)
-    monkeypatch.setattr(study, "COST_TURNS", 1)
-    monkeypatch.setattr(study, "COST_WARM", 0)
+    monkeypatch.setattr(plan, "round_costs", record)
     _, found = planned(BOTH, "--model", tiny, "--batch", "1,4", "--vocabulary", 60)
     for batch in (1, 4):
         costs, every = timed[batch], found["choices"][str(batch)]["all"]
@@ -311,16 +311,15 @@ def test_heads_are_trained_once_and_kept_and_are_points_themselves(outlay, watch
     assert outlay(*words)[1] == out
     assert {phase for phase, _ in watch.seen} & {"training", "writing text"} == set()
 
-    monkeypatch.setattr(study, "HELD_TOKENS", 384)
-    monkeypatch.setattr(study, "BATCH_ROUNDS", 2)
-    monkeypatch.setattr(study, "BATCH_TOKENS", 6)
+    monkeypatch.setattr(plan, "HELD_TOKENS", 384)
+    monkeypatch.setattr(plan, "batch_speeds", partial(plan.batch_speeds, timing=SpeedTiming(turns=2, tokens=6)))
     monkeypatch.setattr(plan, "BATCHES", (1, 2, 4, 8))
     heads = [tmp_path / "work" / f"1x{tokens}.safetensors" for tokens in (48, 96, 192, 384)]
     status, out, err = outlay("plan", *kept, "--drafts", *heads)
     assert err == ""
     assert status == 0
     assert {key: row[0] for key, row in predictions(out).items()} == measured
-    assert "measured with the head that there is" in out
+    assert "measured with a trained draft head, a chain of 4\n" in out
     speeds = re.findall(r"^(\d+) +(\d+) +(\d+) +(\d\.\d\d)x$", out, re.MULTILINE)
     assert [batch for batch, *_ in speeds] == ["1", "2", "4", "8"]
     for _, plain, drafted, ratio in speeds:

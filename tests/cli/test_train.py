@@ -11,12 +11,11 @@ from safetensors.torch import load_file, save_file
 from outlay.models.load import load_model
 from outlay.speculation.ngrams import NgramTable
 from outlay.speculation.tables import model_table
-from outlay.train import corpus
-from outlay.train import head as head_training
+from outlay.train import corpus, draft_head, prompt_tokens
 
 WORDS = {
     "draft": ("--tokens", 300, "--vocabulary", 60, "--epochs", 4),
-    "ppd": ("--tokens", 300, "--m", 2, "--steps", 60),
+    "ppd": ("--tokens", 300, "--m", 2, "--steps", 12),
 }
 
 pytestmark = pytest.mark.usefixtures("little_text")
@@ -78,7 +77,7 @@ def test_a_head_that_was_trained_is_the_default_draft_of_its_model_wherever_that
     assert (status, out.count("\n")) == (0, 1)
     assert out.strip().startswith(str(tmp_path / "cache"))
     assert out.endswith(".head.safetensors\n")
-    assert err.startswith("right at depth 1, 2, ... of texts that it was not trained on: ")
+    assert err.startswith("hit rates at depth 1, 2, ... on held-out texts: ")
     assert err.count("%") == 3
     found = generated("--method", "speculative")
     assert found["ledger"]["draft_passes"] > 0
@@ -94,7 +93,7 @@ def test_prompt_tokens_that_were_trained_are_found_by_ppd(train, generated, refu
     status, out, err = train("ppd")
     assert status == 0
     assert out.endswith(".ppd.safetensors\n")
-    assert err.startswith("guesses 1, 2, ... ahead are right: ")
+    assert err.startswith("hit rates of guesses 1, 2, ... ahead on held-out texts: ")
     assert err.count("%") == 2, "as many as there are prompt tokens"
     assert generated("--method", "ppd")["text"] == generated()["text"]
 
@@ -164,11 +163,12 @@ def test_the_same_seed_gives_the_same_file_and_another_one_another(train, tmp_pa
     assert files[0] == files[1] != files[2]
 
 
-@pytest.mark.parametrize(("what", "step"), [("draft", 3), ("ppd", 55)])
+@pytest.mark.parametrize(("what", "step"), [("draft", 3), ("ppd", 11)])
 def test_a_training_that_was_stopped_goes_on_where_it_was_and_ends_the_same(
     train, watch, tmp_path, monkeypatch, what, step
 ):
-    monkeypatch.setattr(head_training, "KEEP_EVERY", 1)
+    monkeypatch.setattr(draft_head, "KEEP_EVERY", 1)
+    monkeypatch.setattr(prompt_tokens, "KEEP_EVERY", 10)
     whole, halved = tmp_path / "whole.safetensors", tmp_path / "halved.safetensors"
     train(what, "--out", whole)
     steps = len([phase for phase, _ in watch.seen if phase == "training"])
@@ -202,7 +202,7 @@ def test_texts_that_were_written_before_a_stop_are_kept_and_answer_the_prompts_t
 
 
 def test_a_checkpoint_of_other_options_is_refused(train, watch, refusal, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(head_training, "KEEP_EVERY", 1)
+    monkeypatch.setattr(draft_head, "KEEP_EVERY", 1)
     watch.stop = "training", 3
     train("draft", "--out", tmp_path / "head")
     status, line = refusal(

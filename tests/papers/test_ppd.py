@@ -31,7 +31,7 @@ class Guess(Method):
     def decode(self, run):
         nodes = [run.tip]
         for vectors in self.vectors:
-            nodes += run.tree.extend([nodes[-1]], [-1], "ppd", inputs_embeds=[vectors[0]])
+            nodes += run.tree.extend([nodes[-1]], [-1], "ppd", vectors=[vectors[0]])
         logits = yield run.target.forward(nodes)
         self.logits = logits[1:]
         self.last.append(logits[0])
@@ -42,13 +42,13 @@ def test_the_engine_guesses_what_training_guesses(prompts, model, passages):  # 
     cut = passage.begin + 4
     with torch.no_grad():
         expected = prompts.guesses(passage, [cut])[0]
-    guess = Guess(prompts.vectors.detach())
+    guess = Guess(prompts.embeddings.detach())
     LM(model, Engine()).generate(passage.tokens[: cut + 1].tolist(), method=guess, max_tokens=1)
     assert torch.allclose(guess.logits, expected, atol=1e-3)
 
 
 def test_real_tokens_do_not_see_prompt_tokens(prompts, model):  # noqa: F811
-    with_prompts, without = Guess(prompts.vectors.detach()), Guess([])
+    with_prompts, without = Guess(prompts.embeddings.detach()), Guess([])
     for guess in (with_prompts, without):
         LM(model, Engine()).generate(PROMPTS[1], method=guess, max_tokens=1)
     assert torch.allclose(with_prompts.last[0], without.last[0], atol=1e-4)
@@ -119,11 +119,11 @@ def test_typical_acceptance_takes_longer_paths_and_is_another_law(prompts_file, 
 def test_only_the_prompt_tokens_are_trained(model, passages):  # noqa: F811
     before = model.decoder.lm_head.weight.clone()
     trainer = PromptTrainer(model, PromptRecipe(m=2, steps=3))
-    start = trainer.vectors.detach().clone()
+    start = trainer.embeddings.detach().clone()
     trainer.fit(passages[:4], None, silent)
     assert torch.equal(before, model.decoder.lm_head.weight)
-    assert not torch.equal(start, trainer.vectors)
-    assert trainer.vectors.numel() == 2 * 32
+    assert not torch.equal(start, trainer.embeddings)
+    assert trainer.embeddings.numel() == 2 * 32
 
 
 def test_training_goes_on_where_it_was(model, passages, tmp_path):  # noqa: F811
@@ -142,7 +142,7 @@ def test_training_goes_on_where_it_was(model, passages, tmp_path):  # noqa: F811
         PromptTrainer(model, recipe).fit(passages[:4], tmp_path / "c", stop)
     again = PromptTrainer(model, recipe)
     again.fit(passages[:4], tmp_path / "c", silent)
-    assert torch.allclose(whole.vectors, again.vectors, atol=1e-5)
+    assert torch.allclose(whole.embeddings, again.embeddings, atol=1e-5)
 
 
 def test_prompt_tokens_of_another_model_or_none_are_refused(prompts_file, tmp_path, monkeypatch):  # noqa: F811

@@ -72,7 +72,7 @@ def test_a_tree_has_at_most_the_nodes_that_it_may_have(chains, nodes):
         lm.generate([1], method=method, draft=draft, temperature=1.0, max_tokens=30, trace=events.append)
         widths = [len(event["nodes"]) for event in events if event["event"] == "pass" and event["model"] == "target"]
         assert max(widths) <= nodes + 1
-        assert method.size == nodes
+        assert method.limits.max_nodes == nodes
     assert_exact(lm, RSD("s", width=3, depth=2, nodes=nodes), 2000, draft=draft, temperature=1.0)
 
 

@@ -9,8 +9,10 @@ import pytest
 from scipy.stats import t as student
 
 from outlay.errors import UsageError
-from outlay.scaling import laws as scaling
-from outlay.scaling.laws import Point, Prediction, fit_joint, fit_loglinear
+from outlay.scaling import choice
+from outlay.scaling.laws import Prediction, fit_joint, fit_loglinear
+from outlay.scaling.points import Point, read_points
+from outlay.scaling.regression import t_quantile
 
 TOKENS = (25e3, 50e3, 100e3, 200e3, 400e3)
 # The points that the specification measured on a small target: tau against tokens, and against layers.
@@ -48,8 +50,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30])
 def test_quantiles_are_those_of_students_t(freedom):
-    for chance in (0.6, 0.9, 0.975, 0.999):
-        assert scaling.t_quantile(chance, freedom) == pytest.approx(student.ppf(chance, freedom), rel=1e-6)
+    for probability in (0.6, 0.9, 0.975, 0.999):
+        assert t_quantile(probability, freedom) == pytest.approx(student.ppf(probability, freedom), rel=1e-6)
 
 
 def test_a_curve_that_levels_off_is_not_called_log_linear():
@@ -144,28 +146,28 @@ def test_expected_tokens_are_those_of_a_simulation(acceptances):
     draw = np.random.default_rng(0)
     taken = (draw.random((200_000, len(acceptances))) < acceptances).cumprod(1).sum(1)
     error = taken.std() / math.sqrt(len(taken)) + 1e-9
-    assert scaling.expected_tokens(acceptances) == pytest.approx(1 + taken.mean(), abs=5 * error)
+    assert choice.expected_tokens(acceptances) == pytest.approx(1 + taken.mean(), abs=5 * error)
 
 
 def test_a_chain_of_one_acceptance_is_the_closed_form():
     for share in (0.0, 0.3, 0.9, 1.0):
         for depth in (1, 4, 9):
-            tokens = scaling.chain_tokens(share, depth)
-            assert tokens == pytest.approx(scaling.expected_tokens([share] * depth))
-            assert scaling.even_acceptance(tokens, depth) == pytest.approx(share, abs=1e-6)
-    assert scaling.memory_bound_speedup(3.0, 0.05, 4) == pytest.approx(2.5)
+            tokens = choice.chain_tokens(share, depth)
+            assert tokens == pytest.approx(choice.expected_tokens([share] * depth))
+            assert choice.even_acceptance(tokens, depth) == pytest.approx(share, abs=1e-6)
+    assert choice.memory_bound_speedup(3.0, 0.05, 4) == pytest.approx(2.5)
 
 
 def test_the_choice_is_the_best_of_an_enumeration_and_plain_decoding_where_none_is_sure():
     def tau(layers, depth):
-        value = scaling.chain_tokens(0.6 + 0.05 * math.log2(layers), depth)
+        value = choice.chain_tokens(0.6 + 0.05 * math.log2(layers), depth)
         return Prediction(value, value - 0.2, value + 0.2)
 
     def seconds(layers, depth):
         return 8 + 0.3 * (depth + 1) + 0.4 * layers * depth
 
-    best, every = scaling.choose(tau, seconds, 8.3, tokens=1e6, batch=3)
-    assert best == max(every, key=lambda choice: choice.throughput)
+    best, every = choice.choose(tau, seconds, 8.3, tokens=1e6, batch=3)
+    assert best == max(every, key=lambda each: each.throughput)
     assert best.layers in (1, 2)
     predicted = tau(best.layers, best.depth)
     took = seconds(best.layers, best.depth)
@@ -173,23 +175,23 @@ def test_the_choice_is_the_best_of_an_enumeration_and_plain_decoding_where_none_
     gains = [value * 8.3 / took for value in (predicted.value, predicted.low, predicted.high)]
     assert [best.speedup, best.low, best.high] == pytest.approx(gains)
     assert best.low > 1
-    none, _ = scaling.choose(tau, lambda layers, depth: 8.0 * (depth + 1), 8.0, tokens=1e6)
+    none, _ = choice.choose(tau, lambda layers, depth: 8.0 * (depth + 1), 8.0, tokens=1e6)
     assert none is None
-    small, _ = scaling.choose(tau, lambda layers, depth: 8.0, 8.0, tokens=1e6, fits=lambda layers: layers <= 2)
+    small, _ = choice.choose(tau, lambda layers, depth: 8.0, 8.0, tokens=1e6, fits=lambda layers: layers <= 2)
     assert small.layers == 2
 
 
 def test_what_a_chain_gives_is_carried_over_to_other_depths():
     for share in (0.2, 0.7, 1.0):
-        tau = Prediction(scaling.chain_tokens(share, 5), 1.0, 6.0, "far")
+        tau = Prediction(choice.chain_tokens(share, 5), 1.0, 6.0, "far")
         for depth in (1, 5, 8):
-            found = scaling.at_depth(tau, 5, depth)
-            assert found.value == pytest.approx(scaling.chain_tokens(share, depth))
+            found = choice.at_depth(tau, 5, depth)
+            assert found.value == pytest.approx(choice.chain_tokens(share, depth))
             assert (found.low, found.high, found.warning) == (pytest.approx(1), pytest.approx(depth + 1), "far")
 
 
 def test_points_are_read_from_a_table():
-    assert scaling.read_points([{"value": 1.5, "tokens": 1000}]) == [Point(1.5, tokens=1000)]
+    assert read_points([{"value": 1.5, "tokens": 1000}]) == [Point(1.5, tokens=1000)]
     for bad in ({"tau": 1}, {"value": "x"}, 3):
         with pytest.raises(UsageError, match="point 1"):
-            scaling.read_points([bad])
+            read_points([bad])

@@ -14,11 +14,13 @@ from papers.small_target import LENGTH, VOCABULARY, small_target
 import outlay
 from outlay.decode.draft.specinfer import Speculative
 from outlay.decode.greedy import Greedy
-from outlay.scaling import laws as scaling
-from outlay.scaling import study as study_module
-from outlay.scaling.laws import Point, fit_joint, fit_loglinear
-from outlay.scaling.study import DEPTH, DraftStudy, batch_speeds, measure_file, round_costs
-from outlay.train.head import HeadRecipe
+from outlay.scaling.choice import at_depth, choose
+from outlay.scaling.laws import fit_joint, fit_loglinear
+from outlay.scaling.points import Point
+from outlay.scaling.study import DEPTH, DraftStudy, measure_file
+from outlay.scaling.study import TAU_LIMITS as LIMITS
+from outlay.scaling.timing import batch_speeds, round_costs, timed
+from outlay.train.draft_head import DraftHeadRecipe
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +28,6 @@ SEEDS = (0, 1, 2)
 TOKENS, LAYERS = (25_000, 50_000, 100_000, 200_000, 400_000), (1, 2, 4, 8)
 MIDDLE = 200_000  # tokens that the heads of several layers are trained on
 SIZES = [*((tokens, 1) for tokens in TOKENS), *((MIDDLE, layers) for layers in LAYERS[1:])]
-LIMITS = (1.0, DEPTH + 1.0)
 DEPTHS = (1, 4, 8)  # nodes of the chains that are weighed
 PROMPTS, NEW, ROUNDS = 8, 120, 5  # that speeds are measured with
 TWO_PASSES = outlay.Budget(target_passes=2)
@@ -46,7 +47,7 @@ def studies(small, tmp_path_factory):
     """A study a seed, each on texts in an order of its own, with all of its heads."""
     found = []
     for seed in SEEDS:
-        recipe = HeadRecipe(vocabulary=VOCABULARY, epochs=1, ahead=0, unroll=DEPTH, batch=8 * LENGTH, seed=seed)
+        recipe = DraftHeadRecipe(vocabulary=VOCABULARY, epochs=1, ahead=0, unroll=DEPTH, batch=8 * LENGTH, seed=seed)
         study = DraftStudy(small.lm.model, (), recipe, tmp_path_factory.mktemp(f"seed-{seed}"))
         study.held, study.rest = small.held, random.Random(seed).sample(small.read, len(small.read))
         for size in SIZES:
@@ -75,7 +76,7 @@ def _said(law):
 @pytest.fixture(scope="module")
 def heads(small, studies):
     """Those of the first seed, of several layers."""
-    return {layers: small.lm.draft(str(studies[0].head(MIDDLE, layers))) for layers in LAYERS}
+    return {layers: small.lm.draft(str(studies[0].path(MIDDLE, layers))) for layers in LAYERS}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def measured(small, heads, prompts):
         costs.append(round_costs(small.lm, (1, 8), VOCABULARY, 1, silent))
         for place, prompt in enumerate(prompts[:PROMPTS]):
             for kind, (method, draft) in kinds.items():
-                seconds[kind][place].append(study_module._timed(small.lm, [prompt], method, draft, NEW, None)[0])
+                seconds[kind][place].append(timed(small.lm, [prompt], method, draft, NEW)[0])
     return {kind: PROMPTS * NEW / sum(map(median, each)) for kind, each in seconds.items()}, costs
 
 
@@ -128,8 +129,8 @@ def test_a_chain_gives_in_the_engine_what_was_measured_of_its_head(small, studie
     held, starts = small.held, []
     for passage in held:
         end = passage.begin + DEPTH + 3
-        starts.append(replace(passage, tokens=passage.tokens[:end], features=passage.features[:end]))
-    known = measure_file(studies[0].head(MIDDLE, layers), small.lm.model, starts)
+        starts.append(replace(passage, tokens=passage.tokens[:end], hidden_states=passage.hidden_states[:end]))
+    known = measure_file(studies[0].path(MIDDLE, layers), small.lm.model, starts)
     options = {"method": Speculative(DEPTH), "draft": heads[layers], "max_tokens": 16, "ignore_eos": True}
     later = [passage.tokens[: passage.begin + 1].tolist() for passage in held]
     ledgers = []
@@ -148,7 +149,7 @@ def test_the_throughput_of_a_head_that_was_not_fitted_is_predicted_within_15_per
     size = (MIDDLE, LAYERS[-1])
     law = fit_joint([point for other, point in points.items() if other != size], LIMITS)
     speeds, costs = measured
-    tau = scaling.at_depth(law.predict(*size), DEPTH, depth)
+    tau = at_depth(law.predict(*size), DEPTH, depth)
     predicted = median(tau.value / each(size[1], depth) for each in costs)
     print(size, depth, f"predicted {predicted:.1f} tokens a second, measured {speeds[size[1], depth]:.1f}")
     assert predicted == pytest.approx(speeds[size[1], depth], rel=0.15)
@@ -158,8 +159,8 @@ def test_the_planned_configuration_is_within_10_percent_of_the_best_that_was_mea
     """The plan check: 1, 2 and 4 layers, and chains of 1, 4 and 8, all measured."""
     law = fit_joint(list(points.values()), LIMITS)
     speeds, costs = measured
-    best, every = scaling.choose(
-        lambda layers, depth: scaling.at_depth(law.predict(MIDDLE, layers), DEPTH, depth),
+    best, every = choose(
+        lambda layers, depth: at_depth(law.predict(MIDDLE, layers), DEPTH, depth),
         lambda layers, depth: median(each(layers, depth) for each in costs),
         median(each.plain for each in costs),
         tokens=MIDDLE,

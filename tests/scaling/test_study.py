@@ -1,10 +1,10 @@
-"""A study of heads: what is measured of one, that its points are kept, and that it goes on where it stopped."""
+"""A study of draft heads: what is measured, that points are kept, and that it goes on where it stopped."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,26 +12,17 @@ import torch
 from train.conftest import silent
 
 import outlay.scaling.study as study_module
-import outlay.train.head as head_module
+import outlay.train.draft_head as draft_head_module
 from outlay.errors import UsageError
 from outlay.models.draft_head import lm_head_rows, load_draft_head
-from outlay.scaling.study import (
-    COST_DEPTHS,
-    DEPTH,
-    DraftStudy,
-    RoundCosts,
-    batch_speeds,
-    measure,
-    measure_file,
-    round_costs,
-    study_of,
-)
+from outlay.scaling.study import DEPTH, DraftStudy, measure, measure_file, study_of
 from outlay.testing import tiny_lm, tiny_model
+from outlay.train.batches import own_tokens
 from outlay.train.corpus import WARM_EVERY
+from outlay.train.draft_head import HELD_OUT, DraftHeadRecipe, DraftHeadTrainer
 from outlay.train.frozen import weight_of
-from outlay.train.head import HELD_OUT, HeadRecipe, HeadTrainer, own_tokens
 
-RECIPE = HeadRecipe(vocabulary=100, epochs=1, ahead=0, unroll=2, batch=300)
+RECIPE = DraftHeadRecipe(vocabulary=100, epochs=1, ahead=0, unroll=2, batch=300)
 
 
 class StopError(Exception):
@@ -54,10 +45,10 @@ def whole(model):
 
 
 def oracle(whole, wrong=None, vocabulary=257):
-    """What measures as a head does that knows the target's features, but for one step of a chain."""
+    """A stand-in for a trainer, whose draft head knows the target's hidden states, but for one step of a chain."""
 
-    def net(features, embeddings, starts, depth, ahead):
-        ahead_of_it = torch.cat([features[:, 1:], torch.zeros_like(features[:, :1])], dim=1)
+    def net(before, embeddings, starts, depth, ahead):
+        ahead_of_it = torch.cat([before[:, 1:], torch.zeros_like(before[:, :1])], dim=1)
         steps = [ahead_of_it[:, starts + step] * (-1 if step == wrong else 1) for step in range(depth)]
         return ahead_of_it, steps, []
 
@@ -65,31 +56,31 @@ def oracle(whole, wrong=None, vocabulary=257):
     net.parameters = lambda: iter([torch.zeros(3, 5), torch.zeros(2)])
     return SimpleNamespace(
         net=net,
-        embed=lambda tokens: torch.zeros(len(tokens), 32),
+        embed=lambda tokens: torch.zeros(*tokens.shape, 32),
         vocabulary=tokens,
-        head=whole[tokens],
-        whole_head=lambda: whole,
-        recipe=HeadRecipe(layers=7),
+        lm_head=whole[tokens],
+        full_lm_head=lambda: whole,
+        recipe=DraftHeadRecipe(layers=7),
     )
 
 
 @pytest.mark.parametrize("right", range(DEPTH + 1))
-def test_tau_is_one_and_the_tokens_that_a_chain_gets_right_before_it_errs(greedy, whole, right):
-    """Those that it gets right after it erred don't count."""
+def test_tau_is_one_and_the_tokens_of_a_chain_before_its_first_miss(greedy, whole, right):
+    """Hits after the first miss don't count."""
     found = measure(oracle(whole, wrong=right), greedy)
-    assert found.tau == pytest.approx(1 + right, abs=0.02), "up to texts that float16 features tell otherwise"
+    assert found.tau == pytest.approx(1 + right, abs=0.02), "up to places that float16 hidden states tell otherwise"
     assert found.right == pytest.approx([1.0] * right + [0.0] * (DEPTH - right), abs=0.01)
     assert found.layers == 7
     assert found.parameters == 17
 
 
-def test_alpha_is_the_overlap_of_both_laws(greedy, whole, model):
+def test_alpha_is_the_overlap_of_both_distributions(greedy, whole, model):
     assert measure(oracle(whole), greedy).alpha == pytest.approx(1.0, abs=1e-5)
     some = measure(oracle(whole, vocabulary=120), greedy).alpha
     assert 0 < some < 1, "a head has nothing in common with the target for tokens that it does not draft"
     opposite = measure(oracle(whole, wrong=0), greedy).alpha
     passage = next(p for p in greedy if len(p.tokens) - p.begin > 30)
-    wanted = passage.features[passage.begin : -1 - DEPTH].float()
+    wanted = passage.hidden_states[passage.begin : -1 - DEPTH].float()
     p, q = ((sign * wanted @ whole.T).softmax(-1) for sign in (-1, 1))
     alone = measure(oracle(whole, wrong=0), [passage])
     assert alone.alpha == pytest.approx(float(torch.minimum(p, q).sum(-1).mean()), abs=1e-5)
@@ -99,33 +90,35 @@ def test_alpha_is_the_overlap_of_both_laws(greedy, whole, model):
 def test_texts_that_are_too_short_for_a_chain_are_left_out(greedy, whole):
     passage = next(p for p in greedy if len(p.tokens) - p.begin > 30)
     short = replace(
-        passage, tokens=passage.tokens[: passage.begin + DEPTH], features=passage.features[: passage.begin + DEPTH]
+        passage,
+        tokens=passage.tokens[: passage.begin + DEPTH],
+        hidden_states=passage.hidden_states[: passage.begin + DEPTH],
     )
     assert measure(oracle(whole), [short, passage]) == measure(oracle(whole), [passage])
 
 
 def test_errors_are_those_of_a_mean_over_texts():
     values = torch.tensor([1.0, 2.0, 3.0, 4.0] * 25, dtype=torch.float64)
-    assert study_module._error(values) == pytest.approx(float(values.std() / 10), rel=0.2)
-    assert study_module._error(values) == study_module._error(values)
-    assert study_module._error(torch.ones(9, dtype=torch.float64)) == 0
+    assert study_module._standard_error(values) == pytest.approx(float(values.std() / 10), rel=0.2)
+    assert study_module._standard_error(values) == study_module._standard_error(values)
+    assert study_module._standard_error(torch.ones(9, dtype=torch.float64)) == 0
 
 
 def test_heads_are_trained_on_the_first_tokens_and_measured_on_texts_that_were_held_out(study, greedy, monkeypatch):
     trained, measured = [], []
-    inner, fit = study_module.measure, HeadTrainer.fit
+    inner, fit = study_module.measure, DraftHeadTrainer.fit
     monkeypatch.setattr(study_module, "measure", lambda trainer, texts: measured.append(texts) or inner(trainer, texts))
     monkeypatch.setattr(
-        HeadTrainer, "fit", lambda trainer, *rest: trained.append(trainer.passages) or fit(trainer, *rest)
+        DraftHeadTrainer, "fit", lambda trainer, *rest: trained.append(trainer.passages) or fit(trainer, *rest)
     )
-    small, large = study.measure(300, 1, silent), study.measure(2000, 1, silent)
-    assert (small.tokens, large.tokens) == (300, 2000)
+    small, large = study.measure(300, 1, silent), study.measure(1200, 1, silent)
+    assert (small.tokens, large.tokens) == (300, 1200)
     held = [p for place, p in enumerate(greedy) if place % HELD_OUT == 0]
     assert measured[0] is measured[1]
     assert [id(p) for p in measured[0]] == [id(p) for p in held]
     assert not {id(p) for p in trained[1]} & {id(p) for p in held}
     assert [id(p) for p in trained[0]] == [id(p) for p in trained[1][: len(trained[0])]], "one grows on the other"
-    for tokens, texts in zip((300, 2000), trained, strict=True):
+    for tokens, texts in zip((300, 1200), trained, strict=True):
         assert own_tokens(texts) >= tokens > own_tokens(texts[:-1])
 
 
@@ -153,13 +146,13 @@ def test_points_are_kept_and_not_measured_again(study, model, greedy, tmp_path, 
     ]
     again = DraftStudy(model, greedy, RECIPE, tmp_path)
     assert again.found == first
-    monkeypatch.setattr(study_module, "HeadTrainer", None)  # nothing is trained
+    monkeypatch.setattr(study_module, "DraftHeadTrainer", None)  # nothing is trained
     assert again.measure(300, 2, silent) == first[1]
 
 
 def test_a_study_that_was_stopped_goes_on_where_it_was_and_ends_the_same(study, model, greedy, tmp_path, monkeypatch):
     whole = study.measure(1200, 1, silent)
-    monkeypatch.setattr(head_module, "KEEP_EVERY", 1)
+    monkeypatch.setattr(draft_head_module, "KEEP_EVERY", 1)
     steps = []
 
     def stop(phase, done, total):
@@ -178,7 +171,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was_and_ends_the_same(study, 
     assert steps[0] == 2, "the first step was kept"
     assert len(steps) > 1
     assert found == whole
-    assert again.head(1200, 1).exists()
+    assert again.path(1200, 1).exists()
 
 
 def test_heads_of_another_recipe_are_not_added_to_a_study_but_can_be_measured_on_its_texts(
@@ -187,10 +180,10 @@ def test_heads_of_another_recipe_are_not_added_to_a_study_but_can_be_measured_on
     known = study.measure(300, 1, silent)
     other = DraftStudy(model, greedy, replace(RECIPE, vocabulary=50), tmp_path)
     for size in ((300, 1), (300, 2)):
-        with pytest.raises(UsageError, match="holds heads of another recipe; choose another folder"):
+        with pytest.raises(UsageError, match="holds draft heads of another recipe; choose another folder"):
             other.measure(*size, silent)
     assert DraftStudy(model, greedy, RECIPE, tmp_path).found == [known], "and the study is as it was"
-    assert measure_file(study.head(300, 1), model, other.held).layers == 1
+    assert measure_file(study.path(300, 1), model, other.held).layers == 1
 
 
 def test_a_seed_gives_the_same_points(model, greedy, tmp_path):
@@ -204,20 +197,20 @@ def test_a_seed_gives_the_same_points(model, greedy, tmp_path):
 def test_a_head_in_a_file_is_measured_as_it_was(study, greedy):
     """By what drafts: its weights are rounded as they are held there."""
     known = study.measure(600, 1, silent)
-    found = measure_file(study.head(600, 1), study.model, study.held)
+    found = measure_file(study.path(600, 1), study.model, study.held)
     assert found.tau == pytest.approx(known.tau, abs=0.05)
     assert found.alpha == pytest.approx(known.alpha, abs=0.02)
     assert (found.layers, found.parameters) == (known.layers, known.parameters)
     assert found.tokens == own_tokens(study._first(600))
-    trainer, _ = HeadTrainer.of_file(study.head(600, 1), study.model)
-    decoder = load_draft_head(study.head(600, 1), study.model).decoder
+    trainer, _ = DraftHeadTrainer.of_file(study.path(600, 1), study.model)
+    decoder = load_draft_head(study.path(600, 1), study.model).decoder
     layer, held = trainer.net.layers[0], decoder.layers[0]
     for mine, theirs in ((layer.qkv.weight, held.qkv), (layer.down.weight, held.mlp.down)):
         assert torch.equal(mine, weight_of(theirs))
     assert torch.equal(trainer.net.fuse.weight, weight_of(decoder.fuse))
-    assert torch.equal(trainer.head, weight_of(decoder.lm_head))
+    assert torch.equal(trainer.lm_head, weight_of(decoder.head))
     with pytest.raises(UsageError, match="whose weights are not those of tiny-5"):
-        measure_file(study.head(600, 1), tiny_model(5), study.held)
+        measure_file(study.path(600, 1), tiny_model(5), study.held)
 
 
 def test_a_study_has_the_model_write_greedy_texts_and_enough_of_them(corpus, greedy, tmp_path):
@@ -229,58 +222,3 @@ def test_a_study_has_the_model_write_greedy_texts_and_enough_of_them(corpus, gre
         for p in sorted(greedy, key=lambda p: next(i for i, q in enumerate(greedy) if q is p) % HELD_OUT != 0)
     ]
     assert own_tokens(study.rest) >= 1000
-
-
-def test_speeds_are_points_in_the_batch_with_and_without_drafts(monkeypatch):
-    monkeypatch.setattr(study_module, "BATCH_ROUNDS", 2)
-    monkeypatch.setattr(study_module, "BATCH_TOKENS", 6)
-    lm, shown = tiny_lm(), []
-    found = batch_speeds(lm, lm.draft("self:int4"), [[1, 2], [3]], (1, 3), lambda *at: shown.append(at))
-    assert list(found) == ["plain", "drafted"]
-    for name, points in found.items():
-        assert [point.batch for point in points] == [1, 3]
-        assert all(point.value > 0 and point.error >= 0 for point in points)
-        assert {point.what for point in points} == {f"tokens a second, {name}"}
-    assert [(done, total) for _, done, total in shown] == [(turn, 6) for turn in range(6)]
-    assert asdict(found["plain"][0])["layers"] == 1
-
-
-def test_rounds_between_those_that_were_timed_are_on_a_line():
-    costs = RoundCosts(1.0, {1: {1: 2.0, 4: 5.0, 8: 7.0}, 5: {1: 6.0, 4: 9.0, 8: 23.0}})
-    for layers, depth, seconds in ((1, 1, 2.0), (5, 8, 23.0), (1, 2, 3.0), (1, 6, 6.0), (3, 1, 4.0), (2, 6, 8.5)):
-        assert costs(layers, depth) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_rounds_are_timed_with_full_chains_and_without_what_reading_the_prompt_takes(monkeypatch, batch):
-    """Every timed run has as many target passes as is said, and drafts a whole chain in each."""
-    lm, shown, runs = tiny_lm(), [], []
-    inner = study_module._timed
-
-    def record(*args):
-        runs.append((args, inner(*args)))
-        return runs[-1][1]
-
-    monkeypatch.setattr(study_module, "_timed", record)
-    for name, count in (("TURNS", 3), ("WARM", 1), ("ROUNDS", 4)):
-        monkeypatch.setattr(study_module, f"COST_{name}", count)
-    found = round_costs(lm, (1, 2), 60, batch, lambda *at: shown.append(at))
-    assert list(found.drafted) == [1, 2]
-    assert found.plain > 0
-    turns = study_module.COST_WARM + study_module.COST_TURNS
-    assert len(runs) == len(shown) == turns * (1 + 2 * len(COST_DEPTHS))
-    seconds = {}
-    for place, ((_, prompts, method, draft, *_), (took, done)) in enumerate(runs):
-        depth = getattr(method, "depth", 0)
-        assert len(prompts) == len(done) == batch
-        assert len({tuple(prompt) for prompt in prompts}) == batch, "none shares another's text"
-        for result in done:
-            assert result.ledger.target_passes == study_module.COST_ROUNDS
-            assert result.ledger.target_tokens == study_module.COST_ROUNDS * (depth + 1)
-            assert result.ledger.drafted == study_module.COST_ROUNDS * depth
-        if place >= study_module.COST_WARM * (1 + 2 * len(COST_DEPTHS)):
-            kind = (draft.decoder.config.num_layers if draft is not None else 0, depth)
-            seconds.setdefault(kind, []).append(took / study_module.COST_ROUNDS)
-    middle = {kind: sorted(each)[len(each) // 2] for kind, each in seconds.items()}
-    assert middle.pop((0, 0)) == found.plain
-    assert middle == {(layers, depth): found.drafted[layers][depth] for layers in (1, 2) for depth in COST_DEPTHS}

@@ -1,13 +1,19 @@
-"""A small corpus that the tiny model wrote, and a head and prompt tokens that were trained on it for a moment."""
+"""A small corpus that the tiny model wrote, and a draft head and prompt tokens that were trained on it for a moment.
+
+Other folders import these fixtures; all find the corpus in one place, so it is written once.
+"""
 
 from __future__ import annotations
 
 import pytest
 
+import outlay.train.corpus as corpus_module
 from outlay.testing import tiny_lm
 from outlay.train.corpus import Corpus
-from outlay.train.head import HeadRecipe, HeadTrainer
+from outlay.train.draft_head import DraftHeadRecipe, DraftHeadTrainer
 from outlay.train.prompt_tokens import PromptRecipe, PromptTrainer
+
+LONGEST = 128  # tokens of an answer
 
 
 def silent(phase, done, total):
@@ -17,8 +23,10 @@ def silent(phase, done, total):
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     lm = tiny_lm(context=1024)
-    corpus = Corpus(tmp_path_factory.mktemp("corpus"), lm.model, 0)
-    corpus.grow(lm, 2000, None, silent)
+    corpus = Corpus(tmp_path_factory.getbasetemp() / "tiny-corpus", lm.model, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "LONGEST", LONGEST)
+        corpus.grow(lm, 2000, None, silent)
     return corpus
 
 
@@ -35,7 +43,7 @@ def passages(corpus):
 @pytest.fixture(scope="session")
 def head(model, passages):
     """A trainer after one epoch."""
-    trainer = HeadTrainer(model, HeadRecipe(vocabulary=200, epochs=1, batch=2000, seed=3), passages[:8])
+    trainer = DraftHeadTrainer(model, DraftHeadRecipe(vocabulary=200, epochs=1, batch=2000, seed=3), passages[:8])
     trainer.fit(None, silent)
     return trainer
 
@@ -43,7 +51,7 @@ def head(model, passages):
 @pytest.fixture(scope="session")
 def head_file(head, model, tmp_path_factory):
     path = tmp_path_factory.mktemp("head") / "tiny.head.safetensors"
-    head.save(path, model)
+    head.save(path)
     return path
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from train.conftest import silent
+from train.conftest import LONGEST, silent
 
+import outlay
+import outlay.train.corpus as corpus_module
+import outlay.train.questions as questions_module
 from outlay.errors import UsageError
 from outlay.testing import tiny_lm
-from outlay.train.corpus import LONGEST, Corpus
-from outlay.train.questions import library_functions, library_texts
+from outlay.train.corpus import Corpus
+from outlay.train.questions import library_functions, library_texts, open_turn, questions
 
 
-def test_features_are_what_the_head_read(corpus, model):
+def test_hidden_states_are_what_the_lm_head_read(corpus, model):
     decoder = model.decoder
     passage = next(corpus.passages())
-    assert len(passage.features) == len(passage.tokens)
-    assert not bool(passage.features[-1].any())
+    assert len(passage.hidden_states) == len(passage.tokens)
+    assert not bool(passage.hidden_states[-1].any())
     lm = tiny_lm(context=1024)
     at = passage.begin + 3
     forced = lm.generate(passage.tokens[:at].tolist(), max_tokens=1, logprobs=257, ignore_eos=True)
-    logits = decoder.lm_head(passage.features[at - 1 : at].float())
+    logits = decoder.lm_head(passage.hidden_states[at - 1 : at].float())
     expected = torch.empty(257)
     for token, logprob in forced.logprobs[0].top:
         expected[token] = logprob
@@ -34,19 +37,29 @@ def test_most_texts_are_greedy(corpus):
         assert lm.generate(prompt, max_tokens=LONGEST).tokens == own
 
 
-def test_a_corpus_that_was_stopped_goes_on_and_is_the_same(corpus, tmp_path):
+@pytest.fixture
+def short(monkeypatch):
+    """Shards of a few short answers."""
+    monkeypatch.setattr(corpus_module, "TOGETHER", 6)
+    monkeypatch.setattr(corpus_module, "LONGEST", 24)
+
+
+def test_a_corpus_that_was_stopped_goes_on_and_is_the_same(short, tmp_path):
     lm = tiny_lm(context=1024)
-    first = Corpus(tmp_path, lm.model, 0)
+    whole, first = (Corpus(tmp_path / name, lm.model, 0) for name in ("whole", "halved"))
+    whole.grow(lm, 300, None, silent)
+    assert whole.shards > 1
     first.grow(lm, 1, None, silent)
-    again = Corpus(tmp_path, lm.model, 0)
+    assert first.shards == 1
+    again = Corpus(tmp_path / "halved", lm.model, 0)
     assert again.tokens == first.tokens
-    again.grow(lm, corpus.tokens, None, silent)
-    assert again.shards == corpus.shards
-    for one, other in zip(again.passages(), corpus.passages(), strict=True):
+    again.grow(lm, whole.tokens, None, silent)
+    assert again.shards == whole.shards
+    for one, other in zip(again.passages(), whole.passages(), strict=True):
         assert torch.equal(one.tokens, other.tokens)
 
 
-def test_prompts_that_are_given_are_written_after(tmp_path):
+def test_prompts_that_are_given_are_written_after(short, tmp_path):
     lm = tiny_lm()
     corpus = Corpus(tmp_path, lm.model, 0)
     prompts = [[1, 2, 3], [4, 5]]
@@ -71,10 +84,9 @@ def test_pythons_library_gives_functions_and_texts():
     assert len(library_texts()) > 100
 
 
-def test_a_chat_model_writes_prompts_for_itself(default_path):
-    import outlay
-    from outlay.train.questions import open_turn, questions
-
+@pytest.mark.parametrize("longest", [24, pytest.param(questions_module.LONGEST, marks=pytest.mark.slow)])
+def test_a_chat_model_writes_prompts_for_itself(default_path, monkeypatch, longest):
+    monkeypatch.setattr(questions_module, "LONGEST", longest)
     lm = outlay.load(default_path)
     start = lm.model.tokenizer.decode(open_turn(lm.model.tokenizer))
     assert start.endswith("user\n")

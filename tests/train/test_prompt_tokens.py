@@ -9,6 +9,7 @@ import torch
 from train.conftest import silent
 
 import outlay.train.corpus as corpus_module
+import outlay.train.prompt_tokens as prompt_tokens_module
 from outlay.decode.draft.ppd.prompt_tokens import RANKS, load_prompt_tokens
 from outlay.errors import UsageError
 from outlay.models import fitted
@@ -16,12 +17,18 @@ from outlay.testing import tiny_lm, tiny_model
 from outlay.train.corpus import WARM_EVERY, Passage
 from outlay.train.prompt_tokens import PHRASE, PromptRecipe, PromptTrainer, train_prompts
 
-SMALL = PromptRecipe(m=2, steps=60, texts=1, groups=4)
+SMALL = PromptRecipe(m=2, steps=12, texts=1, groups=4)
 PROMPTS = [[1, 2, 3], [40, 50], [60]]
 
 
 class StopError(Exception):
     pass
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    """Checkpoints every ten steps."""
+    monkeypatch.setattr(prompt_tokens_module, "KEEP_EVERY", 10)
 
 
 @pytest.fixture
@@ -44,26 +51,26 @@ def stopping(phase, at):
 
 
 @pytest.fixture(scope="module")
-def law(model):
-    """What the head of the tiny model says of a feature that suits three tokens, and that feature."""
+def distribution(model):
+    """The tiny model's distribution at a hidden state that suits three tokens, and that hidden state."""
     rows = model.decoder.lm_head.weight[[5, 70, 99]]
-    feature = (rows * torch.tensor([[3.0], [2.4], [1.8]])).sum(0)
-    feature = feature / feature.square().mean().sqrt()
-    return (model.decoder.lm_head.weight @ feature).softmax(0), feature
+    state = (rows * torch.tensor([[3.0], [2.4], [1.8]])).sum(0)
+    state = state / state.square().mean().sqrt()
+    return (model.decoder.lm_head.weight @ state).softmax(0), state
 
 
 @pytest.fixture(scope="module")
-def drawn(law):
-    """Texts of tokens that were drawn from that law, each by itself: what can be learned of them is the law."""
-    chances, feature = law
+def drawn(distribution):
+    """Texts of tokens that are drawn from that distribution independently: only the distribution can be learned."""
+    probs, state = distribution
     generator = torch.Generator().manual_seed(0)
-    texts = [torch.multinomial(chances, 120, replacement=True, generator=generator) for _ in range(24)]
-    return [Passage(tokens, 10, feature.half().expand(120, -1)) for tokens in texts]
+    texts = [torch.multinomial(probs, 120, replacement=True, generator=generator) for _ in range(24)]
+    return [Passage(tokens, 10, state.half().expand(120, -1)) for tokens in texts]
 
 
 @pytest.fixture(scope="module")
 def learned(model, drawn):
-    trainer = PromptTrainer(model, PromptRecipe(m=2, steps=200, texts=1, groups=32, lr=0.2))
+    trainer = PromptTrainer(model, PromptRecipe(m=2, steps=100, texts=1, groups=32, lr=0.2))
     trainer.fit(drawn[:4], None, silent)
     return trainer
 
@@ -75,13 +82,13 @@ def test_training_makes_the_guesses_better(model, learned, drawn):
         assert float(learned.loss(drawn[8], cuts)) < 0.3 * float(fresh.loss(drawn[8], cuts))
 
 
-def test_the_calibration_falls_with_the_rank_and_is_how_often_a_guess_is_right(learned, drawn, law):
-    """Of tokens that were drawn from a law, the guess of it is right as often as its best token comes up: within five
-    standard errors, and what the training misses by.
+def test_the_calibration_falls_with_the_rank_and_is_how_often_a_guess_is_right(learned, drawn, distribution):
+    """The hit rate of the best guess is the probability of the most probable token: within five standard errors, and
+    what the training misses by.
     """
     table = learned.accuracy(drawn[4:])
     assert table.shape == (2, RANKS)
-    best = float(law[0].max())
+    best = float(distribution[0].max())
     for row in table.tolist():
         assert row[0] == max(row)
         assert sum(row[:5]) > sum(row[5:])
@@ -128,7 +135,7 @@ def test_places_are_the_models_own_and_all_that_is_guessed_behind_them_is_known(
 
 def test_a_guess_sees_the_text_up_to_its_place_and_nothing_behind_it(prompts, passages):
     passage = next(each for each in passages if len(each.tokens) > 60)
-    changed = Passage(passage.tokens.clone(), passage.begin, passage.features)
+    changed = Passage(passage.tokens.clone(), passage.begin, passage.hidden_states)
     changed.tokens[41:] = 7
     with torch.no_grad():
         one, two = (prompts.guesses(each, [30, 40, 50]) for each in (passage, changed))
@@ -142,7 +149,7 @@ def test_training_is_seeded(model, passages):
     def trained(seed):
         trainer = PromptTrainer(model, PromptRecipe(m=2, steps=3, texts=1, groups=4, seed=seed))
         trainer.fit(passages[:6], None, silent)
-        return trainer.vectors.detach()
+        return trainer.embeddings.detach()
 
     assert torch.equal(trained(1), trained(1))
     assert not torch.equal(trained(1), trained(2))
@@ -151,7 +158,7 @@ def test_training_is_seeded(model, passages):
 def test_they_begin_as_a_phrase(model):
     trainer = PromptTrainer(model, PromptRecipe(m=2, copies=2))
     expected = model.decoder.embed(torch.tensor(model.tokenizer.encode(PHRASE)))[:4]
-    assert torch.equal(trainer.vectors.detach().view(4, -1), expected.float())
+    assert torch.equal(trainer.embeddings.detach().view(4, -1), expected.float())
 
 
 def test_what_is_trained_is_calibrated_on_texts_that_were_held_out_and_written_with_it(short, tmp_path, monkeypatch):
@@ -167,13 +174,13 @@ def test_what_is_trained_is_calibrated_on_texts_that_were_held_out_and_written_w
         )
     out = tmp_path / "p.safetensors"
     table = train_prompts(short, SMALL, 24 * 30, PROMPTS, out, silent)
-    trained, held = ({id(each.features): tuple(each.tokens.tolist()) for each in seen[name]} for name in seen)
+    trained, held = ({id(each.hidden_states): tuple(each.tokens.tolist()) for each in seen[name]} for name in seen)
     assert trained.keys().isdisjoint(held)
     written = len(trained) + len(held)
     assert written == 36 - 36 // WARM_EVERY, "greedy texts alone"
     about = fitted.describe(out)
-    assert about["accuracy"] == [[round(chance, 4) for chance in row] for row in table.tolist()]
-    assert (about["recipe"]["m"], about["recipe"]["steps"]) == (2, 60)
+    assert about["accuracy"] == [[round(rate, 4) for rate in row] for row in table.tolist()]
+    assert (about["recipe"]["m"], about["recipe"]["steps"]) == (2, 12)
     loaded = load_prompt_tokens(out, short.model)
     assert loaded.vectors.shape == (2, 1, 32)
     assert len(loaded.accuracy) == 2
@@ -183,7 +190,7 @@ def test_what_is_trained_is_calibrated_on_texts_that_were_held_out_and_written_w
 def test_a_training_that_was_stopped_goes_on_where_it_was(short, tmp_path):
     whole, halved = tmp_path / "whole.safetensors", tmp_path / "halved.safetensors"
     train_prompts(short, SMALL, 200, PROMPTS, whole, silent)
-    for phase, at in (("training", 55), ("measuring", 1)):
+    for phase, at in (("training", 11), ("measuring", 1)):
         with pytest.raises(StopError):
             train_prompts(short, SMALL, 200, PROMPTS, halved, stopping(phase, at))
         assert not halved.exists()
@@ -195,18 +202,18 @@ def test_a_training_that_was_stopped_goes_on_where_it_was(short, tmp_path):
 
 def test_a_checkpoint_is_kept_every_so_often_and_used(model, passages, tmp_path):
     with pytest.raises(StopError):
-        PromptTrainer(model, SMALL).fit(passages[:4], tmp_path / "c", stopping("training", 55))
-    assert torch.load(tmp_path / "c", weights_only=True)["step"] == 50
+        PromptTrainer(model, SMALL).fit(passages[:4], tmp_path / "c", stopping("training", 11))
+    assert torch.load(tmp_path / "c", weights_only=True)["step"] == 10
     steps = []
     PromptTrainer(model, SMALL).fit(passages[:4], tmp_path / "c", lambda phase, done, total: steps.append(done))
-    assert steps == list(range(51, 61))
+    assert steps == list(range(11, 13))
     assert not (tmp_path / "c").exists()
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(model, passages, tmp_path):
     with pytest.raises(StopError):
-        PromptTrainer(model, SMALL).fit(passages[:4], tmp_path / "c", stopping("training", 55))
-    other = PromptTrainer(model, PromptRecipe(m=3, steps=60, texts=1, groups=4))
+        PromptTrainer(model, SMALL).fit(passages[:4], tmp_path / "c", stopping("training", 11))
+    other = PromptTrainer(model, PromptRecipe(m=3, steps=12, texts=1, groups=4))
     with pytest.raises(UsageError, match="c is of another recipe; remove it, or train into another file"):
         other.fit(passages[:4], tmp_path / "c", silent)
 

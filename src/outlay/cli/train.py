@@ -22,7 +22,7 @@ WHAT = {
     "ppd": "prompt tokens, at which the model guesses several tokens ahead",
     "table": "a table of n-grams, counted in texts and code",
 }
-DESCRIPTION = "Makes what drafts for a model; methods find it by themselves."
+DESCRIPTION = "Trains drafters for a model; methods find them by themselves."
 EXAMPLES = (
     "what can be trained:\n"
     + "\n".join(f"  {name:<6} {what}" for name, what in WHAT.items())
@@ -108,27 +108,26 @@ def _table_arguments(parser: Parser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="texts or code (Python's own library)")
     _model_arguments(parser)
     _corpus_arguments(parser, 700_000)
-    parser.add_argument("--own", action="store_true", help="of text that the model writes, in place of files: for auto")
+    parser.add_argument(
+        "--own", action="store_true", help="count text that the model writes, in place of files: for auto"
+    )
     parser.add_argument("--order", type=number(2, whole=True), default=3, metavar="N",
                         help="the longest n-grams: 3 for aded, 6 for superposed (%(default)s)")  # fmt: skip
     parser.add_argument("--successors", type=number(1, whole=True), default=12, metavar="N",
-                        help="of a context that are kept (%(default)s)")  # fmt: skip
+                        help="successors of a context that are kept (%(default)s)")  # fmt: skip
 
 
 def _draft(args: argparse.Namespace) -> int:
     from outlay.models import fitted
-    from outlay.train.head import HeadRecipe, train_head
+    from outlay.train.draft_head import DraftHeadRecipe, train_draft_head
 
     lm = _load(args)
     out = _out(args, fitted.own_path("head", lm.model))
-    recipe = HeadRecipe(args.layers, args.vocabulary, epochs=args.epochs, seed=args.seed)
+    recipe = DraftHeadRecipe(args.layers, args.vocabulary, epochs=args.epochs, seed=args.seed)
     with terminal.Progress(quiet=args.quiet) as progress:
-        found = train_head(lm, recipe, args.tokens, _prompts(args, lm), out, progress)
+        hits = train_draft_head(lm, recipe, args.tokens, _prompts(args, lm), out, progress)
     print(out)
-    print(
-        "right at depth 1, 2, ... of texts that it was not trained on: " + _shares(found.get("steps", [])),
-        file=sys.stderr,
-    )
+    print("hit rates at depth 1, 2, ... on held-out texts: " + _percent(hits.get("steps", [])), file=sys.stderr)
     return 0
 
 
@@ -140,9 +139,10 @@ def _ppd(args: argparse.Namespace) -> int:
     out = _out(args, fitted.own_path("ppd", lm.model))
     recipe = PromptRecipe(args.m, args.copies, args.steps, seed=args.seed)
     with terminal.Progress(quiet=args.quiet) as progress:
-        found = train_prompts(lm, recipe, args.tokens, _prompts(args, lm), out, progress)
+        accuracy = train_prompts(lm, recipe, args.tokens, _prompts(args, lm), out, progress)
     print(out)
-    print("guesses 1, 2, ... ahead are right: " + _shares([row[0] for row in found.tolist()]), file=sys.stderr)
+    rates = [row[0] for row in accuracy.tolist()]
+    print("hit rates of guesses 1, 2, ... ahead on held-out texts: " + _percent(rates), file=sys.stderr)
     return 0
 
 
@@ -173,7 +173,7 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _own_table(args: argparse.Namespace, lengths: Sequence[int], progress: terminal.Progress) -> int:
-    """Makes a table of what a model writes; the text is kept beside it until it is there."""
+    """Makes a table of text that a model writes; the text is kept beside the table until it is there."""
     from outlay.lm import load
     from outlay.models import fitted
     from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
@@ -218,7 +218,7 @@ def _load(args: argparse.Namespace) -> LM:
 
 
 def _out(args: argparse.Namespace, own: Path) -> Path:
-    """Returns where the file goes. Raises `UsageError` for where none can be, or one is there already."""
+    """Returns the path of the file to write. Raises `UsageError` where none can be, or one is there already."""
     out: Path = args.out or own
     if out.is_dir():
         raise UsageError(f"{out} is a folder; name a file in it")
@@ -238,5 +238,5 @@ def _prompts(args: argparse.Namespace, lm: LM) -> list[list[int]] | None:
     return [lm.encode(item.prompt) for item in items]
 
 
-def _shares(shares: list[float]) -> str:
-    return " ".join(f"{share:.0%}" for share in shares) or "not known, they are too short"
+def _percent(rates: list[float]) -> str:
+    return " ".join(f"{rate:.0%}" for rate in rates) or "not known, they are too short"

@@ -241,7 +241,7 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     return FusedWeights(
         layers=layers,
         final_norm=_fused_norm(decoder.final_norm),
-        head=lm_head.packed,
+        lm_head=lm_head.packed,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,

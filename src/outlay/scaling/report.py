@@ -1,4 +1,4 @@
-"""What `outlay plan` prints, made of what it writes as JSON."""
+"""The tables of `outlay plan`, made of what it writes as JSON."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from outlay.bench.table import console, table
-from outlay.scaling.laws import Law, Point, fit_loglinear
+from outlay.scaling.laws import fit_loglinear
+from outlay.scaling.points import Point
 
 
 def report(found: Mapping[str, Any]) -> str:
-    """Returns the laws, what they predict, what they advise for each batch, and what was measured in batches."""
+    """Returns the laws, their predictions, the choice for each batch, and the speeds that were measured in batches."""
     points = found["points"]
     header = ["law in", "slope a decade", "95 %", "R2", "log-linear is"]
     laws = [_law_row(axis, law) for axis, law in found["laws"].items()]
@@ -19,9 +20,9 @@ def report(found: Mapping[str, Any]) -> str:
         rows = list(map(_predicted_row, found["predictions"]))
         parts.append(table(["tokens, layers", "measured", "predicted", "95 %", ""], rows))
     if found["choices"]:
-        rows = [row for batch, choice in found["choices"].items() for row in _choice_rows(batch, choice["all"])]
+        rows = [_choice_row(batch, choice["all"][0]) for batch, choice in found["choices"].items() if choice["all"]]
         advice = [f"at batch {batch}: {_advice(choice['best'])}" for batch, choice in found["choices"].items()]
-        parts.append("\n".join([table(["batch", "best head", "tau", "speed-up", "95 %"], rows), *advice]))
+        parts.append("\n".join([table(["batch", "best draft head", "tau", "speed-up", "95 %"], rows), *advice]))
     if found["speeds"]:
         parts.append(_speeds(found["speeds"]))
     if found["notes"]:
@@ -46,18 +47,19 @@ def _predicted_row(each: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _choice_rows(batch: str, every: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The row of the best, if there is any."""
+def _choice_row(batch: str, fastest: Mapping[str, Any]) -> list[str]:
     return [
-        [batch, f"{best['layers']} layers, a chain of {best['depth']}", f"{best['tau']:.2f}", f"{best['speedup']:.2f}x",
-         f"{best['low']:.2f} to {best['high']:.2f}"]
-        for best in every[:1]
-    ]  # fmt: skip
+        batch,
+        f"{fastest['layers']} layers, a chain of {fastest['depth']}",
+        f"{fastest['tau']:.2f}",
+        f"{fastest['speedup']:.2f}x",
+        f"{fastest['low']:.2f} to {fastest['high']:.2f}",
+    ]
 
 
 def _advice(best: Mapping[str, Any] | None) -> str:
     if best is None:
-        return "draft nothing: no head is sure to gain"
+        return "draft nothing: no speed-up is above 1 with its whole interval"
     command = f"outlay train draft --layers {best['layers']} --tokens {best['tokens']:.0f}"
     return f"{command}, and draft {best['depth']} tokens a round"
 
@@ -69,11 +71,11 @@ def _speeds(speeds: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for plain, drafted in zip(*speeds.values(), strict=True)
     ]  # fmt: skip
     lines = [
-        "measured with the head that there is, a chain of 4",
+        "measured with a trained draft head, a chain of 4",
         table(["batch", "plain tok/s", "drafted tok/s", ""], rows),
     ]
     for name, points in speeds.items():
-        law: Law = fit_loglinear([Point(**point) for point in points], "batch")
+        law = fit_loglinear([Point(**point) for point in points], "batch")
         form = "adequate" if law.adequate else f"not: {law.best_form}"
         lines.append(
             f"{name}: {law.intercept:.1f} + {law.slope:.1f} log10 batch, R2 {law.r2:.3f}, log-linear is {form}"

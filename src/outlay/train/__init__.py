@@ -1,1 +1,1 @@
-"""Fits what drafts: text that a model writes by itself, draft heads, prompt tokens and tables of n-grams."""
+"""Fits drafters to a model: draft heads, prompt tokens and tables of n-grams, on text that the model writes itself."""

@@ -1,6 +1,6 @@
-"""Text that a model writes by itself, with what its head read at every token: what drafts are distilled from.
+"""Text that a model writes by itself, with its hidden states at every token: the data that drafts are distilled from.
 
-The text is kept in shards of a few dozen passages, each written whole when it is done, so that a run that was killed
+The text is kept in shards of a few dozen passages. A shard is written whole or not at all, so a run that was killed
 goes on where it was.
 """
 
@@ -26,27 +26,33 @@ from outlay.models.load import Model
 from outlay.train.questions import questions
 
 Progress = Callable[[str, int, int], None]
-TOGETHER = 32  # passages of a shard, which are written at the same time
-LONGEST = 320  # tokens of an answer
-WARM_EVERY, WARM = 4, 0.7  # every fourth text is drawn at this temperature; the others are greedy, as most drafted text
+STATES = "features"  # the tensor's name in a shard
+TOGETHER = 32  # passages of a shard, decoded in one batch
+LONGEST = 320  # tokens of an answer, at most
+WARM_EVERY, WARM = (
+    4,
+    0.7,
+)  # every fourth text is sampled at this temperature, the others greedily, as is usual
 
 
 @dataclass(frozen=True)
 class Passage:
-    """`tokens` int64 [n], of which the model's own words begin at `begin`; `features` float16 [n, hidden_size], zeros
-    for the last token, which the model did not read."""
+    """A prompt and the model's answer."""
 
     tokens: Tensor
+    """int64 [n], prompt and answer."""
     begin: int
-    features: Tensor
+    """Where the answer begins."""
+    hidden_states: Tensor
+    """float16 [n, hidden_size]: what the LM head read at each token, zeros at the last, which was never fed back."""
 
 
 class Harvest(Method):
-    """Samples, and keeps the tokens and the features of all that was computed."""
+    """Samples, and keeps the tokens with their hidden states."""
 
     about: ClassVar[About] = About(
         name="harvest",
-        summary="samples, and keeps what the head read",
+        summary="samples, and keeps the hidden states",
         paper="",
         family="training",
         spends="one target pass a token",
@@ -57,7 +63,7 @@ class Harvest(Method):
         self.passage: Passage | None = None
 
     def decode(self, run: TreeRun) -> Work:
-        """Decodes as `sample` does; what was computed is taken when the engine ends the run."""
+        """Decodes as `sample` does, and collects `passage` when the engine ends the run."""
         node = run.tip
         try:
             while True:
@@ -65,18 +71,22 @@ class Harvest(Method):
         finally:
             path = run.tip.path()
             tokens = torch.tensor([node.token for node in path])
-            features = torch.zeros(len(path), run.model.decoder.config.hidden_size, dtype=torch.float16)
+            hidden_states = torch.zeros(len(path), run.model.decoder.config.hidden_size, dtype=torch.float16)
             computed = [node for node in path if node.computed]
-            for row, feature in zip(features, run.target.hidden_states(computed), strict=False):
-                row.copy_(feature)
-            self.passage = Passage(tokens, len(run.prompt), features)
+            for row, state in zip(hidden_states, run.target.hidden_states(computed), strict=False):
+                row.copy_(state)
+            self.passage = Passage(tokens, len(run.prompt), hidden_states)
 
 
 class Corpus:
-    """The shards in a folder, for one model and seed, and the way to get more of them."""
+    """The shards of one model and seed in a folder; `grow` has the model write more."""
 
     def __init__(self, folder: Path, model: Model, seed: int) -> None:
-        """Opens the shards that are there. Raises `UsageError` for those of another model or seed."""
+        """Opens the shards that are there.
+
+        Raises:
+            UsageError: They are of another model or seed, or can't be read.
+        """
         self.folder, self._about = folder, {"fingerprint": model.fingerprint, "seed": str(seed)}
         self._seed = seed
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,8 +97,13 @@ class Corpus:
             self.shards += 1
 
     def grow(self, lm: LM, tokens: int, prompts: Sequence[list[int]] | None, progress: Progress) -> None:
-        """Has the model write until it has written `tokens` tokens of its own, to its own prompts or to those given,
-        again and again at other temperatures and seeds.
+        """Has the model write until the corpus holds enough of its own tokens.
+
+        Args:
+            lm: The model.
+            tokens: The model's own tokens, prompts not counted.
+            prompts: Token ids of prompts, answered again and again with other seeds; None: the model's own `questions`.
+            progress: Called before each shard.
         """
         lm.engine.worker(lm.model).keep_hidden_states()
         while self.tokens < tokens:
@@ -100,25 +115,24 @@ class Corpus:
                 if prompts is None
                 else [prompts[index % len(prompts)] for index in indices]
             )
-            passages = self._written(lm, indices, asked)
-            self._save(passages)
+            self._save(self._answers(lm, indices, asked))
 
     def passages(self) -> Iterator[Passage]:
-        """Yields all texts, in order."""
+        """Yields all passages, in order."""
         for shard in range(self.shards):
             with safe_open(self._path(shard), framework="pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
             ends = found["ends"].tolist()
             for begin, end, own in zip([0, *ends], ends, found["begins"].tolist(), strict=False):
-                yield Passage(found["tokens"][begin:end].long(), own, found["features"][begin:end])
+                yield Passage(found["tokens"][begin:end].long(), own, found[STATES][begin:end])
 
-    def _written(self, lm: LM, indices: Sequence[int], asked: Sequence[list[int]]) -> list[Passage]:
+    def _answers(self, lm: LM, indices: Sequence[int], asked: Sequence[list[int]]) -> list[Passage]:
         methods = [Harvest() for _ in asked]
-        room = lm.model.decoder.config.max_positions - LONGEST
+        longest_prompt = lm.model.decoder.config.max_positions - LONGEST
         with lm.engine.together():
             handles = [
                 lm.submit(
-                    prompt[:room],
+                    prompt[:longest_prompt],
                     method=method,
                     max_tokens=LONGEST,
                     seed=mix(self._seed, index, 3),
@@ -135,7 +149,7 @@ class Corpus:
         path = self._path(self.shards)
         held = {
             "tokens": torch.cat([passage.tokens for passage in passages]).int(),
-            "features": torch.cat([passage.features for passage in passages]),
+            STATES: torch.cat([passage.hidden_states for passage in passages]),
             "ends": torch.tensor(list(itertools.accumulate(len(passage.tokens) for passage in passages))),
             "begins": torch.tensor([passage.begin for passage in passages]),
         }

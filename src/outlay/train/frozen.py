@@ -1,4 +1,4 @@
-"""A model of the Llama family in plain torch with gradients: its weights stay as they are, what it reads does not."""
+"""A frozen model of the Llama family in plain torch, through which gradients flow to its inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def weight_of(linear: Linear) -> Tensor:
-    """Returns the weights of a linear layer as float32 [out, in]. Raises `UsageError` where they can't be had."""
+    """Returns the weights of a linear layer, float32 [out, in].
+
+    Raises:
+        UsageError: The layer is held in a format that can't be dequantized here.
+    """
     if isinstance(linear, NativeLinear):
         return linear.packed.dequantize()
     if isinstance(linear, FloatLinear):
@@ -39,16 +43,22 @@ class _Layer:
     down: Tensor
 
 
-class Frozen:
-    """`forward` computes what a model's head reads; raises `UsageError` for models of other families."""
+class FrozenDecoder:
+    """The layers of a model with its weights in float32, and its LM head."""
 
     def __init__(self, model: Model) -> None:
+        """Copies the weights.
+
+        Raises:
+            UsageError: The model is not of the Llama family, or has experts.
+        """
         decoder, config = model.decoder, model.decoder.config
         plain = config.rope is not None and config.pre_norm and not config.layer_norm and config.activation == "silu"
         if not plain or config.qk_norm or config.post_norms or not isinstance(decoder.final_norm, RMSNorm):
             raise UsageError(f"this is trained for models of the Llama family, not {config.architecture}")
         self.config, self.embed = config, decoder.embed
         self.layers: list[_Layer] = []
+
         for layer in decoder.layers:
             if not isinstance(layer.mlp, Mlp):
                 raise UsageError("this is trained for models without experts")
@@ -63,18 +73,27 @@ class Frozen:
                     weight_of(layer.mlp.down),
                 )
             )
-        self.final_norm, self.head = decoder.final_norm.weight, weight_of(decoder.lm_head)
+        self.final_norm, self.lm_head = decoder.final_norm.weight, weight_of(decoder.lm_head)
         self._cos, self._sin = decoder.cos, decoder.sin
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """x [n, hidden], what the first layer reads at `positions` [n] -> what the head reads, [n, hidden]."""
+        """Computes the hidden states that the LM head reads.
+
+        Args:
+            x: [n, hidden], the input embeddings.
+            positions: int64 [n].
+            attend: Attention over the keys that the caller chooses.
+
+        Returns:
+            [n, hidden], after the final norm.
+        """
         config = self.config
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
         for index, layer in enumerate(self.layers):
             qkv = F.linear(self._normed(x, layer.attn_norm), layer.qkv, layer.qkv_bias)
             heads = qkv.view(len(x), -1, config.head_dim)
             q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
-            attended = attend(index, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
+            attended = attend(index, rotated(q, cos, sin), rotated(k, cos, sin), v)
             x = x + F.linear(attended.flatten(1), layer.out)
             gate, up = F.linear(self._normed(x, layer.mlp_norm), layer.gate_up).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, layer.down)
@@ -89,8 +108,14 @@ def _norm(norm: object) -> Tensor:
     return norm.weight
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [n, heads, head_dim]: dimension i turns with i + rope_dim / 2."""
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Applies rotary positions: dimension i turns with dimension i + rope_dim / 2.
+
+    Args:
+        x: [..., head_dim].
+        cos: [..., rope_dim / 2], broadcast over x.
+        sin: Like `cos`.
+    """
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)

@@ -1,8 +1,8 @@
 """`outlay train ppd`: trains prompt tokens for a frozen model, on text that it wrote itself (PPD, Chen et al. 2024).
 
 One text trains at many places: behind each of them stands a group of prompt tokens that sees the text up to there and
-itself. The text's own rows don't depend on the prompt tokens, so they are computed once, without gradients; and because
-the model wrote the text, what it says at the places ahead is what the prompt tokens are to guess.
+itself. The text's own rows don't depend on the prompt tokens, so they are computed once, without gradients. The text is
+the model's own, so its distributions at the places ahead are the teacher.
 """
 
 from __future__ import annotations
@@ -22,28 +22,38 @@ from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models import fitted
 from outlay.models.load import Model
+from outlay.train.checkpoint import Checkpoint
 from outlay.train.corpus import WARM_EVERY, Corpus, Passage
-from outlay.train.frozen import Frozen
-from outlay.train.head import schedule
+from outlay.train.frozen import FrozenDecoder
+from outlay.train.schedule import schedule
 
 Progress = Callable[[str, int, int], None]
 HELD_OUT = 60  # texts on which the guesses are calibrated
-LONGEST = 256  # tokens of a text that are used
+LONGEST = 256  # tokens of a text that are used, a bound on time
+KEEP_EVERY = 50  # steps between checkpoints
 PHRASE = "the next word is"  # whose embeddings the prompt tokens begin with
 
 
 @dataclass(frozen=True)
 class PromptRecipe:
-    """How prompt tokens are trained: `m` of them, in `copies` each; `groups` places of `texts` texts a step."""
+    """How prompt tokens are trained."""
 
     m: int = 3
+    """Prompt tokens: how far ahead they guess."""
     copies: int = 1
+    """Copies of each prompt token, whose logits are averaged."""
     steps: int = 300
+    """Training steps."""
     texts: int = 2
+    """Texts of a step."""
     groups: int = 16
+    """Places of each text behind which a group of prompt tokens stands."""
     lr: float = 1e-2
+    """Highest learning rate of AdamW."""
     decay: float = 0.8
+    """Weight of a guess's loss over that of the guess before."""
     seed: int = 0
+    """Seed of all draws."""
 
     def __post_init__(self) -> None:
         for name in ("m", "copies", "steps", "texts", "groups"):
@@ -52,21 +62,27 @@ class PromptRecipe:
 
 
 class PromptTrainer:
-    """Prompt tokens in training. `vectors` [m, copies, hidden_size] are all that is learned."""
+    """Prompt tokens in training: `embeddings` [m, copies, hidden_size] are all that is learned."""
 
     def __init__(self, model: Model, recipe: PromptRecipe) -> None:
         self.model, self.recipe = model, recipe
-        self.frozen = Frozen(model)
+        self.frozen = FrozenDecoder(model)
         phrase = torch.tensor(model.tokenizer.encode(PHRASE))
         first = model.decoder.embed(phrase[torch.arange(recipe.m * recipe.copies) % len(phrase)]).float()
-        self.vectors = torch.nn.Parameter(first.view(recipe.m, recipe.copies, -1).clone())
+        self.embeddings = torch.nn.Parameter(first.view(recipe.m, recipe.copies, -1).clone())
 
     def fit(self, passages: Sequence[Passage], checkpoint: Path | None, progress: Progress) -> None:
-        """Trains for `recipe.steps` steps; keeps a checkpoint now and then, and removes it at the end."""
+        """Trains for `recipe.steps` steps.
+
+        Args:
+            passages: What they are trained on.
+            checkpoint: A file to go on from, kept every `KEEP_EVERY` steps and removed at the end.
+            progress: Called after each step.
+        """
         recipe = self.recipe
-        optimizer = torch.optim.AdamW([self.vectors], lr=recipe.lr, weight_decay=0.0)
-        start = self._resume(checkpoint, optimizer)
-        for step in range(start, recipe.steps):
+        optimizer = torch.optim.AdamW([self.embeddings], lr=recipe.lr, weight_decay=0.0)
+        kept = Checkpoint(checkpoint, recipe, {"embeddings": self.embeddings.detach()}, optimizer)
+        for step in range(kept.resume(), recipe.steps):
             draw = random.Random(f"{recipe.seed}/{step}")
             optimizer.param_groups[0]["lr"] = recipe.lr * schedule(step, recipe.steps, 0.0)
             total = 0.0
@@ -79,30 +95,27 @@ class PromptTrainer:
                 total += loss.item()
             optimizer.step()
             optimizer.zero_grad()
+
             progress(f"training, loss {total:.3f}", step + 1, recipe.steps)
-            if checkpoint is not None and (step + 1) % 50 == 0:
-                held = {"recipe": repr(recipe), "step": step + 1, "vectors": self.vectors.detach()}
-                torch.save({**held, "optimizer": optimizer.state_dict()}, checkpoint.with_suffix(".part"))
-                checkpoint.with_suffix(".part").replace(checkpoint)
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+            if (step + 1) % KEEP_EVERY == 0:
+                kept.save(step + 1)
+        kept.remove()
 
     def cuts(self, passage: Passage, draw: random.Random) -> list[int]:
-        """Returns places of the text, of which all that is to be guessed behind them is known, in ascending order."""
+        """Draws places of a text in ascending order: the answer's, with all the tokens known that are guessed there."""
         first, last = max(passage.begin - 1, 0), min(len(passage.tokens), LONGEST) - self.recipe.m - 2
         places = range(first, last + 1)
         return sorted(draw.sample(places, min(self.recipe.groups, len(places)))) if last >= first else []
 
     def loss(self, passage: Passage, cuts: Sequence[int]) -> Tensor:
-        """Returns the loss of a text: sum over guesses i of decay^(i-1) KL(model at place + i || guess i), over m."""
+        """Returns the loss of a text: the mean over guesses i of decay^(i-1) KL(model at place + i || guess i)."""
         logits = self.guesses(passage, cuts)
         m = self.recipe.m
         total = torch.zeros(())
         for i in range(1, m + 1):
             with torch.no_grad():
-                teacher = F.linear(passage.features[[cut + i for cut in cuts]].float(), self.frozen.head).log_softmax(
-                    -1
-                )
+                hidden_states = passage.hidden_states[[cut + i for cut in cuts]].float()
+                teacher = F.linear(hidden_states, self.frozen.lm_head).log_softmax(-1)
             student = logits[:, i - 1].log_softmax(-1)
             distance = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean()
             total = total + self.recipe.decay ** (i - 1) * distance
@@ -110,9 +123,10 @@ class PromptTrainer:
 
     def guesses(self, passage: Passage, cuts: Sequence[int]) -> Tensor:
         """Returns the logits [cuts, m, vocab] of the prompt tokens behind each place, copies averaged."""
-        m, copies, hidden = self.vectors.shape
+        m, copies, hidden = self.embeddings.shape
         tokens = passage.tokens[: cuts[-1] + 1]
         keys = self._keys(tokens)
+
         shape = (len(cuts), m, copies)
         places = torch.tensor(cuts).view(-1, 1, 1).expand(shape).flatten()
         steps = torch.arange(m).view(1, -1, 1).expand(shape).flatten()
@@ -123,9 +137,9 @@ class PromptTrainer:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attended(q, torch.cat([keys[layer][0], k]), torch.cat([keys[layer][1], v]), seen, self.frozen)
 
-        x = self.vectors.expand(len(cuts), m, copies, hidden).reshape(-1, hidden)
-        features = self.frozen.forward(x, places + 1 + steps, attend)
-        return F.linear(features, self.frozen.head).view(*shape, -1).mean(2)
+        x = self.embeddings.expand(len(cuts), m, copies, hidden).reshape(-1, hidden)
+        hidden_states = self.frozen.forward(x, places + 1 + steps, attend)
+        return F.linear(hidden_states, self.frozen.lm_head).view(*shape, -1).mean(2)
 
     @torch.no_grad()
     def _keys(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -142,45 +156,44 @@ class PromptTrainer:
 
     @torch.no_grad()
     def accuracy(self, passages: Sequence[Passage], progress: Progress = lambda phase, done, total: None) -> Tensor:
-        """Returns how often each guess is right at each rank, [m, RANKS], at places of texts that it was not trained
-        on: the calibration of the trees.
-        """
+        """Returns the hit rate of each guess at each rank on held-out passages, [m, RANKS], to calibrate trees with."""
         m, draw = self.recipe.m, random.Random(self.recipe.seed)
-        right, count = torch.zeros(m, RANKS), 0
+        hits, count = torch.zeros(m, RANKS), 0
         for done, passage in enumerate(passages, 1):
             cuts = self.cuts(passage, draw)
             if not cuts:
                 continue
             best = self.guesses(passage, cuts).topk(RANKS).indices
             wanted = torch.stack([passage.tokens[[cut + i + 1 for cut in cuts]] for i in range(1, m + 1)], dim=1)
-            right += (best == wanted[..., None]).float().sum(0)
+            hits += (best == wanted[..., None]).float().sum(0)
             count += len(cuts)
             progress("measuring", done, len(passages))
-        return right / max(count, 1)
+        return hits / max(count, 1)
 
     def save(self, path: Path, accuracy: Tensor) -> None:
         """Writes the prompt tokens with their calibration."""
-        table = [[round(chance, 4) for chance in row] for row in accuracy.tolist()]
-        fitted.write(
-            path, KIND, self.model, {"vectors": self.vectors.detach()}, accuracy=table, recipe=asdict(self.recipe)
-        )
-
-    def _resume(self, checkpoint: Path | None, optimizer: torch.optim.Optimizer) -> int:
-        if checkpoint is None or not checkpoint.exists():
-            return 0
-        held = torch.load(checkpoint, weights_only=True)
-        if held["recipe"] != repr(self.recipe):
-            raise UsageError(f"{checkpoint} is of another recipe; remove it, or train into another file")
-        self.vectors.data.copy_(held["vectors"])
-        optimizer.load_state_dict(held["optimizer"])
-        return int(held["step"])
+        table = [[round(rate, 4) for rate in row] for row in accuracy.tolist()]
+        tensors = {"vectors": self.embeddings.detach()}
+        fitted.write(path, KIND, self.model, tensors, accuracy=table, recipe=asdict(self.recipe))
 
 
 def train_prompts(
     lm: LM, recipe: PromptRecipe, tokens: int, prompts: Sequence[list[int]] | None, out: Path, progress: Progress
 ) -> Tensor:
-    """Has a model write text, trains prompt tokens on it, calibrates them on texts that were held out, and writes them
-    to `out`; what is done so far is kept beside it until they are there. Returns the calibration, [m, RANKS].
+    """Has a model write text, trains prompt tokens on it, calibrates them on held-out texts, and writes them to `out`.
+
+    Text and checkpoints are kept beside `out` until it is there, so that the training can be stopped and gone on with.
+
+    Args:
+        lm: The model.
+        recipe: How the prompt tokens are trained.
+        tokens: Tokens of its own that the model writes.
+        prompts: Token ids of prompts for it to answer; None: its own.
+        out: The file.
+        progress: Called now and then.
+
+    Returns:
+        The hit rate of each guess at each rank, [m, RANKS].
     """
     work = out.with_name(f"{out.name}.work")
     corpus = Corpus(work / "corpus", lm.model, recipe.seed)
@@ -196,8 +209,19 @@ def train_prompts(
     return accuracy
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, frozen: Frozen) -> Tensor:
-    """q [n, num_heads, head_dim], k, v [length, num_kv_heads, head_dim], seen bool [n, length] -> like q."""
+def attended(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, frozen: FrozenDecoder) -> Tensor:
+    """Computes masked attention.
+
+    Args:
+        q: [n, num_heads, head_dim].
+        k: [length, num_kv_heads, head_dim].
+        v: Like `k`.
+        seen: bool [n, length], the keys that each row reads.
+        frozen: The model, for its scale and its groups of attention heads.
+
+    Returns:
+        [n, num_heads, head_dim].
+    """
     group = frozen.config.num_heads // frozen.config.num_kv_heads
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     out = F.scaled_dot_product_attention(

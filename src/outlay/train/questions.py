@@ -1,8 +1,8 @@
 """Prompts without a data set: the model is asked for them, and Python's own library gives code and text.
 
-A chat model that is given the beginning of a conversation up to the user's first word writes a user's prompt, of the
-kinds that it was tuned on (Magpie, Xu et al. 2024, section 2.1). Functions of the standard library are given up to the
-end of their docstrings, to be completed, and its documentation is given to be summarised.
+A chat model continues the beginning of a conversation, up to the user's first word, with a user's prompt of the kinds
+that it was tuned on (Magpie, Xu et al. 2024, section 2.1). Functions of the standard library are given up to the end of
+their docstrings, to be completed. Its documentation is given to be summarised.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 
 from outlay.engine.random import mix
 from outlay.lm import LM
@@ -18,9 +17,9 @@ from outlay.models.tokenizer import Tokenizer
 from outlay.python_sources import library_files
 
 MARK = "\x1fprompt\x1f"
-LONGEST = 160  # tokens of a prompt that the model writes
-KINDS = ("question",) * 5 + ("question of a text",) * 1 + ("function",) * 2 + ("summary",) * 2
-# What models of chat are tuned to be told, so that they write a user's message with a text in it.
+LONGEST = 160  # tokens of a prompt that the model writes, at most
+KINDS = ("question",) * 5 + ("question of a text",) * 1 + ("function",) * 2 + ("summary",) * 2  # in these shares
+# System messages of the kind that chat models are tuned on: after them they write a user's message with a text in it.
 TASKS = (
     "You extract and summarize key information from texts. Provide a concise, objective summary of the input text.",
     "You're an AI assistant for text re-writing. Rewrite the input text to make it more professional and formal.",
@@ -33,7 +32,13 @@ ASKED = (
 
 
 def questions(lm: LM, indices: Sequence[int], seed: int) -> list[list[int]]:
-    """Returns the token ids of a prompt for each index; the same for the same seed and index."""
+    """Returns the token ids of a prompt for each index.
+
+    Args:
+        lm: The model that the prompts are for. Without a chat template it gets the first words of texts.
+        indices: Numbers of the prompts. The same seed and index give the same prompt.
+        seed: Seed of all draws.
+    """
     tokenizer = lm.model.tokenizer
     if not tokenizer.has_chat_template:
         return _beginnings(lm, indices, seed)
@@ -95,38 +100,41 @@ def _beginnings(lm: LM, indices: Sequence[int], seed: int) -> list[list[int]]:
     return [tokenizer.encode_prompt(texts[mix(seed, index) % len(texts)])[:24] for index in indices]
 
 
-@cache
 def library_functions() -> tuple[str, ...]:
     """Returns functions of the standard library up to the end of their docstrings, in a fixed order."""
-    return tuple(text for path in library_files() for text in _functions(path) if 80 <= len(text) <= 900)
+    return _library()[0]
+
+
+def library_texts() -> tuple[str, ...]:
+    """Returns docstrings of the standard library that are texts of some length, in a fixed order."""
+    return _library()[1]
 
 
 @cache
-def library_texts() -> tuple[str, ...]:
-    """Returns docstrings of the standard library that are texts of some length, in a fixed order."""
-    texts = (text for path in library_files() for text in _docstrings(path))
-    return tuple(text for text in texts if 400 <= len(text) <= 1600 and ">>>" not in text)
+def _library() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Reads every file once, for functions and for texts."""
+    functions: list[str] = []
+    texts: list[str] = []
+    for path in library_files():
+        try:
+            source = path.read_text(encoding="utf-8")
+            tree = ast.parse(source)
+        except (OSError, UnicodeDecodeError, SyntaxError):
+            continue
+        functions += (text for text in _functions(source, tree) if 80 <= len(text) <= 900)
+        texts += (text for text in _docstrings(tree) if 400 <= len(text) <= 1600 and ">>>" not in text)
+    return tuple(functions), tuple(texts)
 
 
-def _parsed(path: Path) -> tuple[str, ast.Module | None]:
-    try:
-        source = path.read_text(encoding="utf-8")
-        return source, ast.parse(source)
-    except (OSError, UnicodeDecodeError, SyntaxError):
-        return "", None
-
-
-def _functions(path: Path) -> Iterator[str]:
-    source, tree = _parsed(path)
+def _functions(source: str, tree: ast.Module) -> Iterator[str]:
     lines = source.splitlines()
-    for node in tree.body if tree is not None else []:
+    for node in tree.body:
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
             end = node.body[0].end_lineno or node.lineno
             yield "\n".join(lines[node.lineno - 1 : end]) + "\n"
 
 
-def _docstrings(path: Path) -> Iterator[str]:
-    _, tree = _parsed(path)
-    for node in ast.walk(tree) if tree is not None else ():
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
             yield text
