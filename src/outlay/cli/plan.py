@@ -277,8 +277,8 @@ def _predictions(found: _Found, at: Sequence[tuple[int, int]]) -> list[dict[str,
 
 
 def _as_json(found: _Found, args: argparse.Namespace) -> dict[str, Any]:
-    from outlay.bench.machine import describe
     from outlay.lm import DEFAULT_MODEL
+    from outlay.machine import describe
 
     laws = {
         axis: {name: getattr(law, name) for name in ("slope", "intercept", "r2", "ci95", "adequate", "best_form")}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import outlay
-from outlay.bench import machine
+from outlay import machine
 from outlay.budget import Budget
 from outlay.compare.contenders import SAMPLING, references
 from outlay.compare.items import digest

@@ -26,7 +26,7 @@ SHOWN = 5  # prompts that a refusal names
 
 
 @dataclass(frozen=True)
-class Output:
+class Completion:
     """A text that was written, with the prompt's number from 0 and its token ids."""
 
     number: int
@@ -48,16 +48,16 @@ class Metric(ABC):
         return self.needs is None or item.row.get(self.needs) is not None
 
     @abstractmethod
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
-        """Returns a number for each output, None where there is none. `prompts` are the token ids before each."""
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
+        """Returns a number for each completion, None where there is none. `prompts` are the token ids before each."""
 
 
 class _ByText(Metric):
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
-        return [self.score(output) for output in outputs]
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
+        return [self.score(completion) for completion in completions]
 
     @abstractmethod
-    def score(self, output: Output) -> float:
+    def score(self, completion: Completion) -> float:
         """Returns what one text is worth."""
 
 
@@ -66,8 +66,8 @@ class Exact(_ByText):
 
     needs = "answer"
 
-    def score(self, output: Output) -> float:
-        return float(normalised(output.text) == normalised(output.item.answer or ""))
+    def score(self, completion: Completion) -> float:
+        return float(normalised(completion.text) == normalised(completion.item.answer or ""))
 
 
 class Regex(_ByText):
@@ -81,8 +81,8 @@ class Regex(_ByText):
         except re.error:
             return False
 
-    def score(self, output: Output) -> float:
-        return float(re.search(output.item.answer or "", output.text, re.MULTILINE) is not None)
+    def score(self, completion: Completion) -> float:
+        return float(re.search(completion.item.answer or "", completion.text, re.MULTILINE) is not None)
 
 
 class Number(_ByText):
@@ -93,8 +93,8 @@ class Number(_ByText):
     def fits(self, item: Item) -> bool:
         return last_number(item.answer or "") is not None
 
-    def score(self, output: Output) -> float:
-        found, right = last_number(output.text), last_number(output.item.answer or "")
+    def score(self, completion: Completion) -> float:
+        found, right = last_number(completion.text), last_number(completion.item.answer or "")
         return float(found is not None and right is not None and math.isclose(found, right, rel_tol=1e-9))
 
 
@@ -103,22 +103,22 @@ class Tests(_ByText):
 
     needs = "tests"
 
-    def score(self, output: Output) -> float:
-        row = output.item.row
-        return float(passes_tests(output.item.text, output.text, row["tests"], row.get("entry_point")))
+    def score(self, completion: Completion) -> float:
+        row = completion.item.row
+        return float(passes_tests(completion.item.text, completion.text, row["tests"], row.get("entry_point")))
 
 
 class Logprob(Metric):
     """The mean log-probability of the text's tokens under the target model, natural logarithm."""
 
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
         from outlay.compare.forced import logprobs
 
-        some = [index for index, output in enumerate(outputs) if output.tokens]
-        found = logprobs(lm, [prompts[index] for index in some], [outputs[index].tokens for index in some])
-        scores: list[float | None] = [None] * len(outputs)
+        some = [index for index, completion in enumerate(completions) if completion.tokens]
+        found = logprobs(lm, [prompts[index] for index in some], [completions[index].tokens for index in some])
+        scores: list[float | None] = [None] * len(completions)
         for index, value in zip(some, found, strict=True):
-            scores[index] = value / len(outputs[index].tokens)
+            scores[index] = value / len(completions[index].tokens)
         return scores
 
 
@@ -130,7 +130,7 @@ class Judge(Metric):
         self._model = model
         self._lm: LM | None = None
 
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
         from outlay.compare.forced import expected_choices
         from outlay.lm import load
 
@@ -138,7 +138,7 @@ class Judge(Metric):
             self._lm = load(self._model, device=str(lm.model.decoder.device))
         judge = self._lm
         marks = [judge.model.tokenizer.encode(mark)[0] for mark in "12345"]
-        asked = [judge.encode(_judged(output)) for output in outputs]
+        asked = [judge.encode(_judged(completion)) for completion in completions]
         return [mean / (len(marks) - 1) for mean in expected_choices(judge, asked, marks)]
 
 
@@ -149,15 +149,15 @@ class Python(_ByText):
         super().__init__(key)
         self._path, self._score = path, score
 
-    def score(self, output: Output) -> float:
+    def score(self, completion: Completion) -> float:
         try:
-            value = float(self._score(dict(output.item.row), output.text))
+            value = float(self._score(dict(completion.item.row), completion.text))
         except Exception as error:  # somebody else's function
             raise FailureError(
-                f"score() in {self._path} failed on prompt {output.number + 1}: {one_line(error)}"
+                f"score() in {self._path} failed on prompt {completion.number + 1}: {one_line(error)}"
             ) from error
         if not math.isfinite(value):
-            raise FailureError(f"score() in {self._path} returned {value} for prompt {output.number + 1}")
+            raise FailureError(f"score() in {self._path} returned {value} for prompt {completion.number + 1}")
         return value
 
 
@@ -205,11 +205,12 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def _judged(output: Output) -> str:
-    answer = f"\n\nA right answer:\n{output.item.answer}" if output.item.answer is not None else ""
+def _judged(completion: Completion) -> str:
+    answer = f"\n\nA right answer:\n{completion.item.answer}" if completion.item.answer is not None else ""
     return (
-        f"Rate how well a reply answers a question, from 1 (useless) to 5 (excellent).\n\nQuestion:\n{output.item.text}"
-        f"{answer}\n\nReply:\n{output.text}\n\nWrite the mark alone, one digit from 1 to 5."
+        "Rate how well a reply answers a question, from 1 (useless) to 5 (excellent).\n\n"
+        f"Question:\n{completion.item.text}{answer}\n\nReply:\n{completion.text}\n\n"
+        "Write the mark alone, one digit from 1 to 5."
     )
 
 

@@ -1,4 +1,4 @@
-"""Gets ready to run: loads the model and tries every contender."""
+"""Loads the model of a comparison and tries every contender."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What runs pieces: the loaded model, and the contenders at temperatures that they take."""
+    """What runs shards: the loaded model, and the contenders at temperatures that they take."""
 
     declaration: Declaration
     items: Sequence[Item]
@@ -24,14 +24,14 @@ class Prepared:
     contenders: Sequence[Contender]
 
     def runner(self) -> Runner:
-        """Returns a runner of pieces."""
+        """Returns a runner of shards."""
         return Runner(self.lm, self.declaration, self.contenders, self.items)
 
 
 def prepare(
     declaration: Declaration, items: Sequence[Item], progress: Progress = lambda phase, done, total: None
 ) -> Prepared:
-    """Loads the model and tries every contender on the first prompt. Raises `UsageError` for what can't be run."""
+    """Loads the model and tries every contender on the first prompt. Raises `UsageError` for one that can't run."""
     every = contenders(declaration)
     refuse_extras(items, every)
     lm = load(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from outlay.compare import journal
 from outlay.compare.items import Item
-from outlay.compare.metrics import Metric, Output
+from outlay.compare.metrics import Completion, Metric
 from outlay.lm import LM
 
 TOGETHER = 32
@@ -29,10 +29,10 @@ def rate(
 ) -> None:
     """Adds the marks that are not there yet. Raises what the metric raises; marks given before that stay."""
     known = read(marks, metric.key)
-    wanted: dict[tuple[int, str], Output] = {}
+    wanted: dict[tuple[int, str], Completion] = {}
     for row in journal.lines(runs):
         if "tokens" in row and (key := (row["prompt"], journal.output_of(row))) not in known:
-            wanted[key] = Output(row["prompt"], items[row["prompt"]], row["text"], tuple(row["tokens"]))
+            wanted[key] = Completion(row["prompt"], items[row["prompt"]], row["text"], tuple(row["tokens"]))
     with closing(journal.Appender(marks)) as appender:
         for start in range(0, len(wanted), TOGETHER):
             progress(f"rating texts by {metric.key}", start, len(wanted))

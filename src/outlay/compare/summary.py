@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from outlay.bench.interleave import Spread
-from outlay.bench.table import number, table, times
+from outlay.spread import Spread
+from outlay.tables import number, table, times
 
 
 def summary(results: Mapping[str, Any]) -> str:

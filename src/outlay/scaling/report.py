@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from outlay.bench.table import console, table
 from outlay.scaling.laws import Law, Point, fit_loglinear
+from outlay.tables import console, table
 
 
 def report(found: Mapping[str, Any]) -> str:

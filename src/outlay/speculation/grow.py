@@ -57,11 +57,8 @@ def drawn_without_replacement(run: Run, drafter: Drafter, branching: Sequence[in
         grown = []
         for place, law in zip(level, laws, strict=True):
             tree.laws[place] = law
-            noisy = law.double().log() + gumbel(run, tree, place, len(law))
-            top = noisy.topk(min(width, len(law)))
-            for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-                if value > -torch.inf:
-                    grown.append(tree.add(place, token, drafter.name))
+            generator = run.random.at(run.tip.position, DRAFT, place + 1)
+            grown += [tree.add(place, token, drafter.name) for token in gumbel_top_k(law, width, generator)]
         level = grown[: max(0, room.nodes - len(tree) + len(grown))]
         if not level:
             break
@@ -84,7 +81,8 @@ def drawn_beams(run: Run, drafter: Drafter, width: int, depth: int, room: Room) 
         for (place, phi, psi), law in zip(beams, laws, strict=True):
             tree.laws[place] = law
             phis.append(phi + law.double().log())
-            psis.append(conditioned(phis[-1] + gumbel(run, tree, place, len(law)), psi))
+            generator = run.random.at(run.tip.position, DRAFT, place + 1)
+            psis.append(conditioned(phis[-1] + gumbel(len(law), generator), psi))
         flat = torch.cat(psis)
         top = flat.topk(min(width, len(flat)))
         size, chosen = len(laws[0]), []
@@ -152,9 +150,24 @@ def affordable(branching: Sequence[int], nodes: int) -> list[int]:
     return levels
 
 
-def gumbel(run: Run, tree: DraftTree, place: int, size: int) -> Tensor:
-    """Returns standard Gumbel noise, float64 [size], for the children of a place."""
-    generator = run.random.at(run.tip.position, DRAFT, place + 1)
+def gumbel_top_k(probs: Tensor, k: int, generator: torch.Generator) -> list[int]:
+    """Draws tokens without replacement: those with the k largest log-probabilities after Gumbel noise is added.
+
+    Args:
+        probs: a distribution, [vocab].
+        k: how many tokens; fewer where fewer have a probability above 0.
+        generator: where the noise comes from.
+
+    Returns:
+        The tokens in the order in which they are drawn one after the other.
+    """
+    top = (probs.double().log() + gumbel(len(probs), generator)).topk(min(k, len(probs)))
+    drawn = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [token for token, value in drawn if value > -torch.inf]
+
+
+def gumbel(size: int, generator: torch.Generator) -> Tensor:
+    """Returns standard Gumbel noise, float64 [size]."""
     return -(-as_uniforms(generator, size).log()).log()
 
 
