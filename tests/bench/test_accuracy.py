@@ -19,6 +19,7 @@ from outlay.bench.prompt_logits import logits_from
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
 from outlay.lm import LM
+from outlay.progress import silent
 from outlay.testing import PROMPTS, tiny_lm, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +181,7 @@ def test_a_text_that_is_too_short_is_said_in_one_line(default_path, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("Well, Prince.")
     asked = AccuracySettings(text, [Variant("auto", kernels=False)], Extent(1))
-    found = SUITE.measure(asked, default_path, lambda phase, done, total: None)
+    found = SUITE.measure(asked, default_path, silent)
     assert found["failures"] == {"auto/torch": "short.txt has 4 tokens, but one window takes 2048: use more text"}
 
 

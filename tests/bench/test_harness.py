@@ -10,13 +10,10 @@ import pytest
 from outlay.bench.harness.evaluators import Answering
 from outlay.bench.harness.report import report
 from outlay.bench.harness.suite import HarnessSettings, overhead
+from outlay.progress import silent
 
 SETTINGS = {"methods": "greedy,sample:temperature=0.8", "new": 8, "docs": 4, "rounds": 3, "threads": 2}
 MACHINE = {"model": "m.gguf", "processor": "p", "cores": 2, "date": "2026-01-01", "seconds": 9.0, "versions": {}}
-
-
-def silent(phase, done, total):
-    pass
 
 
 def test_every_prompt_is_run_bare_and_by_the_harness(default_path):

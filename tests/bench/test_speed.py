@@ -12,7 +12,7 @@ import torch
 from outlay.bench.interleave import Measurements
 from outlay.bench.speed.busy import busy_cores
 from outlay.bench.speed.llamacpp import LlamaCpp
-from outlay.bench.speed.memory import Memory
+from outlay.bench.speed.memory import MemoryBandwidth
 from outlay.bench.speed.openvino import OpenVino
 from outlay.bench.speed.ours import Ours, Stamped, own_ms
 from outlay.bench.speed.report import overview, report
@@ -173,7 +173,7 @@ def test_the_report_of_a_run_in_which_everything_failed_says_why():
 
 
 def test_memory_is_read_at_a_speed_that_machines_have():
-    values = Memory().measure(ReadMemory(threads=torch.get_num_threads(), megabytes=64, repeats=2))
+    values = MemoryBandwidth().measure(ReadMemory(threads=torch.get_num_threads(), megabytes=64, repeats=2))
     assert 1e8 < values["bytes_per_second"] < 1e13
 
 

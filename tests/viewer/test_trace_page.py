@@ -10,7 +10,7 @@ from viewer.made_traces import as_lines, drafted_run
 from outlay.errors import UsageError
 from outlay.testing import tiny_lm
 from outlay.viewer.trace_file import read_trace
-from outlay.viewer.trace_page import PRUNED, COMMITTED, OPEN, PROMPT, TEXT, page_data
+from outlay.viewer.trace_page import COMMITTED, OPEN, PROMPT, PRUNED, TEXT, page_data
 
 
 def traced(folder, method, **options):

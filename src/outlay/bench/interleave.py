@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from outlay.errors import FailureError
+from outlay.progress import ShowProgress, silent
 from outlay.spread import Spread, middle, paired_ratio, spread
 
 LOAD_LIMIT = 300.0  # seconds
@@ -94,7 +95,7 @@ def interleave(
     around: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
     load_limit: float = LOAD_LIMIT,
     task_limit: float = TASK_LIMIT,
-    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    progress: ShowProgress = silent,
 ) -> Measurements:
     """Measures every task on every participant that takes it, in `rounds` rounds after one that warms up.
 
@@ -108,7 +109,7 @@ def interleave(
         around: gives the context in which a task is measured.
         load_limit: seconds for all participants to load.
         task_limit: seconds for one task of one participant.
-        progress: is told the phase, how many tasks are done, and of how many.
+        progress: is told how far the work is.
     """
     found = Measurements()
     with ExitStack() as stack:
@@ -132,7 +133,7 @@ def _load(
     processes: Sequence[ParticipantProcess],
     found: Measurements,
     limit: float,
-    progress: Callable[[str, int, int], None],
+    progress: ShowProgress,
 ) -> None:
     """Waits until all are ready; they load at the same time."""
     deadline = time.monotonic() + limit

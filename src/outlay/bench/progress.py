@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 
-class Progress:
+class PhaseLine:
     """Shows how far a run is on stderr: one line, written over, on a terminal; a line for each phase elsewhere."""
 
     def __init__(self) -> None:

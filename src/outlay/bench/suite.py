@@ -6,19 +6,19 @@ import argparse
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from outlay import machine
 from outlay.bench.options import check_folder_of
-from outlay.bench.progress import Progress
+from outlay.bench.progress import PhaseLine
 from outlay.errors import FailureError
 from outlay.lm import DEFAULT_MODEL
 from outlay.models import hub
+from outlay.progress import ShowProgress
 
 S = TypeVar("S")
-ShowProgress = Callable[[str, int, int], None]
 
 
 class Suite(ABC, Generic[S]):
@@ -51,7 +51,7 @@ class Suite(ABC, Generic[S]):
         Args:
             settings: what to measure.
             model: the folder or file of the model.
-            progress: is told the phase, how much of it is done, and of how much.
+            progress: is told how far the work is.
         """
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Suite(ABC, Generic[S]):
         settings = self.settings(args)
         model = hub.resolve(args.model)
         started = time.perf_counter()
-        measured = self.measure(settings, model, Progress())
+        measured = self.measure(settings, model, PhaseLine())
         seconds = round(time.perf_counter() - started, 1)
         found = {"machine": machine.describe(self.packages) | {"seconds": seconds, "model": model.name}, **measured}
 

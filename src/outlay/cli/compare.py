@@ -24,7 +24,7 @@ EXAMPLES = """examples:
                  --budget 'target_passes=16|32|none' --out budgets
   outlay compare --from gsm --out gsm-again
 
-methods: commas part methods and options alike; a part that starts with name= is an option of the method before it.
+methods: commas separate methods and options alike; a part that starts with name= is an option of the method before it.
   a|b in place of a value makes a method, or a budget, of each (quote it: | is the shell's too). Sampling options can
   be given to one method alone: sample:temperature=0.5
 prompts: plain lines, or JSON lines with "prompt" or "messages" and what a metric needs ("answer", "tests");
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     what = parser.add_argument_group("what is compared")
-    what.add_argument("--metric", metavar="NAME", help="what a text is worth: exact regex number tests logprob "
+    what.add_argument("--metric", metavar="NAME", help="the quality of a text: exact regex number tests logprob "
                       "judge:MODEL python:FILE")  # fmt: skip
     what.add_argument("--budget", metavar="k=v,...", help="caps on the ledger; 'target_passes=16|32' is each of them")
     what.add_argument("--reference", metavar="NAME", help="the method to measure against (default: the first)")
@@ -113,12 +113,12 @@ def run(args: argparse.Namespace) -> int:
         from outlay.compare.summary import summary
 
         print(summary(found))
-        print(_whereabouts(out))
+        print(_where(out))
     return 0
 
 
 def _declared(args: argparse.Namespace) -> Comparison:
-    """Returns what the options declare, and says which lines of the prompts were left out."""
+    """Returns the comparison that the options declare; prints which lines of the prompts were left out."""
     for name in ("methods", "prompts"):
         if getattr(args, name) is None:
             raise UsageError(f"--{name} is missing; see `outlay compare --help`")
@@ -150,7 +150,7 @@ def _declared(args: argparse.Namespace) -> Comparison:
 
 
 def _again(args: argparse.Namespace) -> Comparison:
-    """Returns what a manifest declares, with the prompts that lie beside it."""
+    """Returns the comparison of a manifest, with the prompts that lie beside it."""
     given = next((name for name in DECLARED if getattr(args, name) is not None), None)
     if given is not None:
         raise UsageError(f"--from takes everything from the manifest; leave out --{given.replace('_', '-')}")
@@ -159,8 +159,8 @@ def _again(args: argparse.Namespace) -> Comparison:
     return reopen(Path(args.manifest))
 
 
-def _whereabouts(out: Path) -> str:
-    """Says where the report and the data are."""
+def _where(out: Path) -> str:
+    """Returns where the report and the data are, as text."""
     from outlay.compare import folder, plots
 
     drawn = ", ".join(sorted(path.name for path in out.glob("*.svg"))) if plots.available() else ""

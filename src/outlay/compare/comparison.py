@@ -1,4 +1,4 @@
-"""A comparison that is asked for: what is declared, and on which prompts."""
+"""A comparison: what is declared, and on which prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompts of a comparison, each with what its text is judged by."""
+"""The prompts of a comparison, each with what a metric reads."""
 
 from __future__ import annotations
 
@@ -34,9 +34,17 @@ class Item:
 
 
 def read_items(source: str, *, skip_bad: bool = False) -> tuple[list[Item], list[str]]:
-    """Returns the prompts in a file, or a generated set of problems, and the reasons why lines were left out.
+    """Reads prompts from a file, or makes a set of problems.
 
-    Raises `UsageError` for a file that can't be read or holds no prompt, and for its first bad line unless `skip_bad`.
+    Args:
+        source: a file, or the name of a set of problems with options.
+        skip_bad: whether to leave lines out that can't be read.
+
+    Returns:
+        The prompts, and the reasons why lines were left out.
+
+    Raises:
+        UsageError: the file can't be read or holds no prompt, or a line can't be read.
     """
     rows = None if Path(source).is_file() else problems.make(source)
     if rows is not None:
@@ -72,9 +80,7 @@ def _read(source: str) -> bytes:
         return Path(source).read_bytes()
     except FileNotFoundError:
         known, near = problems.problem_sets(), nearest(source.partition(":")[0], problems.problem_sets())
-        raise UsageError(
-            f"there is no file {source}{near}; the generated sets of problems are {', '.join(known)}"
-        ) from None
+        raise UsageError(f"there is no file {source}{near}; the sets of problems are {', '.join(known)}") from None
     except OSError as error:
         raise UsageError(f"can't read {source}: {error.strerror}") from error
 

@@ -1,4 +1,4 @@
-"""Metrics: what a text is worth, as a number; the higher the better."""
+"""Metrics: the quality of a text as a number; the higher the better."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN = 5  # prompts that a refusal names
 
 @dataclass(frozen=True)
 class Completion:
-    """A text that was written, with the prompt's number from 0 and its token ids."""
+    """A text that was written, with its prompt's number from 0 and its token ids."""
 
     number: int
     item: Item
@@ -36,9 +36,10 @@ class Completion:
 
 
 class Metric(ABC):
-    """Rates texts. `needs` names what a prompt's row must have for it; `key` tells it from every other metric."""
+    """Rates texts. `key` tells it from every other metric."""
 
     needs: ClassVar[str | None] = None
+    """The field that a prompt's row must have for it."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -49,7 +50,16 @@ class Metric(ABC):
 
     @abstractmethod
     def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
-        """Returns a number for each completion, None where there is none. `prompts` are the token ids before each."""
+        """Rates completions.
+
+        Args:
+            lm: the model that wrote them.
+            prompts: the token ids before each.
+            completions: what is rated.
+
+        Returns:
+            A number for each completion, None where it has none.
+        """
 
 
 class _ByText(Metric):
@@ -58,7 +68,7 @@ class _ByText(Metric):
 
     @abstractmethod
     def score(self, completion: Completion) -> float:
-        """Returns what one text is worth."""
+        """Returns the quality of one text."""
 
 
 class Exact(_ByText):
@@ -114,16 +124,16 @@ class Logprob(Metric):
     def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
         from outlay.compare.forced import logprobs
 
-        some = [index for index, completion in enumerate(completions) if completion.tokens]
-        found = logprobs(lm, [prompts[index] for index in some], [completions[index].tokens for index in some])
+        rated = [index for index, completion in enumerate(completions) if completion.tokens]
+        found = logprobs(lm, [prompts[index] for index in rated], [completions[index].tokens for index in rated])
         scores: list[float | None] = [None] * len(completions)
-        for index, value in zip(some, found, strict=True):
+        for index, value in zip(rated, found, strict=True):
             scores[index] = value / len(completions[index].tokens)
         return scores
 
 
 class Judge(Metric):
-    """A model's rating from 0 to 1: the mean of the marks 1 to 5 by its distribution over them as the next token."""
+    """A model's rating from 0 to 1: its expected mark, from its distribution over 1 to 5 as the next token."""
 
     def __init__(self, key: str, model: str) -> None:
         super().__init__(key)
@@ -138,8 +148,8 @@ class Judge(Metric):
             self._lm = load(self._model, device=str(lm.model.decoder.device))
         judge = self._lm
         marks = [judge.model.tokenizer.encode(mark)[0] for mark in "12345"]
-        asked = [judge.encode(_judged(completion)) for completion in completions]
-        return [mean / (len(marks) - 1) for mean in expected_choices(judge, asked, marks)]
+        questions = [judge.encode(_question(completion)) for completion in completions]
+        return [mean / (len(marks) - 1) for mean in expected_choices(judge, questions, marks)]
 
 
 class Python(_ByText):
@@ -186,9 +196,9 @@ def refuse_unfit(metric: Metric, items: Sequence[Item]) -> None:
     lacking = [number for number, item in enumerate(items, 1) if not metric.fits(item)]
     if lacking:
         named = ", ".join(map(str, lacking[:SHOWN])) + (f" and {len(lacking) - SHOWN} more" if lacking[SHOWN:] else "")
-        wanted = {"number": "a number as", "regex": "a pattern as"}.get(metric.key, "")
+        kind = {"number": "a number as", "regex": "a pattern as"}.get(metric.key, "")
         raise UsageError(
-            f'the metric {metric.key} needs {f"{wanted} " if wanted else ""}"{metric.needs}" with each prompt, '
+            f'the metric {metric.key} needs {f"{kind} " if kind else ""}"{metric.needs}" with each prompt, '
             f"which {'prompt' if len(lacking) == 1 else 'prompts'} {named} of {len(items)} "
             f"{'has' if len(lacking) == 1 else 'have'} not"
         )
@@ -205,7 +215,7 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def _judged(completion: Completion) -> str:
+def _question(completion: Completion) -> str:
     answer = f"\n\nA right answer:\n{completion.item.answer}" if completion.item.answer is not None else ""
     return (
         "Rate how well a reply answers a question, from 1 (useless) to 5 (excellent).\n\n"

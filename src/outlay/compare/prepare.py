@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outlay.compare.contenders import Contender, contenders, refuse_extras, tried
@@ -10,8 +10,7 @@ from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
 from outlay.compare.runner import Runner
 from outlay.lm import LM, load
-
-Progress = Callable[[str, int, int], None]
+from outlay.progress import ShowProgress, silent
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,7 @@ class Prepared:
         return Runner(self.lm, self.declaration, self.contenders, self.items)
 
 
-def prepare(
-    declaration: Declaration, items: Sequence[Item], progress: Progress = lambda phase, done, total: None
-) -> Prepared:
+def prepare(declaration: Declaration, items: Sequence[Item], progress: ShowProgress = silent) -> Prepared:
     """Loads the model and tries every contender on the first prompt. Raises `UsageError` for one that can't run."""
     every = contenders(declaration)
     refuse_extras(items, every)

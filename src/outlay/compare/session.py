@@ -16,11 +16,12 @@ from outlay.compare.items import Item, written
 from outlay.compare.journal import Journal
 from outlay.compare.manifest import describe, refuse_other_models
 from outlay.compare.metrics import metric, refuse_unfit
-from outlay.compare.prepare import Prepared, Progress, prepare
+from outlay.compare.prepare import Prepared, prepare
 from outlay.compare.results import summed_up
 from outlay.compare.runner import Pending, Rows, Shard, shards
 from outlay.compare.table_file import write_csv
 from outlay.compare.traces import write_traces
+from outlay.progress import ShowProgress, silent
 from outlay.viewer.report import write_report
 
 RunShards = Callable[[Sequence[Pending]], Iterator[Rows]]
@@ -32,7 +33,7 @@ def compare(
     *,
     command: Sequence[str] = (),
     workers: int | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: ShowProgress = silent,
 ) -> dict[str, Any]:
     """Runs a comparison, or goes on with one that was stopped.
 
@@ -43,7 +44,7 @@ def compare(
         out: the folder for all that comes out.
         command: the command line, for the manifest.
         workers: how many processes of a Ray cluster share the runs, 0 for one a core; None runs them here.
-        progress: is told the phase, how much of it is done, and of how much.
+        progress: is told how far the work is.
 
     Returns:
         The results, as `results.json` has them.
@@ -73,7 +74,7 @@ def compare(
         return write_results(out, items)
 
 
-def run_shards(prepared: Prepared, out: Path, work: RunShards, progress: Progress) -> None:
+def run_shards(prepared: Prepared, out: Path, work: RunShards, progress: ShowProgress) -> None:
     """Does the runs that the journal lacks, each turn written when it is done."""
     declaration, every = prepared.declaration, prepared.contenders
     index_of = {contender.key: index for index, contender in enumerate(every)}

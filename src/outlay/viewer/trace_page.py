@@ -11,7 +11,7 @@ from typing import Any
 from outlay.viewer.page import write_page
 from outlay.viewer.trace_file import Nodes, Pass, Story, TraceContent, read_trace
 
-PROMPT, TEXT, COMMITTED, PRUNED, OPEN = range(5)  # what became of a node; the page names them
+PROMPT, TEXT, COMMITTED, PRUNED, OPEN = range(5)  # final states of a node; the page names them
 STYLES = ("base.css", "trace.css")
 SCRIPTS = (
     "base.js", "trace_model.js", "trace_layout.js", "trace_tree.js", "trace_input.js", "trace_charts.js",
@@ -116,7 +116,7 @@ def _path(nodes: Nodes, last: int, start: int) -> list[int]:
 
 
 def fates(story: Story, path: Sequence[int]) -> list[int]:
-    """Returns what became of each node: in the prompt, in the text, committed elsewhere, pruned, or still open at the end."""
+    """Returns the final state of each node: in the prompt or the text, committed elsewhere, pruned, or open."""
     text = set(path)
     return [
         _fate(node < story.prompt, node in text, committed, settled is not None)

@@ -143,7 +143,7 @@ class Formats(Participant):
         return len(self._windows[window]) // 2 - 1
 
     def _predictions(self, window: int) -> Tensor:
-        """The reference's log-probabilities over a window's second half; those of one window are kept."""
+        """The reference's log-probabilities over a window's second half; the last window's are cached."""
         if self._scored is None or self._scored[0] != window:
             logits = logits_from(self._reference, self._windows[window][:-1], self._first(window))
             self._scored = window, logits.log_softmax(-1)
@@ -151,6 +151,6 @@ class Formats(Participant):
 
     @cached_property
     def _written(self) -> list[list[int]]:
-        """What the reference writes after the prompts."""
+        """The reference's greedy continuations of the prompts."""
         results = self._reference.generate_batch(self._prompts, max_tokens=self.extent.new, ignore_eos=True)
         return [result.tokens for result in results]

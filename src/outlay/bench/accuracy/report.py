@@ -32,7 +32,7 @@ def _heading(found: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> str:
-    """One row for each way to hold weights and cache."""
+    """A row for each format of weights and cache."""
     new = found["extent"]["new"]
     header = ["", "perplexity", "cost %", "KL", "top-1 %", f"same of {new}", "layers %", "worst %", "worst layer"]
     cells = [
@@ -54,7 +54,7 @@ def _rows(found: Mapping[str, Any]) -> str:
 
 
 def _default(found: Mapping[str, Any]) -> str:
-    """What the format costs that a user gets who names none."""
+    """What the default format costs."""
     row = next((row for row in found["rows"] if row["name"] == DEFAULT), None)
     return "" if row is None else f"the default, {DEFAULT} ({row['held']}), costs {row['cost']:.2%} of the perplexity"
 

@@ -24,10 +24,11 @@ from outlay.bench.accuracy.report import report
 from outlay.bench.data import NOVEL
 from outlay.bench.interleave import ParticipantProcess, Values
 from outlay.bench.options import names, refuse_below_one
-from outlay.bench.suite import ShowProgress, Suite
+from outlay.bench.suite import Suite
 from outlay.errors import FailureError, UsageError
 from outlay.models.linear import native_kernels
 from outlay.models.load import DTYPES
+from outlay.progress import ShowProgress
 from outlay.tree.cache import KV_DTYPES
 
 LOAD_LIMIT, TASK_LIMIT = 600.0, 1800.0  # seconds
@@ -56,12 +57,12 @@ class AccuracySuite(Suite[AccuracySettings]):
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
         known = {variant.name: variant for variant in variants()}
         refuse_below_one(args, "windows")
-        wanted = names("format", args.formats, tuple(known)) if args.formats is not None else tuple(known)
-        if not wanted:
+        chosen = names("format", args.formats, tuple(known)) if args.formats is not None else tuple(known)
+        if not chosen:
             raise UsageError(f"--formats names none; there are {', '.join(known)}")
         if not args.text.is_file():
             raise UsageError(f"there is no text {args.text}; name one with --text FILE")
-        return AccuracySettings(args.text, [known[name] for name in wanted], Extent(args.windows))
+        return AccuracySettings(args.text, [known[name] for name in chosen], Extent(args.windows))
 
     def measure(self, settings: AccuracySettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns the `extent` that the text allowed, a row for each variant, and `failures` for those without one."""
@@ -132,7 +133,7 @@ def row(variant: Variant, held: str, values: Mapping[AccuracyTask, Values]) -> d
 
     Args:
         variant: the format of weights and cache.
-        held: how the weights are held, as the model says.
+        held: how the weights are held, as the model names it.
         values: what every task gave, other variants' included.
     """
     sums: Counter[str] = Counter()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from outlay.bench.prompt_logits import PromptLogits
-from outlay.bench.suite import ShowProgress
 from outlay.lm import LM
+from outlay.progress import ShowProgress
 from outlay.python_sources import library_sources
 from outlay.speculation import transport
 from outlay.speculation.grow import gumbel_top_k
@@ -34,7 +34,7 @@ def node_acceptance(lm: LM, data: Path, count: int, progress: ShowProgress) -> d
         lm: the target, in float32.
         data: the folder of the novel.
         count: about how many positions.
-        progress: is told the phase, how much of it is done, and of how much.
+        progress: is told how far the work is.
 
     Returns:
         `positions`, and in `rows` the rates by temperature and number of drafts.

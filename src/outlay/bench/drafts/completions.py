@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from outlay.bench.suite import ShowProgress
 from outlay.decode.draft.superposed import Superposed
 from outlay.engine.handle import Result
 from outlay.lm import LM
 from outlay.models import hub
+from outlay.progress import ShowProgress
 from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
 
 PREFIX, COMPLETED = 15, 10  # tokens of a prompt that is completed, and of a completion
@@ -40,7 +40,7 @@ def superposed(lm: LM, data: Path, count: int, progress: ShowProgress) -> dict[s
         lm: the model.
         data: the folder of the novel, of which a part gives n-grams and the rest gives the prompts.
         count: how many prompts.
-        progress: is told the phase, how much of it is done, and of how much.
+        progress: is told how far the work is.
     """
     table, prefixes, following = _split(lm, data, count)
     methods = {

@@ -56,7 +56,7 @@ def _tables(found: Mapping[str, Any], prompts: int) -> str:
         for method in dict.fromkeys(row["method"] for row in found["rows"])
     ]
     what = f"Tokens a target pass without a draft model, temperature 0, {prompts} prompts x {found['new']} tokens"
-    return f"{what} (PPD's first guess is right in {found['first_guess']:.0%} of all places)\n{table(['', *sets], rows)}"
+    return f"{what} (accuracy of PPD's first guess: {found['first_guess']:.0%})\n{table(['', *sets], rows)}"
 
 
 def _superposed(found: Mapping[str, Any], prompts: int) -> str:

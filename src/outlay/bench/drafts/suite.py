@@ -14,8 +14,9 @@ from outlay.bench.drafts.completions import superposed
 from outlay.bench.drafts.report import report
 from outlay.bench.drafts.trees import block_efficiencies, without_a_model
 from outlay.bench.options import names
-from outlay.bench.suite import ShowProgress, Suite
+from outlay.bench.suite import Suite
 from outlay.lm import load
+from outlay.progress import ShowProgress
 
 PARTS = ("nodes", "trees", "tables", "superposed")
 ON_PROMPTS = {"trees": block_efficiencies, "tables": without_a_model, "superposed": superposed}

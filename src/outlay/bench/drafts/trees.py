@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from outlay.bench.data import prompts_of
-from outlay.bench.suite import ShowProgress
 from outlay.budget import Ledger
 from outlay.decode.draft.ppd import tree_plan
 from outlay.decode.draft.rsd import RSD
@@ -17,6 +16,7 @@ from outlay.engine.handle import Result
 from outlay.engine.method import Method
 from outlay.errors import FailureError
 from outlay.lm import LM
+from outlay.progress import ShowProgress
 from outlay.speculation.sources import prompts_for
 
 NODES = 14

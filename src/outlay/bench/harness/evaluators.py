@@ -61,7 +61,7 @@ class Evaluator(Participant):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The files are here: nothing is asked of the hub, and nobody watches the bars."""
+        """Keeps the package off the hub, since the files are here, and its progress bars off."""
         return {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
     def load(self) -> dict[str, Any]:

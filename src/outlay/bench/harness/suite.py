@@ -15,7 +15,7 @@ from outlay.bench.harness.evaluators import Evaluate, Evaluator, HfType, OutlayT
 from outlay.bench.harness.report import report
 from outlay.bench.interleave import interleave
 from outlay.bench.options import refuse_below_one
-from outlay.bench.suite import ShowProgress, Suite
+from outlay.bench.suite import Suite
 from outlay.compare.declaration import Declaration
 from outlay.compare.folder import join
 from outlay.compare.items import read_items, written
@@ -24,6 +24,7 @@ from outlay.compare.prepare import Prepared, prepare
 from outlay.compare.runner import Pending, Rows, turns
 from outlay.compare.session import run_shards, write_results
 from outlay.compare.sweep import split_methods
+from outlay.progress import ShowProgress
 
 METHODS = (
     "greedy,auto,lookup,aded,speculative,rsd,spectr,beam:width=4,best_of:n=2,temperature=0.8,sample:temperature=0.8"

@@ -174,7 +174,7 @@ class TransformersAssisted(Speculator):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The files are here: nothing is asked of the hub."""
+        """Keeps the package off the hub, since the files are here."""
         return {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
     def load(self) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from outlay.bench.speculation.speculators import (
     name_of,
     summed,
 )
-from outlay.bench.suite import ShowProgress, Suite
+from outlay.bench.suite import Suite
 from outlay.errors import UsageError
 from outlay.models.load import load_model
+from outlay.progress import ShowProgress
 
 SETS = ("chat", "code", "summary")
 EARLY, LAST_SKIPPED = (
@@ -117,10 +118,10 @@ class SpeculationSuite(Suite[SpeculationSettings]):
     def settings(self, args: argparse.Namespace) -> SpeculationSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
         known = tuple(dict.fromkeys(method for method, _ in METHODS))
-        wanted = known if args.methods is None else ("greedy", *names("method", args.methods, known))
+        chosen = known if args.methods is None else ("greedy", *names("method", args.methods, known))
         refuse_below_one(args, "threads", "prompts", "new", "rounds", "batch")
         settings = SpeculationSettings(
-            methods=tuple(pair for pair in METHODS if pair[0] in wanted),
+            methods=tuple(pair for pair in METHODS if pair[0] in chosen),
             peers=() if args.peers == "none" else names("peer", args.peers, PEERS),
             data=args.data,
             sets=tuple(part.strip() for part in args.sets.split(",") if part.strip()),

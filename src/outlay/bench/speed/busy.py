@@ -1,4 +1,4 @@
-"""Another program on the same machine: processes that keep cores busy for a while, and only for a while."""
+"""Stands for another program on the same machine: processes that keep cores busy for a limited time."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class LlamaCpp(Participant):
         return isinstance(task, Decode | Prompt)
 
     def load(self) -> dict[str, Any]:
-        """Loads the model and makes a context with room for all sequences."""
+        """Loads the model and makes a context that holds all sequences."""
         if self.path.suffix != ".gguf":
             raise FailureError("reads .gguf files only")
         self._llama, version = peer("llama_cpp", "llama-cpp-python")
@@ -39,8 +39,8 @@ class LlamaCpp(Participant):
         self._model = llama.llama_model_load_from_file(str(self.path).encode(), llama.llama_model_default_params())
         if not self._model:
             raise FailureError("could not load the file")
-        self._room = max(self.sequences * self.length, 512)
-        self._context = self._make_context(self.sequences, -(-self.length // 256) * 256, self._room)
+        self._batch_tokens = max(self.sequences * self.length, 512)
+        self._context = self._make_context(self.sequences, -(-self.length // 256) * 256, self._batch_tokens)
         self._vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         return {"version": version, "system": llama.llama_print_system_info().decode().strip()}
 
@@ -64,7 +64,7 @@ class LlamaCpp(Participant):
         batch = llama.llama_batch_init(task.length, 0, 1)
         started = time.perf_counter()
         self._decode(context, batch, [(token, at, 0) for at, token in enumerate(prompt)], last=task.length - 1)
-        self._best(context, task.length - 1)
+        self._most_probable(context, task.length - 1)
         seconds = time.perf_counter() - started
         llama.llama_batch_free(batch)
         llama.llama_free(context)
@@ -75,13 +75,13 @@ class LlamaCpp(Participant):
         llama.llama_set_n_threads(context, task.threads, task.threads)
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
         starts = prompts(task.batch, task.prompt, self._vocab, next(self._seeds))
-        batch = llama.llama_batch_init(self._room, 0, 1)
+        batch = llama.llama_batch_init(self._batch_tokens, 0, 1)
         tokens = [(token, at, seq) for seq, start in enumerate(starts) for at, token in enumerate(start)]
         times = []
         for step in range(task.new):
             self._decode(context, batch, tokens, last=task.prompt - 1 + step)
             rows = [row for row, (_, at, _) in enumerate(tokens) if at == task.prompt - 1 + step]
-            tokens = [(self._best(context, row), task.prompt + step, seq) for seq, row in enumerate(rows)]
+            tokens = [(self._most_probable(context, row), task.prompt + step, seq) for seq, row in enumerate(rows)]
             times.append(time.perf_counter())
         llama.llama_batch_free(batch)
         return decode_values([times] * task.batch)
@@ -96,6 +96,6 @@ class LlamaCpp(Participant):
         if self._llama.llama_decode(context, batch):
             raise FailureError(f"llama_decode failed for {len(tokens)} tokens")
 
-    def _best(self, context: Any, row: int) -> int:
+    def _most_probable(self, context: Any, row: int) -> int:
         logits = self._llama.llama_get_logits_ith(context, row)
         return int(np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self._vocab,)).argmax())

@@ -11,8 +11,8 @@ from outlay.bench.interleave import Participant, Values
 from outlay.bench.speed.tasks import ReadMemory
 
 
-class Memory(Participant):
-    """Sums a large buffer; the best of a few repeats is the bandwidth."""
+class MemoryBandwidth(Participant):
+    """Sums a large buffer; the best of a few repeats counts."""
 
     name = "memory"
 

@@ -70,7 +70,7 @@ class SpeedReport:
             *by_threads,
             self.own_share(),
             self.disturbed(),
-            self.restless(),
+            self.noise(),
         ]
 
     def heading(self, about: Mapping[str, Any]) -> str:
@@ -198,7 +198,7 @@ class SpeedReport:
             f"A core shared with another program, {_threads(quiet.threads)}", ["", "ms", "ms, shared", "slower"], rows
         )
 
-    def restless(self) -> str:
+    def noise(self) -> str:
         """Names those whose processes used a core while others were measured."""
         found = [(name, share) for name, share in self.measured.idle.items() if share > QUIET]
         return "\n".join(

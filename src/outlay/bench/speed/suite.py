@@ -13,7 +13,7 @@ from outlay.bench.interleave import Participant, interleave
 from outlay.bench.options import WITHOUT_KERNELS, names
 from outlay.bench.speed.busy import busy_cores
 from outlay.bench.speed.llamacpp import LlamaCpp
-from outlay.bench.speed.memory import Memory
+from outlay.bench.speed.memory import MemoryBandwidth
 from outlay.bench.speed.openvino import OpenVino
 from outlay.bench.speed.ours import Ours
 from outlay.bench.speed.report import report
@@ -21,10 +21,11 @@ from outlay.bench.speed.result import as_dict
 from outlay.bench.speed.settings import SpeedSettings
 from outlay.bench.speed.tasks import Decode
 from outlay.bench.speed.transformers import Transformers
-from outlay.bench.suite import ShowProgress, Suite
+from outlay.bench.suite import Suite
 from outlay.errors import UsageError
 from outlay.models.linear import fast_bfloat16
 from outlay.models.load import DTYPES
+from outlay.progress import ShowProgress
 
 PEERS = ("transformers", "openvino-genai", "llama-cpp-python")
 FORMATS = (*DTYPES, *(dtype + WITHOUT_KERNELS for dtype in DTYPES))
@@ -98,7 +99,7 @@ def participants(settings: SpeedSettings, model: Path) -> list[Participant]:
         "llama-cpp-python": [LlamaCpp(model, most, settings.prompt + max(settings.new.values()))],
     }
     ours = [Ours(str(model), dtype) for dtype in settings.formats]
-    return [Memory(), *ours, *(participant for name in settings.peers for participant in peers[name])]
+    return [MemoryBandwidth(), *ours, *(participant for name in settings.peers for participant in peers[name])]
 
 
 def _threads(text: str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ class Transformers(Participant):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The files are here: nothing is asked of the hub."""
+        """Keeps the package off the hub, since the files are here."""
         return {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "TQDM_DISABLE": "1"}
 
     def takes(self, task: Any) -> bool:
