@@ -226,7 +226,7 @@ class OutlayLM(TemplateLM):
         return self.lm.model.tokenizer.inner.decode([token], skip_special_tokens=False)
 
     def _window(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
-        """Returns the end of the context that fits in the window; the last token is only predicted and takes no place."""
+        """Returns the end of the context that fits in the window; the last token is only predicted."""
         free = self.max_length + 1 - len(continuation)
         if free < 1:
             raise UsageError(
