@@ -1,8 +1,7 @@
-"""How probable given texts are after a context: teacher forcing over the token tree.
+"""The log-probability of given texts after a context: teacher forcing over the token tree.
 
-The continuations of one context grow as one tree below it, so the context, and what they begin with alike, is computed
-once. Each position gives the log-probability of the tokens that follow it, and whether one of them is the most
-probable.
+The continuations of one context grow as one tree below it, so the context and common prefixes are computed once. Each
+position gives the log-probabilities of the tokens that follow it, and the most probable token.
 """
 
 from __future__ import annotations
@@ -16,26 +15,34 @@ from outlay.engine.tree_run import TreeRun
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation: the sum of its tokens' log-probabilities under the raw logits, and whether each is the most
-    probable, as greedy decoding would have it."""
+    """How probable a continuation is."""
 
     logprob: float
+    """The sum of its tokens' log-probabilities under the raw logits."""
     greedy: bool
+    """Whether each token is the most probable, so that greedy decoding would write the continuation."""
 
 
 @dataclass(slots=True)
 class Position:
-    """A place in the tree of continuations: the `token` below the position with index `above` (-1 for both at the
-    context's end), and what follows it, as pairs of a continuation's index and its next token."""
+    """A place in the tree of continuations."""
 
     above: int
+    """Index of the position above, -1 at the end of the context."""
     token: int
+    """The token at this place, -1 at the end of the context."""
     followed: list[tuple[int, int]] = field(default_factory=list)
+    """What follows it: pairs of a continuation's index and its next token."""
 
 
 class Score(Method):
-    """Commits nothing; when the run has ended, `likelihoods` has one entry for each of `continuations`, lists of token
-    ids. The first `given` tokens of each belong to the context. For programs, so the catalogue does not list it."""
+    """Scores continuations and commits nothing. It is for programs, so the catalogue does not list it.
+
+    Attributes:
+        continuations: the texts, as token ids.
+        given: how many tokens at the beginning of each belong to the context.
+        likelihoods: one for each continuation, once the run has ended.
+    """
 
     about: ClassVar[About] = About(
         name="score",
@@ -55,11 +62,12 @@ class Score(Method):
         positions = grow(self.continuations, self.given)
         nodes = [run.tip]
         if all(position.above == index - 1 for index, position in enumerate(positions)):
-            run.tree.append([position.token for position in positions[1:]])  # a chain is planned as one span
+            run.tree.append([position.token for position in positions[1:]])  # a chain takes one span of the cache
             nodes = run.tip.path()[-len(positions) :]
         else:
             below = positions[1:]
             nodes += run.tree.extend([position.above - 1 for position in below], [position.token for position in below])
+
         follow = [[token for _, token in position.followed] for position in positions]
         found = yield run.target.logprobs_of(nodes, follow)
         totals, greedy = [0.0] * len(self.continuations), [True] * len(self.continuations)
@@ -71,8 +79,12 @@ class Score(Method):
 
 
 def grow(continuations: Sequence[Sequence[int]], given: int = 0) -> list[Position]:
-    """Returns the tree of all tokens but each continuation's last, parents first, from the prompt's end on. What
-    follows is noted from the token with index `given` on."""
+    """Returns the tree of all tokens but each continuation's last, parents first, from the end of the prompt.
+
+    Args:
+        continuations: the texts, as token ids.
+        given: index of the first token that is scored.
+    """
     positions = [Position(-1, -1)]
     below: dict[tuple[int, int], int] = {}
     for index, tokens in enumerate(continuations):

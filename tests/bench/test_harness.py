@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import re
 import time
-from argparse import Namespace
 
 import pytest
 
-from outlay.bench.contenders.evaluators import Answering
-from outlay.bench.harness import overhead
-from outlay.bench.harness_report import report
+from outlay.bench.harness.evaluators import Answering
+from outlay.bench.harness.report import report
+from outlay.bench.harness.suite import HarnessSettings, overhead
+from outlay.progress import silent
 
 SETTINGS = {"methods": "greedy,sample:temperature=0.8", "new": 8, "docs": 4, "rounds": 3, "threads": 2}
 MACHINE = {"model": "m.gguf", "processor": "p", "cores": 2, "date": "2026-01-01", "seconds": 9.0, "versions": {}}
 
 
-def silent(phase, done, total):
-    pass
-
-
 def test_every_prompt_is_run_bare_and_by_the_harness(default_path):
-    asked = Namespace(prompts="arithmetic", model=str(default_path), count=3, **SETTINGS)
-    found = overhead(asked, silent)
+    asked = HarnessSettings(prompts="arithmetic", count=3, **SETTINGS)
+    found = overhead(asked, str(default_path), silent)
     assert len(found["bare"]) == len(found["compared"]) == 3
     assert all(seconds > 0.01 for seconds in (*found["bare"], *found["compared"]))
     assert found["summing_up"] > 0
@@ -41,14 +37,14 @@ def made(compared, ours, hf, failure=None):
 
 
 @pytest.mark.parametrize(
-    ("compared", "ratio", "whole", "met"),
-    [([1.02, 2.0, 4.04], "1.010", "1.010", "; met"), ([1.02, 2.1, 4.2], "1.050", "1.047", "; not met")],
+    ("compared", "ratio", "whole"),
+    [([1.02, 2.0, 4.04], "1.010", "1.010"), ([1.02, 2.1, 4.2], "1.050", "1.047")],
 )
-def test_the_overhead_is_the_median_of_paired_ratios_and_the_whole_with_the_report(compared, ratio, whole, met):
+def test_the_overhead_is_the_median_of_paired_ratios_and_the_whole_with_the_report(compared, ratio, whole):
     said = report(made(compared, [6.0] * 3, [2.0] * 3))
     assert f"{ratio} (median over the prompts)" in said
     assert f"  {whole}\n" in said
-    assert said.split("wanted: 1.03 or less")[1].startswith(met)
+    assert "wanted" not in said
 
 
 def test_only_the_time_in_which_the_model_type_answers_is_counted():
@@ -73,12 +69,11 @@ def test_only_the_time_in_which_the_model_type_answers_is_counted():
     assert vars(lm) == {}
 
 
-def test_throughput_is_paired_with_the_fastest_hf_and_the_goal_is_for_the_default_format():
+def test_throughput_is_paired_with_the_fastest_hf():
     said = report(made([1.0, 2.0, 4.0], [6.0, 8.0, 9.0], [2.0, 2.0, 2.0]))
     assert "outlay over the fastest hf          4.00x (3.00-4.50)" in said
-    assert said.endswith("wanted: 3x or more; met")
     slower = report(made([1.0, 2.0, 4.0], [5.0] * 3, [2.0] * 3))
-    assert slower.endswith("wanted: 3x or more; not met by t, all together")
+    assert re.search(r"^outlay over the fastest hf +2\.50x \S+ +2\.50x", slower, re.MULTILINE), slower
 
 
 def test_tasks_together_take_the_sum_of_their_times_and_hf_its_best_setting_for_each():
@@ -92,10 +87,9 @@ def test_tasks_together_take_the_sum_of_their_times_and_hf_its_best_setting_for_
     assert re.search(r"^outlay +4 +12\.0 +6$", said, re.MULTILINE), said
     assert re.search(r"^hf, batch 16 +1 +3 +1\.5$", said, re.MULTILINE), said
     assert re.search(r"^outlay over the fastest hf +2\.00x \S+ +4\.00x \S+ +2\.50x", said, re.MULTILINE), said
-    assert said.endswith("wanted: 3x or more; not met by short, all together")
 
 
 def test_a_model_type_that_could_not_run_is_named_with_the_reason():
     said = report(made([1.0, 2.0, 4.0], [6.0] * 3, [None] * 3, "not installed"))
     assert "hf float32, batch 1                 not measured: not installed" in said
-    assert said.endswith("wanted: 3x or more; -")
+    assert re.search(r"^outlay over the fastest hf +- +-$", said, re.MULTILINE), said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import types
 
 import pytest
@@ -65,15 +64,14 @@ def test_pull_prints_where_the_model_lies(outlay, tiny):
 
 
 def test_bench_hands_its_words_to_the_suite(outlay, monkeypatch):
-    suite = types.ModuleType("outlay.bench.speed")
+    suite = types.SimpleNamespace()
     seen = []
 
     def add_arguments(parser: argparse.ArgumentParser):
         parser.add_argument("--threads", type=int)
 
     suite.add_arguments, suite.run = add_arguments, lambda args: seen.append(args.threads) or 3
-    monkeypatch.setitem(sys.modules, "outlay.bench", types.ModuleType("outlay.bench"))
-    monkeypatch.setitem(sys.modules, "outlay.bench.speed", suite)
+    monkeypatch.setattr("outlay.bench.registry.find", {"speed": suite}.get)
     assert outlay("bench", "speed", "--threads", 2)[0] == 3
     assert seen == [2]
     assert outlay("bench", "speed", "--thread", 2)[2].startswith("outlay: there is no option --thread (did you mean")

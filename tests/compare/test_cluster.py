@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("ray.data")
 
 from outlay.compare import cluster
+from outlay.compare.comparison import Comparison
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import read_items
 from outlay.compare.session import compare
-from outlay.compare.task import Task
 
 
 @pytest.fixture
@@ -23,15 +23,15 @@ def declaration(default_path):
     return Declaration(methods, str(default_path), max_tokens=6, repeats=1, threads=1, metric="number")
 
 
-def test_workers_write_what_one_process_writes_and_a_lost_one_costs_only_its_piece(declaration, tmp_path, monkeypatch):
+def test_workers_write_what_one_process_writes_and_a_lost_one_costs_only_its_shard(declaration, tmp_path, monkeypatch):
     items, _ = read_items("arithmetic:count=6")
-    task, log = Task(declaration, items, "arithmetic"), tmp_path / "log"
+    comparison, log = Comparison(declaration, items, "arithmetic"), tmp_path / "log"
 
-    class Mortal(cluster.Worker):
-        """Dies once, in the middle of a piece."""
+    class Mortal(cluster.ShardWorker):
+        """Dies once, in the middle of a shard."""
 
         def __call__(self, row):
-            number = json.loads(row["piece"])["piece"]["number"]
+            number = json.loads(row["pending"])["shard"]["number"]
             lost = number == 2 and not log.with_name("lost").exists()
             with log.open("a") as file:
                 file.write(f"{number}\n")
@@ -40,9 +40,9 @@ def test_workers_write_what_one_process_writes_and_a_lost_one_costs_only_its_pie
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(row)
 
-    alone = compare(task, tmp_path / "alone")
-    monkeypatch.setattr(cluster, "Worker", Mortal)
-    spread = compare(task, tmp_path / "spread", workers=2)
+    alone = compare(comparison, tmp_path / "alone")
+    monkeypatch.setattr(cluster, "ShardWorker", Mortal)
+    spread = compare(comparison, tmp_path / "spread", workers=2)
     assert spread["texts"] == alone["texts"]
     assert spread["runs"] == alone["runs"]
     assert [row["errors"] for row in spread["contenders"]] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Reading prompts, and the generated suites."""
+"""Reading prompts, and the generated sets of problems."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from outlay.bench import suites
+from outlay import problems
 from outlay.compare.items import digest, read_items, written
 from outlay.errors import UsageError
 
@@ -81,19 +81,19 @@ def test_a_file_without_a_prompt_is_refused(file):
             read_items(path, skip_bad=True)
 
 
-def test_an_unknown_name_is_told_the_nearest_suite():
+def test_an_unknown_name_is_told_the_nearest_set_of_problems():
     with pytest.raises(UsageError, match=r"no file arithmetics .*'arithmetic'"):
         read_items("arithmetics")
 
 
 @pytest.mark.parametrize("text", ["arithmetic:size=3", "arithmetic:count=0", "arithmetic:count=x", "arithmetic:seed"])
-def test_a_suite_refuses_options_that_it_lacks(text):
+def test_a_set_of_problems_refuses_options_that_it_lacks(text):
     with pytest.raises(UsageError, match="count=N and seed=N"):
         read_items(text)
 
 
 def test_arithmetic_steps_lead_to_the_answer():
-    rows = suites.make("arithmetic:count=200,seed=3")
+    rows = problems.make("arithmetic:count=200,seed=3")
     assert len(rows) == 200
     for row in rows:
         value = None
@@ -107,7 +107,7 @@ def test_arithmetic_steps_lead_to_the_answer():
         assert 3 <= len(row["steps"]) <= 5
 
 
-def test_a_suite_is_the_same_each_time_and_grows_at_its_end():
-    assert suites.make("arithmetic:count=50") == suites.make("arithmetic")[:50]
-    assert suites.make("arithmetic:seed=1") != suites.make("arithmetic")
-    assert len({row["prompt"] for row in suites.make("arithmetic")}) > 95
+def test_a_set_of_problems_is_the_same_each_time_and_grows_at_its_end():
+    assert problems.make("arithmetic:count=50") == problems.make("arithmetic")[:50]
+    assert problems.make("arithmetic:seed=1") != problems.make("arithmetic")
+    assert len({row["prompt"] for row in problems.make("arithmetic")}) > 95

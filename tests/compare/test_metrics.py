@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from outlay.compare.items import Item
-from outlay.compare.metrics import Output, last_number, metric, refuse_unfit
+from outlay.compare.metrics import Completion, last_number, metric, refuse_unfit
 from outlay.errors import FailureError, UsageError
 from outlay.testing import tiny_lm
 
 
 def scored(name, text, **row):
     item = Item("Question?", {"prompt": "Question?"} | row)
-    [score] = metric(name).scores(None, [[1]], [Output(0, item, text, (1, 2))])
+    [score] = metric(name).scores(None, [[1]], [Completion(0, item, text, (1, 2))])
     return score
 
 
@@ -82,7 +82,7 @@ HUMAN_EVAL = {
 )
 def test_programs_are_scored_by_their_tests(text, score):
     item = Item(HUMAN_EVAL["prompt"], HUMAN_EVAL)
-    assert metric("tests").scores(None, [[1]], [Output(0, item, text, (1,))]) == [score]
+    assert metric("tests").scores(None, [[1]], [Completion(0, item, text, (1,))]) == [score]
 
 
 def test_a_program_that_does_not_end_scores_nothing(monkeypatch):
@@ -96,7 +96,7 @@ def test_logprob_is_the_mean_under_the_model_itself():
     short = lm.generate("xyz", max_tokens=3, ignore_eos=True, logprobs=0)
     prompts = [lm.encode("abc"), lm.encode("xyz"), lm.encode("xyz")]
     outputs = [
-        Output(index, Item("abc", {}), "", tuple(tokens))
+        Completion(index, Item("abc", {}), "", tuple(tokens))
         for index, tokens in enumerate([wanted.tokens, short.tokens, []])
     ]
     found = metric("logprob").scores(lm, prompts, outputs)
@@ -109,7 +109,7 @@ def test_a_judge_rates_by_its_distribution_over_the_marks(monkeypatch):
     judge = tiny_lm(seed=3, context=2048)
     monkeypatch.setattr("outlay.lm.load", lambda source, device: judge)
     outputs = [
-        Output(index, Item("Why?", {"prompt": "Why?"}), text, ()) for index, text in enumerate(["Because.", "No."])
+        Completion(index, Item("Why?", {"prompt": "Why?"}), text, ()) for index, text in enumerate(["Because.", "No."])
     ]
     found = metric("judge:other").scores(tiny_lm(), [[1], [1]], outputs)
     assert found[0] != found[1]

@@ -8,7 +8,7 @@ import time
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import read_items
 from outlay.compare.prepare import prepare
-from outlay.compare.session import run_pieces
+from outlay.compare.session import run_shards
 
 
 def test_the_harness_takes_at_most_three_percent_of_a_run(default_path, tmp_path):
@@ -17,7 +17,7 @@ def test_the_harness_takes_at_most_three_percent_of_a_run(default_path, tmp_path
     prepared = prepare(Declaration(("greedy",), str(default_path), max_tokens=24, repeats=2, threads=1), items)
     runner = prepared.runner()
     started = time.perf_counter()
-    run_pieces(prepared, tmp_path, runner.run_all, lambda phase, done, total: None)
+    run_shards(prepared, tmp_path, runner.run_all, lambda phase, done, total: None)
     seconds = time.perf_counter() - started
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert len(rows) == 16

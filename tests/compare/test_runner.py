@@ -12,7 +12,7 @@ from outlay import catalog
 from outlay.compare.contenders import contenders, references, tried
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
-from outlay.compare.runner import Piece, Runner, pieces, turns
+from outlay.compare.runner import Runner, Shard, shards, turns
 from outlay.decode.greedy import Greedy
 from outlay.engine.method import About, Method
 from outlay.errors import FailureError, UsageError
@@ -51,30 +51,30 @@ def runner(declaration, lm=None):
 
 def run_all(declaration, **options):
     rows = []
-    for turn in runner(declaration, **options).run_all([(piece, set()) for piece in pieces(declaration, len(ITEMS))]):
+    for turn in runner(declaration, **options).run_all([(shard, set()) for shard in shards(declaration, len(ITEMS))]):
         rows += turn
     return {(row["method"], row["budget"], row["prompt"], row["seed"], row["repeat"]): row for row in rows}
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_every_contender_has_each_place_equally_often(count):
-    rounds = [turns(count, piece) for piece in range(3 * count)]
+    rounds = [turns(count, shard) for shard in range(3 * count)]
     assert all(sorted(order) == list(range(count)) for order in rounds)
     for place in range(count):
         assert set(Counter(order[place] for order in rounds).values()) == {3}
 
 
 def test_who_comes_after_whom_changes():
-    followers = {(order[i], order[i + 1]) for order in (turns(4, piece) for piece in range(40)) for i in range(3)}
+    followers = {(order[i], order[i + 1]) for order in (turns(4, shard) for shard in range(40)) for i in range(3)}
     assert len(followers) == 12
 
 
-def test_pieces_take_every_prompt_in_each_repeat_with_each_seed():
-    found = pieces(declared("greedy", batch=3, repeats=2, seeds=(0, 1)), 4)
-    assert [piece.number for piece in found] == list(range(8))
-    assert found[0] == Piece(0, 0, 0, (0, 1, 2))
+def test_shards_take_every_prompt_in_each_repeat_with_each_seed():
+    found = shards(declared("greedy", batch=3, repeats=2, seeds=(0, 1)), 4)
+    assert [shard.number for shard in found] == list(range(8))
+    assert found[0] == Shard(0, 0, 0, (0, 1, 2))
     assert found[1].prompts == (3,)
-    assert [piece.repeat for piece in found] == [0] * 4 + [1] * 4
+    assert [shard.repeat for shard in found] == [0] * 4 + [1] * 4
 
 
 def test_texts_and_counts_do_not_depend_on_turns_repeats_or_batches():
@@ -117,7 +117,7 @@ def test_runs_that_fail_are_written_down_and_the_others_go_on():
 def test_what_is_done_is_not_run_again():
     declaration = declared("greedy", "beam", batch=4)
     done = {(0, 0), (0, 1), (0, 2), (0, 3), (1, 2)}
-    [rows] = runner(declaration).run(pieces(declaration, 4)[0], done)
+    [rows] = runner(declaration).run(shards(declaration, 4)[0], done)
     assert [(row["method"], row["prompt"]) for row in rows] == [("beam", 0), ("beam", 1), ("beam", 3)]
 
 

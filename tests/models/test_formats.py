@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import outlay
-from outlay.bench.accuracy_measure import compare, layer_errors, score, tap, windows
+from outlay.bench.accuracy.measure import compare, layer_errors, tap, windows
+from outlay.bench.prompt_logits import logits_from
 from outlay.models import linear
 
 TEXT = Path(__file__).parents[2] / "benchmarks" / "data" / "war_and_peace.txt"
@@ -24,13 +25,13 @@ def reference(default_path):
     lm = outlay.load(default_path, dtype="float32")
     taps = tap(lm.model.decoder)
     (tokens,) = windows(lm.encode(TEXT.read_text(), chat=False), 1024, 1)
-    logits = score(lm, tokens[:-1], FIRST)
+    logits = logits_from(lm, tokens[:-1], FIRST)
     return tokens, logits.log_softmax(-1), taps
 
 
 def test_the_native_default_costs_at_most_a_hundredth_of_its_weights_perplexity_in_float32(default_path, reference):
     tokens, expected, _ = reference
-    logits = score(outlay.load(default_path), tokens[:-1], FIRST)
+    logits = logits_from(outlay.load(default_path), tokens[:-1], FIRST)
     found = compare(expected, logits, torch.tensor(tokens[FIRST + 1 :]))
     assert found["tokens"] == 768
     assert math.exp((found["nll"] - found["reference_nll"]) / found["tokens"]) < 1.01

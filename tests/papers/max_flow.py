@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from outlay.bench.acceptance import check_distributions
+from outlay.bench.drafts.rates import check_distributions
 from outlay.errors import UsageError
 
 MOST_SETS = 200_000

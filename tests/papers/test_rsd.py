@@ -6,7 +6,7 @@ import pytest
 import torch
 from papers.distributions import assert_exact, markov_lm, random_probs
 
-from outlay.bench.acceptance import recursive_acceptance, single_acceptance
+from outlay.bench.drafts.rates import recursive_acceptance, single_acceptance
 from outlay.decode.draft.rsd import RSD, reject_without_replacement
 from outlay.errors import UsageError
 from outlay.testing import PROMPTS, markov_model, tiny_lm, tiny_model

@@ -11,7 +11,7 @@ from papers.distributions import random_probs
 from papers.max_flow import optimal_coupling
 from scipy.optimize import linprog
 
-from outlay.bench.acceptance import optimal_acceptance, recursive_acceptance, single_acceptance
+from outlay.bench.drafts.rates import optimal_acceptance, recursive_acceptance, single_acceptance
 from outlay.decode.draft.spectr import kseq_acceptance, kseq_residual, kseq_rho
 from outlay.errors import UsageError
 

@@ -208,7 +208,7 @@ def test_a_head_in_a_file_is_measured_as_it_was(study, greedy):
     for mine, theirs in ((layer.qkv.weight, held.qkv), (layer.down.weight, held.mlp.down)):
         assert torch.equal(mine, weight_of(theirs))
     assert torch.equal(trainer.net.fuse.weight, weight_of(decoder.fuse))
-    assert torch.equal(trainer.lm_head, weight_of(decoder.head))
+    assert torch.equal(trainer.lm_head, weight_of(decoder.lm_head))
     with pytest.raises(UsageError, match="whose weights are not those of tiny-5"):
         measure_file(study.path(600, 1), tiny_model(5), study.held)
 

@@ -84,6 +84,22 @@ def test_bytes_become_characters_and_special_tokens_their_names(browser, tmp_pat
         assert look.complaints == []
 
 
+def test_each_origin_has_its_acceptance_rate(browser, tmp_path):
+    events = drafted_run(nodes=60)
+    grown = [row for event in events if event["event"] == "grow" for row in event["nodes"]]
+    committed = {node for event in events if event["event"] == "keep" for node in event["nodes"]}
+    drafted = [row["node"] for row in grown if row.get("origin") == "lookup"]
+    accepted = len(committed & set(drafted))
+    assert 0 < accepted < len(drafted)
+    with Look(browser, trace_page(tmp_path, as_lines(events))) as look:
+        table = look.page.locator("#origins")
+        header = "proposed by\tproposed\taccepted\trejected\tacceptance rate"
+        assert table.locator("thead").inner_text().strip() == header
+        row = table.locator("tbody tr", has_text="lookup").inner_text().split("\t")
+        assert row[1:3] == [str(len(drafted)), str(accepted)]
+        assert row[4] == f"{100 * accepted / len(drafted):.1f} %"
+
+
 def test_one_run_of_several_is_picked(browser, tmp_path):
     events = drafted_run(nodes=40) + drafted_run(run=1, nodes=80, seed=2, method="other")
     page = trace_page(tmp_path, as_lines(events))

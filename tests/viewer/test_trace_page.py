@@ -10,7 +10,7 @@ from viewer.made_traces import as_lines, drafted_run
 from outlay.errors import UsageError
 from outlay.testing import tiny_lm
 from outlay.viewer.trace_file import read_trace
-from outlay.viewer.trace_page import CUT, KEPT, OPEN, PROMPT, TEXT, page_data
+from outlay.viewer.trace_page import COMMITTED, OPEN, PROMPT, PRUNED, TEXT, page_data
 
 
 def traced(folder, method, **options):
@@ -38,8 +38,8 @@ def test_the_path_of_the_text_holds_the_tokens_that_the_run_returned(tmp_path, m
     assert run["nodes"]["fate"].count(PROMPT) == len(prompt)
     assert run["nodes"]["fate"].count(TEXT) == len(result.tokens)
     kept = {"best_of:n=3": 2 * len(result.tokens)}
-    assert run["nodes"]["fate"].count(KEPT) == kept.get(method, 0), "the texts that were not the best"
-    assert (run["nodes"]["fate"].count(CUT) > 0) == method.startswith("beam")
+    assert run["nodes"]["fate"].count(COMMITTED) == kept.get(method, 0), "the texts that were not the best"
+    assert (run["nodes"]["fate"].count(PRUNED) > 0) == method.startswith("beam")
 
 
 def test_of_two_nodes_with_the_same_token_the_one_that_was_kept_is_in_the_text(tmp_path):
@@ -54,7 +54,7 @@ def test_of_two_nodes_with_the_same_token_the_one_that_was_kept_is_in_the_text(t
     ]
     (run,) = data_of(tmp_path, as_lines(events))["runs"]
     assert run["path"] == [2], "the third node that grew"
-    assert run["nodes"]["fate"] == [PROMPT, CUT, TEXT]
+    assert run["nodes"]["fate"] == [PROMPT, PRUNED, TEXT]
 
 
 def test_spellings_join_to_the_text(tmp_path):

@@ -1,7 +1,7 @@
 """`outlay bench docs`: the tables of the documentation, made from the results in `benchmarks/results`.
 
 A table stands between `<!-- table RESULT NAME -->` and `<!-- end of table -->`: RESULT is a file of results without its
-`.json`, made by the suite whose name it begins with, and NAME is one of that suite's `TABLES`.
+`.json`. It was made by the suite whose name it begins with, and NAME is one of that suite's tables.
 """
 
 from __future__ import annotations
@@ -13,25 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from outlay import compare
-from outlay.bench import (
-    accuracy_report,
-    drafts_report,
-    harness_report,
-    speculation_report,
-    speed_report,
-)
+from outlay.bench import registry
 from outlay.errors import FailureError, UsageError
-from outlay.scaling import report as plan_report
+from outlay.scaling import report as plan
 
-TABLES = {  # by suite
-    "accuracy": accuracy_report.TABLES,
-    "compare": compare.TABLES,
-    "drafts": drafts_report.TABLES,
-    "harness": harness_report.TABLES,
-    "plan": plan_report.TABLES,
-    "speculation": speculation_report.TABLES,
-    "speed": speed_report.TABLES,
-}
+SUMMARY = "Renews the tables of the documentation from the results in benchmarks/results"
+COMMANDS = {"compare": compare.TABLES, "plan": plan.TABLES}
+"""Tables of results that a command wrote which is no suite."""
 MARK = re.compile(r"(<!-- table (?P<result>[\w-]+) (?P<table>\w+) -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 MADE = re.compile(r"<!-- table .*?<!-- end of table -->", re.DOTALL)
 FIGURE = re.compile(r"\W*-?\d+(\.\d+)?\s?(x|%|ms|s|MB|GB|GB/s|tok/s)?\W*")
@@ -71,7 +59,8 @@ def renewed(text: str, results: Path) -> str:
         file = results / f"{mark['result']}.json"
         if not file.is_file():
             raise FailureError(f"there is no result {file}")
-        tables = TABLES[mark["result"].partition("-")[0]]
+        source = mark["result"].partition("-")[0]
+        tables = COMMANDS.get(source) or registry.tables(source)
         if mark["table"] not in tables:
             raise FailureError(f"{mark['result']} has no table {mark['table']!r}; it has {', '.join(tables)}")
         return f"{mark[1]}{tables[mark['table']](json.loads(file.read_text()))}\n"
@@ -80,8 +69,9 @@ def renewed(text: str, results: Path) -> str:
 
 
 def strays(text: str) -> Iterator[int]:
-    """Yields the numbers of lines that show measured figures outside of a made table: cells of a table that are nothing
-    but a number, and what a benchmark prints.
+    """Yields the numbers of lines that show measured figures outside of a made table.
+
+    These are rows with a cell that is nothing but a number, and the output of a benchmark.
     """
     plain = MADE.sub(lambda made: "\n" * made[0].count("\n"), text)
     for number, line in enumerate(plain.splitlines(), 1):

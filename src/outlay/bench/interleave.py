@@ -1,9 +1,7 @@
-"""Measures contenders side by side: each in a process of its own, all in turn, round after round, compared by round.
+"""Measures participants side by side: each in a process of its own, all in turn, round after round, compared by round.
 
-A machine's speed drifts, so two numbers are only worth comparing when they were taken next to each other. Every task is
-given to all contenders one after the other, the order shifts by one each round, and a ratio is the median of the ratios
-within the rounds. The first round warms up and is not counted. Processes that wait should use no core, and what they do
-use is measured.
+Every task is given to all participants one after the other, and the order shifts by one each round. The first round
+warms up and is not counted. Processes that wait should use no core, and what they do use is measured.
 """
 
 from __future__ import annotations
@@ -21,10 +19,11 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from outlay.errors import FailureError
+from outlay.progress import ShowProgress, silent
+from outlay.spread import Spread, middle, paired_ratio, spread
 
 LOAD_LIMIT = 300.0  # seconds
 TASK_LIMIT = 180.0
@@ -33,7 +32,7 @@ PAUSE = 0.05  # between two turns: threads that spin after their work have stopp
 Values = Mapping[str, float]
 
 
-class Contender(ABC):
+class Participant(ABC):
     """What is measured. It is pickled into its process before `load`; what it holds there stays there."""
 
     name: str
@@ -56,146 +55,144 @@ class Contender(ABC):
         """Does the task and returns what was measured, by name."""
 
 
-class Spread(NamedTuple):
-    """The median over the rounds, and the least and the greatest."""
-
-    median: float
-    low: float
-    high: float
-
-
 @dataclass
-class Outcome:
-    """What came out. `values[name, task]` has one entry a round, None where the contender gave no answer.
-
-    `facts` is what each contender's `load` returned, `failures` why a contender dropped out, `idle` the greatest share
-    of a core that its process used while another was at work, `seconds` what its tasks took in all, warming up
-    and prompts included.
-    """
+class Measurements:
+    """What the participants measured."""
 
     values: dict[tuple[str, Hashable], list[Values | None]] = field(default_factory=dict)
+    """By participant and task, an entry a round; None where the participant gave no answer."""
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each participant's `load` returned."""
     failures: dict[str, str] = field(default_factory=dict)
+    """Why a participant dropped out."""
     idle: dict[str, float] = field(default_factory=dict)
+    """The greatest share of a core that a participant's process used while another was at work."""
     seconds: dict[tuple[str, Hashable], float] = field(default_factory=dict)
+    """What a task took in all, with the warm-up and the prompts."""
 
     def series(self, name: str, task: Hashable, metric: str) -> list[float | None]:
-        """Returns one metric of one contender, an entry a round."""
+        """Returns one metric of one participant, an entry a round."""
         return [None if values is None else values.get(metric) for values in self.values.get((name, task), [])]
 
     def spread(self, name: str, task: Hashable, metric: str) -> Spread | None:
-        """Returns the median of a metric over the rounds, or None where there is no value."""
+        """Returns the median, least and greatest of a metric over the rounds, None where there is no value."""
         return spread(self.series(name, task, metric))
 
     def median(self, name: str, task: Hashable, metric: str) -> float | None:
-        """Returns the median of a metric over the rounds, or None where there is no value."""
-        found = self.spread(name, task, metric)
-        return None if found is None else found.median
+        """Returns the median of a metric over the rounds, None where there is no value."""
+        return middle(self.series(name, task, metric))
 
     def ratio(self, one: tuple[str, Hashable], other: tuple[str, Hashable], metric: str) -> Spread | None:
-        """Returns `one` over `other`, each a contender with a task, paired by round; None without a round with both."""
-        return self.paired(self.series(*one, metric), self.series(*other, metric))
-
-    @staticmethod
-    def paired(ones: Sequence[float | None], others: Sequence[float | None]) -> Spread | None:
-        """Returns the ratio of two series, paired by round."""
-        pairs = zip(ones, others, strict=False)
-        return spread([one / other for one, other in pairs if one is not None and other])
-
-
-def spread(series: Sequence[float | None]) -> Spread | None:
-    """Returns median, least and greatest of the values that are there, or None where there are none."""
-    known = [value for value in series if value is not None]
-    return Spread(median(known), min(known), max(known)) if known else None
+        """Returns `one` over `other`, each a participant and a task, paired by round; None without a common round."""
+        return paired_ratio(self.series(*one, metric), self.series(*other, metric))
 
 
 def interleave(
-    contenders: Sequence[Contender],
+    participants: Sequence[Participant],
     tasks: Sequence[Hashable],
     rounds: int,
     *,
     around: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
     load_limit: float = LOAD_LIMIT,
     task_limit: float = TASK_LIMIT,
-    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
-) -> Outcome:
-    """Measures every task on every contender that takes it, `rounds` times after one round that warms up.
+    progress: ShowProgress = silent,
+) -> Measurements:
+    """Measures every task on every participant that takes it, in `rounds` rounds after one that warms up.
 
-    `around(task)` gives a context in which the task is measured. A contender that fails, dies, or takes longer than
-    `load_limit` or `task_limit` seconds drops out and leaves its reason in `failures`; the others go on. All processes
-    are gone when this returns or raises.
+    A participant that fails, dies, or exceeds a time limit drops out and leaves its reason in `failures`; the others go
+    on. All processes are gone when this returns or raises.
+
+    Args:
+        participants: who is measured; each gets a process.
+        tasks: what is asked of them, in this order.
+        rounds: how many rounds are counted.
+        around: gives the context in which a task is measured.
+        load_limit: seconds for all participants to load.
+        task_limit: seconds for one task of one participant.
+        progress: is told how far the work is.
     """
-    outcome = Outcome()
+    found = Measurements()
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(contender)) for contender in contenders]
-        deadline = time.monotonic() + load_limit
-        for done, worker in enumerate(workers):
-            progress(f"loading {worker.name}", done, len(workers))
-            try:
-                outcome.facts[worker.name] = worker.receive(deadline - time.monotonic())
-            except FailureError as error:
-                outcome.failures[worker.name] = str(error)
+        processes = [stack.enter_context(ParticipantProcess(participant)) for participant in participants]
+        _load(processes, found, load_limit, progress)
+
         total = (rounds + 1) * len(tasks)
         for turn in range(rounds + 1):
             phase = f"round {turn} of {rounds}" if turn else "warming up"
             for index, task in enumerate(tasks):
                 progress(phase, turn * len(tasks) + index, total)
-                for worker in _rotated(workers, turn):
-                    if worker.contender.takes(task):
-                        values = _measure(worker, task, outcome, around, task_limit)
+                for process in _rotated(processes, turn):
+                    if process.participant.takes(task):
+                        values = _measure(process, task, found, around, task_limit)
                         if turn:
-                            outcome.values.setdefault((worker.name, task), []).append(values)
-    return outcome
+                            found.values.setdefault((process.name, task), []).append(values)
+    return found
 
 
-def _rotated(workers: Sequence[Worker], turn: int) -> Iterator[Worker]:
-    return (workers[(index + turn) % len(workers)] for index in range(len(workers)))
+def _load(
+    processes: Sequence[ParticipantProcess],
+    found: Measurements,
+    limit: float,
+    progress: ShowProgress,
+) -> None:
+    """Waits until all are ready; they load at the same time."""
+    deadline = time.monotonic() + limit
+    for done, process in enumerate(processes):
+        progress(f"loading {process.name}", done, len(processes))
+        try:
+            found.facts[process.name] = process.receive(deadline - time.monotonic())
+        except FailureError as error:
+            found.failures[process.name] = str(error)
+
+
+def _rotated(processes: Sequence[ParticipantProcess], turn: int) -> Iterator[ParticipantProcess]:
+    return (processes[(index + turn) % len(processes)] for index in range(len(processes)))
 
 
 def _measure(
-    worker: Worker,
+    process: ParticipantProcess,
     task: Hashable,
-    outcome: Outcome,
+    found: Measurements,
     around: Callable[[Any], AbstractContextManager[Any]],
     limit: float,
 ) -> Values | None:
-    if worker.name in outcome.failures:
+    if process.name in found.failures:
         return None
-    key, started = (worker.name, task), time.perf_counter()
+    key, started = (process.name, task), time.perf_counter()
     try:
         with around(task):
-            values, idle = worker.ask(task, limit)
+            values, idle = process.ask(task, limit)
     except FailureError as error:
-        outcome.failures[worker.name] = str(error)
+        found.failures[process.name] = str(error)
         return None
     finally:
-        outcome.seconds[key] = outcome.seconds.get(key, 0.0) + time.perf_counter() - started
-    outcome.idle[worker.name] = max(outcome.idle.get(worker.name, 0.0), idle)
+        found.seconds[key] = found.seconds.get(key, 0.0) + time.perf_counter() - started
+    found.idle[process.name] = max(found.idle.get(process.name, 0.0), idle)
     time.sleep(PAUSE)
     return values
 
 
-class Worker:
-    """A contender's process. It ends with the `with` block, whatever it does, and by itself when its parent is gone."""
+class ParticipantProcess:
+    """A participant's process. It ends with the `with` block, and by itself when its parent is gone."""
 
-    def __init__(self, contender: Contender) -> None:
-        self.contender, self.name = contender, contender.name
+    def __init__(self, participant: Participant) -> None:
+        self.participant, self.name = participant, participant.name
         path = os.pathsep.join(part or os.getcwd() for part in sys.path)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"from outlay.bench.interleave import serve; serve({theirs.fileno()})"],
-                env=os.environ | {"PYTHONPATH": path} | contender.environment,
+                env=os.environ | {"PYTHONPATH": path} | participant.environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 start_new_session=True,  # Ctrl-C reaches us alone, and what it starts can be ended with it
             )
-        self._connection.send(contender)
+        self._connection.send(participant)
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> ParticipantProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -241,10 +238,10 @@ class Worker:
 
 
 def serve(fileno: int) -> None:
-    """The life of a contender's process: load, then measure what is asked for until nobody asks."""
+    """Runs a participant in its process: loads, then measures what is asked for until the connection closes."""
     connection = Connection(fileno)
-    contender: Contender = connection.recv()
-    connection.send(contender.load())
+    participant: Participant = connection.recv()
+    connection.send(participant.load())
     while True:
         rested, used = time.perf_counter(), time.process_time()
         try:
@@ -252,4 +249,4 @@ def serve(fileno: int) -> None:
         except EOFError:
             return
         idle = (time.process_time() - used) / max(time.perf_counter() - rested, 1e-9)
-        connection.send((contender.measure(task), idle if time.perf_counter() - rested > 1 else 0.0))
+        connection.send((participant.measure(task), idle if time.perf_counter() - rested > 1 else 0.0))

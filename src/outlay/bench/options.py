@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from outlay.errors import UsageError, nearest
+
+WITHOUT_KERNELS = "/torch"  # behind the name of a weight format: with torch's operators only
 
 
 def names(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -14,6 +17,13 @@ def names(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     if strange is not None:
         raise UsageError(f"there is no {kind} {strange!r}{nearest(strange, known)}; there are {', '.join(known)}")
     return found
+
+
+def refuse_below_one(args: argparse.Namespace, *options: str) -> None:
+    """Raises `UsageError` where one of these options is less than 1."""
+    for name in options:
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} must be 1 or more, not {getattr(args, name)}")
 
 
 def check_folder_of(file: Path | None) -> None:

@@ -14,7 +14,7 @@ from outlay.cli.run import DTYPES
 from outlay.errors import UsageError
 
 if TYPE_CHECKING:
-    from outlay.compare.task import Task
+    from outlay.compare.comparison import Comparison
 
 DESCRIPTION = "Runs the same prompts under several methods, in turn, and shows what each spends and what it gives."
 EXAMPLES = """examples:
@@ -24,11 +24,11 @@ EXAMPLES = """examples:
                  --budget 'target_passes=16|32|none' --out budgets
   outlay compare --from gsm --out gsm-again
 
-methods: commas part methods and options alike; a part that starts with name= is an option of the method before it.
+methods: commas separate methods and options alike; a part that starts with name= is an option of the method before it.
   a|b in place of a value makes a method, or a budget, of each (quote it: | is the shell's too). Sampling options can
   be given to one method alone: sample:temperature=0.5
 prompts: plain lines, or JSON lines with "prompt" or "messages" and what a metric needs ("answer", "tests");
-  or a generated suite: arithmetic, arithmetic:count=50,seed=1
+  or a generated set of problems: arithmetic, arithmetic:count=50,seed=1
 metrics: exact regex number (need "answer"), tests (needs "tests"; runs the programs that the model wrote), logprob,
   judge:MODEL, python:FILE (a function score(prompt, text) that returns a number)
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "outlay compare --methods A,B,... --prompts FILE --out DIR [options]"
     parser.add_argument("--methods", metavar="A,B,...", help="what to compare; the first is what the others are "
                         "measured against")  # fmt: skip
-    parser.add_argument("--prompts", metavar="FILE", help="the prompts: a file, or a generated suite by name")
+    parser.add_argument("--prompts", metavar="FILE", help="the prompts: a file, or a generated set of problems by name")
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder for all that comes out")
     parser.add_argument(
         "--from",
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     what = parser.add_argument_group("what is compared")
-    what.add_argument("--metric", metavar="NAME", help="what a text is worth: exact regex number tests logprob "
+    what.add_argument("--metric", metavar="NAME", help="the quality of a text: exact regex number tests logprob "
                       "judge:MODEL python:FILE")  # fmt: skip
     what.add_argument("--budget", metavar="k=v,...", help="caps on the ledger; 'target_passes=16|32' is each of them")
     what.add_argument("--reference", metavar="NAME", help="the method to measure against (default: the first)")
@@ -94,14 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    task = _again(args) if args.manifest is not None else _declared(args)
+    comparison = _again(args) if args.manifest is not None else _declared(args)
     out = Path(args.out)
     with terminal.Progress(quiet=args.quiet) as progress:
         progress("starting", 0, 0)
         from outlay.compare.session import compare
 
         try:
-            found = compare(task, out, command=["outlay", *sys.argv[1:]], workers=args.ray, progress=progress)
+            found = compare(comparison, out, command=["outlay", *sys.argv[1:]], workers=args.ray, progress=progress)
         except KeyboardInterrupt as stopped:
             status = 143 if isinstance(stopped, Terminated) else 130
         else:
@@ -113,19 +113,19 @@ def run(args: argparse.Namespace) -> int:
         from outlay.compare.summary import summary
 
         print(summary(found))
-        print(_whereabouts(out))
+        print(_where(out))
     return 0
 
 
-def _declared(args: argparse.Namespace) -> Task:
-    """Returns what the options declare, and says which lines of the prompts were left out."""
+def _declared(args: argparse.Namespace) -> Comparison:
+    """Returns the comparison that the options declare; prints which lines of the prompts were left out."""
     for name in ("methods", "prompts"):
         if getattr(args, name) is None:
             raise UsageError(f"--{name} is missing; see `outlay compare --help`")
+    from outlay.compare.comparison import Comparison
     from outlay.compare.declaration import Declaration
     from outlay.compare.items import read_items
     from outlay.compare.sweep import split_methods, swept, swept_budgets
-    from outlay.compare.task import Task
     from outlay.lm import DEFAULT_MODEL
 
     options: dict[str, Any] = {
@@ -146,11 +146,11 @@ def _declared(args: argparse.Namespace) -> Task:
     for reason in skipped:
         print(f"outlay: left out: {reason}", file=sys.stderr)
     declaration = Declaration(**{name: value for name, value in options.items() if value is not None})
-    return Task(declaration, items[: args.limit], args.prompts)
+    return Comparison(declaration, items[: args.limit], args.prompts)
 
 
-def _again(args: argparse.Namespace) -> Task:
-    """Returns what a manifest declares, with the prompts that lie beside it."""
+def _again(args: argparse.Namespace) -> Comparison:
+    """Returns the comparison of a manifest, with the prompts that lie beside it."""
     given = next((name for name in DECLARED if getattr(args, name) is not None), None)
     if given is not None:
         raise UsageError(f"--from takes everything from the manifest; leave out --{given.replace('_', '-')}")
@@ -159,8 +159,8 @@ def _again(args: argparse.Namespace) -> Task:
     return reopen(Path(args.manifest))
 
 
-def _whereabouts(out: Path) -> str:
-    """Says where the report and the data are."""
+def _where(out: Path) -> str:
+    """Returns where the report and the data are, as text."""
     from outlay.compare import folder, plots
 
     drawn = ", ".join(sorted(path.name for path in out.glob("*.svg"))) if plots.available() else ""

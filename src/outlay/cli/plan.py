@@ -77,8 +77,8 @@ def sizes(text: str) -> list[tuple[int, int]]:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, fits, predicts and chooses; returns the exit status."""
-    from outlay.bench.machine import describe
     from outlay.lm import DEFAULT_MODEL
+    from outlay.machine import describe
     from outlay.scaling.report import report
 
     if args.table is not None and args.drafts:

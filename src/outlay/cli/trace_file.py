@@ -14,9 +14,10 @@ Write = Callable[[dict[str, Any]], None]
 
 
 class TraceFile:
-    """Opens `path` at the first event, so that what fails before leaves no file; refuses at once what can't be written.
+    """Opens its file at the first event, so that a run which fails before leaves none.
 
-    Events come from the engine's thread, which must not meet an error of ours: the first one is kept for `close`.
+    The constructor raises `UsageError` for a path that can't be written. Events come from the engine's thread, where
+    nothing may raise: the first error is kept for `close`.
     """
 
     def __init__(self, path: str) -> None:
@@ -33,7 +34,7 @@ class TraceFile:
         self.close()
 
     def writer(self, run: int) -> Write:
-        """Returns the function that takes the events of one run; each event says which."""
+        """Returns the function that writes the events of one run, each with the run's number."""
         return lambda event: self._write({"run": run, **event})
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import shlex
 
-from outlay.bench.table import console
 from outlay.compare.summary import summary
+from outlay.tables import console
 
 TABLES = {"summary": lambda results: console(shlex.join(results["manifest"]["command"]), summary(results))}

@@ -1,7 +1,8 @@
-"""Spreads the pieces of a comparison over a cluster with Ray Data (`pip install 'outlay[ray]'`).
+"""Spreads the shards of a comparison over a cluster with Ray Data (`pip install 'outlay[ray]'`).
 
-Every worker is a process with a model of its own. A piece, in which all contenders answer the same prompts in turn, is
-done by one worker, so what is compared was measured on one machine. Ray gives a piece whose worker was lost to another.
+Every worker is a process with a model of its own. One worker does a whole shard, in which all contenders answer the
+same prompts in turn, so what is compared was measured on one machine. Where a worker is lost, Ray gives its shard to
+another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
 from outlay.compare.prepare import Prepared, prepare
-from outlay.compare.runner import Piece, Rows, Todo
+from outlay.compare.runner import Pending, Rows, Shard
 from outlay.errors import FailureError, UsageError
 
 
@@ -27,8 +28,8 @@ def require() -> None:
         raise UsageError("--ray needs Ray Data: pip install 'outlay[ray]'")
 
 
-class Worker:
-    """Answers pieces in a process of its own; what Ray calls with one piece at a time."""
+class ShardWorker:
+    """Answers shards in a process of its own; Ray calls it with one at a time."""
 
     def __init__(self, declaration: Mapping[str, Any], items: Sequence[Item], fingerprint: str) -> None:
         prepared = prepare(Declaration.from_dict(declaration), items)
@@ -37,17 +38,23 @@ class Worker:
         self._runner = prepared.runner()
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the rows of one piece, as JSON in the column `turns`."""
-        asked = json.loads(row["piece"])
-        piece = Piece(**asked["piece"] | {"prompts": tuple(asked["piece"]["prompts"])})
-        done = {(contender, prompt) for contender, prompt in asked["done"]}
-        return {"turns": json.dumps(list(self._runner.run(piece, done)))}
+        """Returns the rows of one shard, as JSON in the column `turns`."""
+        pending = json.loads(row["pending"])
+        shard = Shard(**pending["shard"] | {"prompts": tuple(pending["shard"]["prompts"])})
+        done = {(contender, prompt) for contender, prompt in pending["done"]}
+        return {"turns": json.dumps(list(self._runner.run(shard, done)))}
 
 
-def run_on_ray(prepared: Prepared, workers: int, todo: Sequence[Todo]) -> Iterator[Rows]:
-    """Yields the rows of each turn as pieces are finished, in any order, from `workers` processes (0: one a core).
+def run_on_ray(prepared: Prepared, workers: int, pending: Sequence[Pending]) -> Iterator[Rows]:
+    """Yields the rows of each turn as shards are finished, in any order.
 
-    Raises `FailureError` where the cluster can't do the work.
+    Args:
+        prepared: the model and the contenders.
+        workers: how many processes; 0 for one a core.
+        pending: what is to be run.
+
+    Raises:
+        FailureError: the cluster can't do the work.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself starts actors
     import ray
@@ -62,10 +69,10 @@ def run_on_ray(prepared: Prepared, workers: int, todo: Sequence[Todo]) -> Iterat
         threads = prepared.declaration.threads or 1
         size = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         given = (prepared.declaration.as_dict() | {"threads": threads}, list(prepared.items))
-        answers = ray.data.from_items([_written(*each) for each in todo], override_num_blocks=len(todo)).map(
-            Worker,
+        answers = ray.data.from_items([_written(*each) for each in pending], override_num_blocks=len(pending)).map(
+            ShardWorker,
             fn_constructor_args=(*given, prepared.lm.model.fingerprint),
-            compute=ActorPoolStrategy(size=min(size, len(todo))),
+            compute=ActorPoolStrategy(size=min(size, len(pending))),
             num_cpus=threads,
         )
         for answer in answers.iter_rows():
@@ -77,5 +84,5 @@ def run_on_ray(prepared: Prepared, workers: int, todo: Sequence[Todo]) -> Iterat
             ray.shutdown()
 
 
-def _written(piece: Piece, done: set[tuple[int, int]]) -> dict[str, str]:
-    return {"piece": json.dumps({"piece": asdict(piece), "done": sorted(done)})}
+def _written(shard: Shard, done: set[tuple[int, int]]) -> dict[str, str]:
+    return {"pending": json.dumps({"shard": asdict(shard), "done": sorted(done)})}

@@ -21,12 +21,15 @@ EXTRAS = ("constraint", "image")
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with its sampling options and its budget; `name` is the method as it is typed, `budget` "" for none."""
+    """A method with its sampling options and its budget."""
 
     name: str
+    """The method as it is typed."""
     method: Method
     sampling: Mapping[str, float] = field(default_factory=dict)
+    """Sampling options by name."""
     budget: str = ""
+    """Caps on the ledger, "" for none."""
 
     @property
     def label(self) -> str:
@@ -35,7 +38,7 @@ class Contender:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its runs go by."""
+        """Identifies its runs in a journal."""
         return self.name, self.budget
 
     def options(self, declaration: Declaration) -> dict[str, Any]:
@@ -51,7 +54,7 @@ class Contender:
 
 
 def contenders(declaration: Declaration) -> list[Contender]:
-    """Returns every method under every budget. Raises `UsageError` for what can't be read or is there twice."""
+    """Returns every method under every budget. Raises `UsageError` for a method that can't be read or occurs twice."""
     methods = [_parse(text, declaration) for text in declaration.methods]
     names = [method.name for method in methods]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -67,14 +70,14 @@ def contenders(declaration: Declaration) -> list[Contender]:
 
 
 def references(every: Sequence[Contender], reference: str | None) -> list[int]:
-    """Returns for each contender the index of the one that it is measured against: the reference at its budget."""
+    """Returns for each contender the index of its reference, which runs under the same budget."""
     name = reference or every[0].name
     at = {contender.budget: index for index, contender in enumerate(every) if contender.name == name}
     return [at[contender.budget] for contender in every]
 
 
 def refuse_extras(items: Sequence[Item], every: Sequence[Contender]) -> None:
-    """Raises `UsageError` where a prompt comes with what a method can't take."""
+    """Raises `UsageError` where a prompt comes with a constraint or an image that a method can't take."""
     for number, item in enumerate(items, 1):
         for extra in EXTRAS:
             if item.row.get(extra) is None:
@@ -85,10 +88,14 @@ def refuse_extras(items: Sequence[Item], every: Sequence[Contender]) -> None:
 
 
 def tried(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequence[int]) -> Contender:
-    """Runs a few tokens, which warms up; returns the contender at a temperature that its method takes.
+    """Runs a few tokens, which warms up.
 
-    A method that refuses the temperature of the whole comparison and decodes at 0 gets 0. Raises `UsageError` or
-    `FailureError` with the contender's name where it can't run.
+    Returns:
+        The contender; at temperature 0 where its method refuses the temperature of the comparison but takes 0.
+
+    Raises:
+        UsageError: the contender can't run with these options.
+        FailureError: it failed. Both messages begin with its name.
     """
     cold = replace(contender, sampling={**contender.sampling, "temperature": 0.0})
     try:
@@ -117,7 +124,7 @@ def _parse(text: str, declaration: Declaration) -> Contender:
     own, sampling = [], {option: getattr(declaration, option) for option in SAMPLING}
     given = []
     for part in filter(None, written.split(",")):
-        option, _, value = (piece.strip() for piece in part.partition("="))
+        option, _, value = (word.strip() for word in part.partition("="))
         if option not in SAMPLING:
             own.append(part)
             continue

@@ -1,4 +1,4 @@
-"""What a comparison is: all that decides what will be run, as data that a manifest can hold."""
+"""What a comparison runs, as data that a manifest can hold."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Declaration:
-    """A comparison, before anything is loaded.
-
-    `methods` and `budgets` are multiplied out: each method runs under each budget ("" is none). `reference` is the
-    method that the others are measured against, the first one if it is None. Sampling options are for all methods that
-    don't set their own. `batch` prompts are answered together.
-    """
+    """A comparison, before anything is loaded. Sampling options are for all methods that don't set their own."""
 
     methods: tuple[str, ...]
+    """As they are typed, with options; each runs under each budget."""
     model: str
     budgets: tuple[str, ...] = ("",)
+    """Caps on the ledger; "" is none."""
     reference: str | None = None
+    """The method that the others are measured against; None is the first."""
     metric: str | None = None
     draft: str | None = None
     dtype: str = "auto"
     device: str = "cpu"
     threads: int | None = None
     seeds: tuple[int, ...] = (0,)
+    """Each prompt is answered once with each."""
     repeats: int = 3
+    """How often each answer is measured."""
     batch: int = 1
+    """Prompts that are answered together."""
     max_tokens: int = 128
     temperature: float = 0.0
     top_k: int | None = None
@@ -35,7 +36,9 @@ class Declaration:
     min_p: float | None = None
     stop: tuple[str, ...] = ()
     raw: bool = False
+    """Whether prompts are continued as they are, without the chat template."""
     trace: bool = False
+    """Whether a trace of each method on each prompt is written too."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields by name, as JSON has them."""

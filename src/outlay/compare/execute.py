@@ -29,10 +29,13 @@ FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
 def passes_tests(prompt: str, text: str, tests: str, entry_point: str | None) -> bool:
-    """Tells whether the program in `text` runs through `tests` without an error, as HumanEval is scored.
+    """Tells whether the program in a reply runs through its tests without an error, as HumanEval is scored.
 
-    The program is the text's first fenced block, else the whole text; it goes on with the prompt where it does not
-    define `entry_point` itself. Tests that define `check(candidate)` are called with that function.
+    Args:
+        prompt: the prompt; the program continues it where it does not define `entry_point` itself.
+        text: the reply. The program is its first fenced block, else the whole text.
+        tests: code that is run after the program. Where it defines `check(candidate)`, that is called.
+        entry_point: the function that the tests are about.
     """
     program = program_of(prompt, text, entry_point) + "\n\n" + tests + "\n"
     if entry_point and re.search(r"^def check\(", tests, re.MULTILINE):
@@ -41,7 +44,7 @@ def passes_tests(prompt: str, text: str, tests: str, entry_point: str | None) ->
 
 
 def program_of(prompt: str, text: str, entry_point: str | None) -> str:
-    """Returns the program that a model's reply to a prompt is."""
+    """Returns the program in a model's reply to a prompt."""
     fenced = FENCE.search(text)
     code = fenced[1] if fenced else text
     complete = entry_point is None or re.search(rf"^\s*def {re.escape(entry_point)}\b", code, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The folder of a comparison: whose it is, what it holds, and that one process at a time works in it."""
+"""The folder of a comparison: its files, its lock for one process at a time, and its manifest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from outlay.compare.comparison import Comparison
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import digest, read_items
 from outlay.compare.manifest import identity
-from outlay.compare.task import Task
 from outlay.errors import FailureError, UsageError
 
 MANIFEST, PROMPTS, RUNS, QUALITY = "manifest.json", "prompts.jsonl", "runs.jsonl", "quality.jsonl"
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns a manifest. Raises `UsageError` for what is none."""
+    """Returns a manifest. Raises `UsageError` for a file that is none."""
     path = path / MANIFEST if path.is_dir() else path
     try:
         manifest = json.loads(path.read_bytes())
@@ -55,10 +55,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def reopen(path: Path) -> Task:
-    """Returns what the manifest at `path` declares, on the prompts that lie beside it.
+def reopen(path: Path) -> Comparison:
+    """Returns the comparison that the manifest at `path` declares, on the prompts that lie beside it.
 
-    Raises `UsageError` where it or the prompts beside it can't be read, or are not those that were compared.
+    Raises:
+        UsageError: the manifest or the prompts can't be read, or the prompts are not those that were compared.
     """
     manifest = read_manifest(path)
     beside = (path if path.is_dir() else path.parent) / PROMPTS
@@ -69,7 +70,7 @@ def reopen(path: Path) -> Task:
         declaration = Declaration.from_dict(manifest["declaration"])
     except TypeError as error:
         raise UsageError(f"the manifest {path} declares what this version does not know: {error}") from None
-    return Task(declaration, items, manifest["prompts"]["source"], manifest)
+    return Comparison(declaration, items, manifest["prompts"]["source"], manifest)
 
 
 def join(folder: Path, manifest: dict[str, Any], prompts: str) -> None:
@@ -100,7 +101,7 @@ def write(path: Path, text: str) -> None:
 
 
 def _refuse_strange(folder: Path) -> None:
-    """Raises `UsageError` for a folder with files in it that are not a comparison's."""
+    """Raises `UsageError` for a folder that holds files but no comparison."""
     names = {path.name for path in folder.iterdir()} - {f".{MANIFEST}.part"}
     if names and MANIFEST not in names:
         raise UsageError(f"{folder} is not empty and holds no comparison; choose another folder")

@@ -1,4 +1,4 @@
-"""Asks a model about texts that are already there: how probable one is, and which of some tokens it would write next.
+"""Teacher forcing: how probable a given text is, and which of some tokens comes next.
 
 Both are methods like any other, so that the engine batches them; neither writes a text of its own.
 """
@@ -22,7 +22,7 @@ TOGETHER = 16  # runs
 
 @dataclass(frozen=True)
 class _Choice(Method):
-    """Counts `mean`, the expected index among `choices` of the next token, if it has to be one of them."""
+    """Counts `mean`, the expected index of the next token among `choices`, given that it is one of them."""
 
     choices: tuple[int, ...]
 
@@ -42,14 +42,26 @@ class _Choice(Method):
 
 
 def logprobs(lm: LM, prompts: Sequence[list[int]], texts: Sequence[Sequence[int]]) -> list[float]:
-    """Returns the log-probability of each text, token ids that are not empty, after its prompt; natural logarithm."""
+    """Returns the log-probability of each text after its prompt, natural logarithm.
+
+    Args:
+        lm: the model.
+        prompts: token ids of each prompt.
+        texts: token ids of each text, at least one.
+    """
     methods = [Score([text]) for text in texts]
     _run(lm, prompts, methods)
     return [method.likelihoods[0].logprob for method in methods]
 
 
 def expected_choices(lm: LM, prompts: Sequence[list[int]], choices: Sequence[int]) -> list[float]:
-    """Returns for each prompt the mean index, from 0, of the next token among `choices` by the model's distribution."""
+    """Returns the expected index, from 0, of each prompt's next token among `choices`.
+
+    Args:
+        lm: the model, whose distribution over the choices gives the expectation.
+        prompts: token ids of each prompt.
+        choices: token ids.
+    """
     return [result.ledger.extras["mean"] for result in _run(lm, prompts, [_Choice(tuple(choices)) for _ in prompts])]
 
 

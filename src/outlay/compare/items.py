@@ -1,4 +1,4 @@
-"""The prompts of a comparison, each with what its text is judged by."""
+"""The prompts of a comparison, each with what a metric reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlay.bench import suites
+from outlay import problems
 from outlay.errors import UsageError, nearest
 from outlay.prompts import Prompt, decode, numbered_lines, prompt_of, read_row
 
@@ -34,11 +34,19 @@ class Item:
 
 
 def read_items(source: str, *, skip_bad: bool = False) -> tuple[list[Item], list[str]]:
-    """Returns the prompts in a file, or those of a generated suite, and the reasons why lines were left out.
+    """Reads prompts from a file, or makes a set of problems.
 
-    Raises `UsageError` for a file that can't be read or holds no prompt, and for its first bad line unless `skip_bad`.
+    Args:
+        source: a file, or the name of a set of problems with options.
+        skip_bad: whether to leave lines out that can't be read.
+
+    Returns:
+        The prompts, and the reasons why lines were left out.
+
+    Raises:
+        UsageError: the file can't be read or holds no prompt, or a line can't be read.
     """
-    rows = None if Path(source).is_file() else suites.make(source)
+    rows = None if Path(source).is_file() else problems.make(source)
     if rows is not None:
         return [_item(row, source) for row in rows], []
     items, skipped = [], []
@@ -71,8 +79,8 @@ def _read(source: str) -> bytes:
     try:
         return Path(source).read_bytes()
     except FileNotFoundError:
-        known, near = suites.suites(), nearest(source.partition(":")[0], suites.suites())
-        raise UsageError(f"there is no file {source}{near}; the generated suites are {', '.join(known)}") from None
+        known, near = problems.problem_sets(), nearest(source.partition(":")[0], problems.problem_sets())
+        raise UsageError(f"there is no file {source}{near}; the sets of problems are {', '.join(known)}") from None
     except OSError as error:
         raise UsageError(f"can't read {source}: {error.strerror}") from error
 

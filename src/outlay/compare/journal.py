@@ -36,7 +36,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Appender:
-    """Adds lines to a file; what a killed process left of a last line is cut off first."""
+    """Adds lines to a file; first it cuts off the last line that a killed process left unfinished."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b")
@@ -57,7 +57,7 @@ class Appender:
 
 
 class Journal:
-    """The runs that are done, and more of them as they come."""
+    """The runs that are done; more are added as they finish."""
 
     def __init__(self, path: Path) -> None:
         self.done: set[Key] = set()
@@ -95,7 +95,7 @@ def _key(row: Mapping[str, Any]) -> Key:
 
 
 def output_of(row: Mapping[str, Any]) -> str:
-    """Returns a digest of what a run wrote: its text and tokens."""
+    """Returns a digest of the text and tokens that a run wrote."""
     return hashlib.blake2b(json.dumps([row["text"], row["tokens"]]).encode(), digest_size=12).hexdigest()
 
 

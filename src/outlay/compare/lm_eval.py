@@ -1,8 +1,8 @@
-"""outlay as a model type of the `lm_eval` package (EleutherAI's evaluation harness, `pip install 'outlay[lm-eval]'`).
+"""The model type `outlay` of the `lm_eval` package (EleutherAI's evaluation harness, `pip install 'outlay[lm-eval]'`).
 
-Importing this module registers the type `outlay`; `outlay lm_eval ...` imports it and hands its arguments to `lm_eval`.
-Tokens, truncation and rolling windows are those of lm_eval's own `hf` type, so results in float32 are the same. All
-requests of a task are given to the engine, which batches them; what contexts begin with alike is computed once.
+Importing this module registers the type; `outlay lm_eval ...` imports it and passes its arguments on to `lm_eval`.
+Tokens, truncation and rolling windows are those of lm_eval's own `hf` type, so results in float32 are the same. The
+engine gets all requests of a task at once and batches them; common prefixes of contexts are computed once.
 """
 
 from __future__ import annotations
@@ -34,31 +34,43 @@ from outlay.errors import FailureError, UsageError, nearest
 from outlay.lm import DEFAULT_MODEL, LM
 from outlay.score import Score
 
-SPARE = 64  # slots that a request may hold beyond its tokens: what its last span has left
+SPARE = 64  # slots that a run may hold beyond its tokens, for the rest of its last span
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of the engine: `grown` is how many tokens may come after `prompt`."""
+    """A run that the engine is given."""
 
     prompt: list[int]
     grown: int
+    """How many tokens may follow the prompt."""
     options: Mapping[str, Any]
+    """Arguments of `LM.submit`."""
 
 
 @register_model("outlay")
 class OutlayLM(TemplateLM):
-    """A model of `outlay`, as `lm_eval` asks for it.
+    """A model of `outlay` with the interface of `lm_eval`.
 
-    **Arguments:** `model` is what `outlay.load` takes, or an `LM`. `method`, `draft`, `budget` and `seed` apply to
-    `generate_until`: `method` is a name with options (`"beam:width=8"`), by default greedy at temperature 0 and
-    `sample` above; `budget` is written as on the command line (`"target_passes=64"`). `dtype`, `device`, `threads` and
-    `cache_tokens` are those of `outlay.load`. `max_length` is the context window (the model's), `max_gen_toks` how many
-    tokens a task gets that names no number. `batch_size` and `max_batch_size` are what lm_eval hands to every type; the
-    engine batches by itself.
+    Args:
+        model: what `outlay.load` takes, or an `LM`.
+        method: for `generate_until`, a name with options (`"beam:width=8"`) or an object; by default greedy at
+            temperature 0 and `sample` above.
+        draft: what the method drafts with.
+        budget: caps on the ledger, as on the command line (`"target_passes=64"`).
+        seed: of `generate_until`; repeats of a prompt get the seeds after it.
+        dtype: as in `outlay.load`.
+        device: as in `outlay.load`.
+        threads: as in `outlay.load`.
+        cache_tokens: as in `outlay.load`.
+        max_length: the context window in tokens; by default the model's.
+        max_gen_toks: new tokens of a task that names no number.
+        batch_size: ignored, lm_eval passes it to every type; the engine batches by itself.
+        max_batch_size: ignored too.
 
-    Raises `UsageError` for what can't be used.
+    Raises:
+        UsageError: an argument is unknown or can't be used.
     """
 
     def __init__(
@@ -110,9 +122,7 @@ class OutlayLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is replaced by, and what a rolling text begins after: the first token of texts, or the
-        last.
-        """
+        """The token before a rolling text, and in place of an empty context: BOS, or EOS where there is no BOS."""
         bos = self.lm.model.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -134,7 +144,7 @@ class OutlayLM(TemplateLM):
         return template.render(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Returns what lm_eval writes beside its results: the weights, the method, and what all requests spent."""
+        """Returns what lm_eval records with its results: the weights, the version, and the ledger of all requests."""
         model = self.lm.model
         return {
             "model_fingerprint": model.fingerprint,
@@ -144,9 +154,7 @@ class OutlayLM(TemplateLM):
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Returns the tokens of a text, with those that the tokenizer puts around it unless it begins with them
-        already.
-        """
+        """Returns the tokens of a text, with the tokenizer's special tokens unless the text begins with them."""
         tokenizer = self.lm.model.tokenizer
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._text_of(self.prefix_token_id))
@@ -191,8 +199,10 @@ class OutlayLM(TemplateLM):
         apart: bool = False,
         **unused: Any,
     ) -> list[tuple[float, bool]]:
-        """Scores (strings, context, continuation) triples: in one run all continuations of one context, which are one
-        tree, or each in its own where they are long and only happen to begin alike (`apart`).
+        """Scores (strings, context, continuation) triples.
+
+        All continuations of one context are one tree in one run. With `apart` each has a run of its own, for long texts
+        that begin alike by chance.
         """
         groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
@@ -216,23 +226,23 @@ class OutlayLM(TemplateLM):
         return self.lm.model.tokenizer.inner.decode([token], skip_special_tokens=False)
 
     def _window(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
-        """Returns the context, its beginning cut off where it does not fit: the last token is only predicted."""
-        room = self.max_length + 1 - len(continuation)
-        if room < 1:
+        """Returns the end of the context that fits in the window; the last token is only predicted."""
+        free = self.max_length + 1 - len(continuation)
+        if free < 1:
             raise UsageError(
                 f"a continuation has {len(continuation)} tokens, but the context window is {self.max_length}: "
                 "set a longer max_length, or score the text by loglikelihood_rolling"
             )
-        return tuple(context[-room:])
+        return tuple(context[-free:])
 
     def _scoring(self, context: list[int], continuations: Sequence[list[int]]) -> tuple[Score, Job]:
-        """A context that fills the window is too long for a prompt, so its end is given below the prompt."""
+        """A context that fills the window is too long for a prompt, so its last tokens precede each continuation."""
         prompt, rest = context[: self._longest_prompt], context[self._longest_prompt :]
         score = Score([rest + tokens for tokens in continuations], given=len(rest))
         return score, Job(prompt, sum(map(len, score.continuations)), {"method": score, "max_tokens": 1})
 
     def _generation(self, context: str, options: Mapping[str, Any], repeat: int) -> Job:
-        """Turns a task's generation options into a request, as the `hf` type does. Repeats draw other texts."""
+        """Turns a task's generation options into a job, as the `hf` type does. Each repeat has another seed."""
         given = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
         count = int(given.pop("max_gen_toks"))
         stop = tuple(text for text in handle_stop_sequences(given.pop("until", None), None) if text)
@@ -241,21 +251,21 @@ class OutlayLM(TemplateLM):
         if given:
             known = ", ".join((*SAMPLING, "do_sample", "until", "max_gen_toks"))
             raise UsageError(f"the task sets {next(iter(given))!r} for its texts, but outlay takes {known}")
-        room = self.max_length - count
-        if room < 1:
+        free = self.max_length - count
+        if free < 1:
             raise UsageError(f"{count} new tokens leave no room in a context window of {self.max_length}")
-        prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
-        asked = {"method": self.method, "draft": self.draft, "budget": self.budget, "seed": self.seed + repeat}
-        return Job(prompt, count, asked | sampling | {"max_tokens": count, "stop": stop})
+        prompt = self.tok_encode(context)[-free:] or [self.prefix_token_id]
+        run = {"method": self.method, "draft": self.draft, "budget": self.budget, "seed": self.seed + repeat}
+        return Job(prompt, count, run | sampling | {"max_tokens": count, "stop": stop})
 
     def _run(self, jobs: Sequence[Job], what: str, quiet: bool) -> Iterator[tuple[int, Result]]:
         """Runs jobs and yields their indices with their results.
 
-        One that finds the cache full, because its method tries many texts at once, runs again when it is alone.
+        A job that finds the cache full, because its method tries many texts at once, runs again when it is alone.
         """
         again: list[int] = []
         with _only_new_garbage(), tqdm(total=len(jobs), desc=what, disable=quiet) as bar:
-            for index, handle in self._handed_in(jobs):
+            for index, handle in self._submitted(jobs):
                 try:
                     result = handle.result()
                 except FailureError:
@@ -270,23 +280,23 @@ class OutlayLM(TemplateLM):
                 bar.update()
                 yield index, result
 
-    def _handed_in(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Handle]]:
-        """Hands jobs to the engine, as many at a time as the cache has room for, and yields each to be waited for.
+    def _submitted(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Handle]]:
+        """Submits as many jobs at a time as fit in the cache, and yields each to be waited for.
 
-        Those with a common beginning come after each other, so that it is in the cache once.
+        Jobs with a common prefix follow each other, so that it is in the cache once.
         """
-        room = self.lm.engine.worker(self.lm.model).cache.limit
-        held: deque[tuple[int, int, Handle]] = deque()
+        slots = self.lm.engine.worker(self.lm.model).cache.limit
+        running: deque[tuple[int, int, Handle]] = deque()
         before: list[int] = []
         for index in sorted(range(len(jobs)), key=lambda index: jobs[index].prompt):
             job = jobs[index]
-            size = len(job.prompt) - _alike(before, job.prompt) + job.grown + SPARE
-            while held and size + sum(size for _, size, _ in held) > room:
-                first, _, handle = held.popleft()
+            size = len(job.prompt) - _common_prefix(before, job.prompt) + job.grown + SPARE
+            while running and size + sum(size for _, size, _ in running) > slots:
+                first, _, handle = running.popleft()
                 yield first, handle
-            held.append((index, size, self._submit(job)))
+            running.append((index, size, self._submit(job)))
             before = job.prompt
-        yield from ((index, handle) for index, _, handle in held)
+        yield from ((index, handle) for index, _, handle in running)
 
     def _submit(self, job: Job) -> Handle:
         return self.lm.submit(job.prompt, **job.options)
@@ -294,10 +304,11 @@ class OutlayLM(TemplateLM):
 
 @contextmanager
 def _only_new_garbage() -> Iterator[None]:
-    """Lets Python look for garbage among what is made meanwhile only: every token is an object, so it looks often, and
-    through all that was loaded it takes a tenth of a second.
+    """Lets Python collect garbage only among objects that are made meanwhile.
+
+    Every token is an object, so it collects often; to go through all that was loaded would take a tenth of a second.
     """
-    if gc.get_freeze_count():  # somebody wants it so for good
+    if gc.get_freeze_count():  # the caller has frozen it for good
         yield
         return
     gc.freeze()
@@ -307,8 +318,8 @@ def _only_new_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """Returns how many tokens both begin with."""
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Returns the length of the common prefix."""
     same = (a == b for a, b in zip(one, other, strict=False))
     return sum(takewhile(bool, same))
 

@@ -1,4 +1,4 @@
-"""The manifest: all that is needed to know what was compared, and to compare it again."""
+"""The manifest: what was compared, with what and where, so that it can be compared again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import outlay
-from outlay.bench import machine
+from outlay import machine
 from outlay.budget import Budget
 from outlay.compare.contenders import SAMPLING, references
 from outlay.compare.items import digest
@@ -21,11 +21,19 @@ PACKAGES = ("outlay", "torch", "numpy", "tokenizers", "safetensors", "gguf", "ra
 def describe(
     prepared: Prepared, source: str, metric: Metric | None, command: Sequence[str], workers: int | None
 ) -> dict[str, Any]:
-    """Returns the manifest of a comparison that is about to begin."""
+    """Returns the manifest of a comparison that is about to begin.
+
+    Args:
+        prepared: the declaration with its model and contenders.
+        source: where the prompts are from.
+        metric: what rates the texts.
+        command: the command line.
+        workers: how many processes share the runs, None for this one alone.
+    """
     declaration, contenders, items = prepared.declaration, prepared.contenders, prepared.items
     lm = prepared.lm
-    taken = machine.describe(PACKAGES)
-    packages, date = taken.pop("versions"), taken.pop("date")
+    here = machine.describe(PACKAGES)
+    packages, date = here.pop("versions"), here.pop("date")
     return {
         "version": outlay.__version__,
         "created": date,
@@ -48,14 +56,14 @@ def describe(
         "max_tokens": declaration.max_tokens,
         "sampling": {name: getattr(declaration, name) for name in SAMPLING},
         "budgets": [Budget.parse(budget).caps if budget else None for budget in declaration.budgets],
-        "machine": taken,
+        "machine": here,
         "packages": packages,
         "declaration": declaration.as_dict(),
     }  # fmt: skip
 
 
 def identity(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Returns what must be equal for runs to belong to the same comparison; the metric and the traces need not be."""
+    """Returns the part that is equal for all runs of one comparison; metric and traces may change."""
     declared = manifest["declaration"]
     passing = ("model", "draft", "metric", "reference", "trace")
     return {
@@ -81,7 +89,7 @@ def refuse_other_models(before: Mapping[str, Any] | None, now: Mapping[str, Any]
 
 
 def _draft(prepared: Prepared) -> dict[str, Any] | None:
-    """What the methods draft with: what was declared, or what those that take a draft find by themselves."""
+    """What the methods draft with: the declared draft, or the one that a method finds by itself."""
     declared = prepared.declaration.draft
     drafts = (prepared.lm.draft(declared, contender.method) for contender in prepared.contenders)
     draft = next((draft for draft in drafts if draft is not None), None)

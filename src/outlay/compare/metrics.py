@@ -1,4 +1,4 @@
-"""Metrics: what a text is worth, as a number; the higher the better."""
+"""Metrics: the quality of a text as a number; the higher the better."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SHOWN = 5  # prompts that a refusal names
 
 
 @dataclass(frozen=True)
-class Output:
-    """A text that was written, with the prompt's number from 0 and its token ids."""
+class Completion:
+    """A text that was written, with its prompt's number from 0 and its token ids."""
 
     number: int
     item: Item
@@ -36,9 +36,10 @@ class Output:
 
 
 class Metric(ABC):
-    """Rates texts. `needs` names what a prompt's row must have for it; `key` tells it from every other metric."""
+    """Rates texts. `key` tells it from every other metric."""
 
     needs: ClassVar[str | None] = None
+    """The field that a prompt's row must have for it."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -48,17 +49,26 @@ class Metric(ABC):
         return self.needs is None or item.row.get(self.needs) is not None
 
     @abstractmethod
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
-        """Returns a number for each output, None where there is none. `prompts` are the token ids before each."""
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
+        """Rates completions.
+
+        Args:
+            lm: the model that wrote them.
+            prompts: the token ids before each.
+            completions: what is rated.
+
+        Returns:
+            A number for each completion, None where it has none.
+        """
 
 
 class _ByText(Metric):
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
-        return [self.score(output) for output in outputs]
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
+        return [self.score(completion) for completion in completions]
 
     @abstractmethod
-    def score(self, output: Output) -> float:
-        """Returns what one text is worth."""
+    def score(self, completion: Completion) -> float:
+        """Returns the quality of one text."""
 
 
 class Exact(_ByText):
@@ -66,8 +76,8 @@ class Exact(_ByText):
 
     needs = "answer"
 
-    def score(self, output: Output) -> float:
-        return float(normalised(output.text) == normalised(output.item.answer or ""))
+    def score(self, completion: Completion) -> float:
+        return float(normalised(completion.text) == normalised(completion.item.answer or ""))
 
 
 class Regex(_ByText):
@@ -81,8 +91,8 @@ class Regex(_ByText):
         except re.error:
             return False
 
-    def score(self, output: Output) -> float:
-        return float(re.search(output.item.answer or "", output.text, re.MULTILINE) is not None)
+    def score(self, completion: Completion) -> float:
+        return float(re.search(completion.item.answer or "", completion.text, re.MULTILINE) is not None)
 
 
 class Number(_ByText):
@@ -93,8 +103,8 @@ class Number(_ByText):
     def fits(self, item: Item) -> bool:
         return last_number(item.answer or "") is not None
 
-    def score(self, output: Output) -> float:
-        found, right = last_number(output.text), last_number(output.item.answer or "")
+    def score(self, completion: Completion) -> float:
+        found, right = last_number(completion.text), last_number(completion.item.answer or "")
         return float(found is not None and right is not None and math.isclose(found, right, rel_tol=1e-9))
 
 
@@ -103,34 +113,34 @@ class Tests(_ByText):
 
     needs = "tests"
 
-    def score(self, output: Output) -> float:
-        row = output.item.row
-        return float(passes_tests(output.item.text, output.text, row["tests"], row.get("entry_point")))
+    def score(self, completion: Completion) -> float:
+        row = completion.item.row
+        return float(passes_tests(completion.item.text, completion.text, row["tests"], row.get("entry_point")))
 
 
 class Logprob(Metric):
     """The mean log-probability of the text's tokens under the target model, natural logarithm."""
 
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
         from outlay.compare.forced import logprobs
 
-        some = [index for index, output in enumerate(outputs) if output.tokens]
-        found = logprobs(lm, [prompts[index] for index in some], [outputs[index].tokens for index in some])
-        scores: list[float | None] = [None] * len(outputs)
-        for index, value in zip(some, found, strict=True):
-            scores[index] = value / len(outputs[index].tokens)
+        rated = [index for index, completion in enumerate(completions) if completion.tokens]
+        found = logprobs(lm, [prompts[index] for index in rated], [completions[index].tokens for index in rated])
+        scores: list[float | None] = [None] * len(completions)
+        for index, value in zip(rated, found, strict=True):
+            scores[index] = value / len(completions[index].tokens)
         return scores
 
 
 class Judge(Metric):
-    """A model's rating from 0 to 1: the mean of the marks 1 to 5 by its distribution over them as the next token."""
+    """A model's rating from 0 to 1: its expected mark, from its distribution over 1 to 5 as the next token."""
 
     def __init__(self, key: str, model: str) -> None:
         super().__init__(key)
         self._model = model
         self._lm: LM | None = None
 
-    def scores(self, lm: LM, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> list[float | None]:
+    def scores(self, lm: LM, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float | None]:
         from outlay.compare.forced import expected_choices
         from outlay.lm import load
 
@@ -138,8 +148,8 @@ class Judge(Metric):
             self._lm = load(self._model, device=str(lm.model.decoder.device))
         judge = self._lm
         marks = [judge.model.tokenizer.encode(mark)[0] for mark in "12345"]
-        asked = [judge.encode(_judged(output)) for output in outputs]
-        return [mean / (len(marks) - 1) for mean in expected_choices(judge, asked, marks)]
+        questions = [judge.encode(_question(completion)) for completion in completions]
+        return [mean / (len(marks) - 1) for mean in expected_choices(judge, questions, marks)]
 
 
 class Python(_ByText):
@@ -149,15 +159,15 @@ class Python(_ByText):
         super().__init__(key)
         self._path, self._score = path, score
 
-    def score(self, output: Output) -> float:
+    def score(self, completion: Completion) -> float:
         try:
-            value = float(self._score(dict(output.item.row), output.text))
+            value = float(self._score(dict(completion.item.row), completion.text))
         except Exception as error:  # somebody else's function
             raise FailureError(
-                f"score() in {self._path} failed on prompt {output.number + 1}: {one_line(error)}"
+                f"score() in {self._path} failed on prompt {completion.number + 1}: {one_line(error)}"
             ) from error
         if not math.isfinite(value):
-            raise FailureError(f"score() in {self._path} returned {value} for prompt {output.number + 1}")
+            raise FailureError(f"score() in {self._path} returned {value} for prompt {completion.number + 1}")
         return value
 
 
@@ -186,9 +196,9 @@ def refuse_unfit(metric: Metric, items: Sequence[Item]) -> None:
     lacking = [number for number, item in enumerate(items, 1) if not metric.fits(item)]
     if lacking:
         named = ", ".join(map(str, lacking[:SHOWN])) + (f" and {len(lacking) - SHOWN} more" if lacking[SHOWN:] else "")
-        wanted = {"number": "a number as", "regex": "a pattern as"}.get(metric.key, "")
+        kind = {"number": "a number as", "regex": "a pattern as"}.get(metric.key, "")
         raise UsageError(
-            f'the metric {metric.key} needs {f"{wanted} " if wanted else ""}"{metric.needs}" with each prompt, '
+            f'the metric {metric.key} needs {f"{kind} " if kind else ""}"{metric.needs}" with each prompt, '
             f"which {'prompt' if len(lacking) == 1 else 'prompts'} {named} of {len(items)} "
             f"{'has' if len(lacking) == 1 else 'have'} not"
         )
@@ -205,11 +215,12 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def _judged(output: Output) -> str:
-    answer = f"\n\nA right answer:\n{output.item.answer}" if output.item.answer is not None else ""
+def _question(completion: Completion) -> str:
+    answer = f"\n\nA right answer:\n{completion.item.answer}" if completion.item.answer is not None else ""
     return (
-        f"Rate how well a reply answers a question, from 1 (useless) to 5 (excellent).\n\nQuestion:\n{output.item.text}"
-        f"{answer}\n\nReply:\n{output.text}\n\nWrite the mark alone, one digit from 1 to 5."
+        "Rate how well a reply answers a question, from 1 (useless) to 5 (excellent).\n\n"
+        f"Question:\n{completion.item.text}{answer}\n\nReply:\n{completion.text}\n\n"
+        "Write the mark alone, one digit from 1 to 5."
     )
 
 

@@ -22,7 +22,7 @@ COSTS = {
     "flops": "FLOPs",
 }
 DPI = 200
-SETTINGS: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "svg.hashsalt": "outlay", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def write_plots(results: Mapping[str, Any], folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(RC_PARAMS):
         ran = [(index, contender) for index, contender in enumerate(results["contenders"]) if contender["entries"]]
         if ran:
             _save(_speed(ran), folder / "speed")
@@ -68,7 +68,7 @@ def _speed(ran: Sequence[tuple[int, Mapping[str, Any]]]) -> Figure:
 
 
 def _pareto(rated: Sequence[tuple[int, Mapping[str, Any]]], metric: str) -> Figure:
-    """Quality against what it costs, a panel for each cost in which the contenders differ, the frontier drawn."""
+    """Quality against cost, a panel for each cost in which the contenders differ, the frontier drawn."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 

@@ -1,8 +1,8 @@
-"""Gets ready to run: loads the model and tries every contender."""
+"""Loads the model of a comparison and tries every contender."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outlay.compare.contenders import Contender, contenders, refuse_extras, tried
@@ -10,13 +10,12 @@ from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
 from outlay.compare.runner import Runner
 from outlay.lm import LM, load
-
-Progress = Callable[[str, int, int], None]
+from outlay.progress import ShowProgress, silent
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What runs pieces: the loaded model, and the contenders at temperatures that they take."""
+    """What runs shards: the loaded model, and the contenders at temperatures that they take."""
 
     declaration: Declaration
     items: Sequence[Item]
@@ -24,14 +23,12 @@ class Prepared:
     contenders: Sequence[Contender]
 
     def runner(self) -> Runner:
-        """Returns a runner of pieces."""
+        """Returns a runner of shards."""
         return Runner(self.lm, self.declaration, self.contenders, self.items)
 
 
-def prepare(
-    declaration: Declaration, items: Sequence[Item], progress: Progress = lambda phase, done, total: None
-) -> Prepared:
-    """Loads the model and tries every contender on the first prompt. Raises `UsageError` for what can't be run."""
+def prepare(declaration: Declaration, items: Sequence[Item], progress: ShowProgress = silent) -> Prepared:
+    """Loads the model and tries every contender on the first prompt. Raises `UsageError` for one that can't run."""
     every = contenders(declaration)
     refuse_extras(items, every)
     lm = load(

@@ -1,6 +1,6 @@
-"""Rates the texts of a comparison once they are all there, each different text of a prompt once, and keeps the marks.
+"""Rates the texts of a comparison once all are written, each different text of a prompt once.
 
-The marks stand in a journal of their own, so that another metric, or one that failed, takes no new runs.
+The marks have a journal of their own, so that another metric, or one that failed, takes no new runs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from outlay.compare import journal
 from outlay.compare.items import Item
-from outlay.compare.metrics import Metric, Output
+from outlay.compare.metrics import Completion, Metric
 from outlay.lm import LM
+from outlay.progress import ShowProgress
 
 TOGETHER = 32
 
@@ -25,18 +26,28 @@ def rate(
     items: Sequence[Item],
     lm: LM,
     encode: Callable[[int], list[int]],
-    progress: Callable[[str, int, int], None],
+    progress: ShowProgress,
 ) -> None:
-    """Adds the marks that are not there yet. Raises what the metric raises; marks given before that stay."""
+    """Adds the marks that are missing. Raises what the metric raises; marks that were given before stay.
+
+    Args:
+        runs: the journal of the runs.
+        marks: the journal of the marks.
+        metric: what rates the texts.
+        items: the prompts.
+        lm: the model that wrote the texts.
+        encode: returns the token ids of a prompt by its number.
+        progress: is told how far the work is.
+    """
     known = read(marks, metric.key)
-    wanted: dict[tuple[int, str], Output] = {}
+    unrated: dict[tuple[int, str], Completion] = {}
     for row in journal.lines(runs):
         if "tokens" in row and (key := (row["prompt"], journal.output_of(row))) not in known:
-            wanted[key] = Output(row["prompt"], items[row["prompt"]], row["text"], tuple(row["tokens"]))
+            unrated[key] = Completion(row["prompt"], items[row["prompt"]], row["text"], tuple(row["tokens"]))
     with closing(journal.Appender(marks)) as appender:
-        for start in range(0, len(wanted), TOGETHER):
-            progress(f"rating texts by {metric.key}", start, len(wanted))
-            part = dict(itertools.islice(wanted.items(), start, start + TOGETHER))
+        for start in range(0, len(unrated), TOGETHER):
+            progress(f"rating texts by {metric.key}", start, len(unrated))
+            part = dict(itertools.islice(unrated.items(), start, start + TOGETHER))
             scores = metric.scores(lm, [encode(number) for number, _ in part], list(part.values()))
             appender.add(
                 {"metric": metric.key, "prompt": number, "output": output, "quality": score}

@@ -1,4 +1,4 @@
-"""Sums a comparison up: from its manifest, prompts, runs and marks alone, so that it can be done again at any time."""
+"""Sums a comparison up, from its manifest, prompts, runs and marks alone, so that it can be done again at any time."""
 
 from __future__ import annotations
 
@@ -16,34 +16,40 @@ from outlay.compare.statistics import Interval
 from outlay.compare.traces import trace_name
 
 RATES = ("tokens_per_second", "passes_per_token")
-GAINS = ("tokens_per_second", "accepted")  # entries of which more is better; of the others less is
+GAINS = ("tokens_per_second", "accepted")  # entries where more is better; elsewhere less is
 Slot = tuple[int, int]  # a prompt and a seed
 
 
 @dataclass
 class Answer:
-    """What one contender wrote to a prompt with a seed: the same in every repeat, or it is counted as `unsteady`."""
+    """What one contender wrote to a prompt with a seed, in its first repeat."""
 
     tokens: array[int]
     mark: float | None
+    """Its quality, None where it was not rated."""
     finish_reason: str
     pieces: list[str] = field(default_factory=list)
+    """The text of each token."""
     origins: list[str] = field(default_factory=list)
+    """What proposed each token."""
 
 
 @dataclass
 class Tally:
-    """All runs of one contender: `spent[slot]` is a ledger for each repeat, in the order of the repeats."""
+    """All runs of one contender."""
 
     spent: dict[Slot, dict[int, dict[str, float]]] = field(default_factory=lambda: defaultdict(dict))
+    """A ledger for each repeat."""
     answers: dict[Slot, Answer] = field(default_factory=dict)
     errors: int = 0
+    """Runs that failed."""
     unsteady: int = 0
+    """Repeats that wrote another text than the first."""
     first_error: str | None = None
 
 
 def summed_up(at: Path, items: Sequence[Item]) -> dict[str, Any]:
-    """Returns all that a report shows of the comparison in the folder `at`."""
+    """Returns the results of the comparison in the folder `at`, as `results.json` has them."""
     manifest = folder.read_manifest(at)
     names = [(contender["method"], contender["budget"]) for contender in manifest["contenders"]]
     references = [contender["reference"] for contender in manifest["contenders"]]
@@ -81,7 +87,7 @@ def _tallies(at: Path, manifest: Mapping[str, Any], names: Sequence[tuple[str, s
 
 
 def _answer(row: Mapping[str, Any], marks: Mapping[tuple[int, str], float | None], shown: int) -> Answer:
-    """Returns what a run wrote; the texts themselves only of the seed that a report shows."""
+    """Returns what a run wrote, with the texts of its tokens where it has the seed that a report shows."""
     mark = marks.get((row["prompt"], journal.output_of(row)))
     answer = Answer(array("i", row["tokens"]), mark, row["finish_reason"])
     if row["seed"] == shown:
@@ -127,7 +133,7 @@ def _contender(
 
 
 def _spread(tally: Tally, entry: str) -> dict[str, float]:
-    """Returns the median over the prompts with its interval, the mean, and what all prompts and seeds take once."""
+    """Returns the median over the prompts with its interval, the mean, and the total of all prompts and seeds."""
     slots = {
         slot: median([ledger.get(entry, 0) for ledger in repeats.values()]) for slot, repeats in tally.spent.items()
     }
@@ -138,7 +144,7 @@ def _spread(tally: Tally, entry: str) -> dict[str, float]:
 
 
 def _ratio(tally: Tally, reference: Tally, entry: str) -> dict[str, float] | None:
-    """Returns the median over the prompts of the ratios of runs that were made in turn, with its interval."""
+    """Returns the median ratio over the prompts, of runs that took turns, with its interval."""
     slots = {}
     for slot in _shared(tally, reference):
         ours, theirs = tally.spent[slot], reference.spent[slot]
@@ -160,7 +166,7 @@ def _quality(tally: Tally) -> dict[str, float] | None:
 
 
 def _by_prompt(slots: Mapping[Slot, float], *, mean: bool = False) -> list[float]:
-    """Returns one value for each prompt, of those with its seeds."""
+    """Returns one value for each prompt, the median or the mean over its seeds."""
     prompts = defaultdict(list)
     for (prompt, _), value in slots.items():
         prompts[prompt].append(value)
@@ -203,7 +209,7 @@ def _frontiers(rows: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> lis
 def _runs(
     at: Path, names: Sequence[tuple[str, str]], tallies: Sequence[Tally], references: Sequence[int]
 ) -> Iterable[dict[str, Any]]:
-    """Yields a row for each answer: what does not change from one repeat to the next."""
+    """Yields a row for each answer, with what is the same in all repeats."""
     for index, tally in enumerate(tallies):
         reference = tallies[references[index]]
         for (prompt, seed), answer in sorted(tally.answers.items()):
@@ -222,8 +228,8 @@ def _runs(
 
 def _texts(tallies: Sequence[Tally], seed: int) -> Iterable[dict[str, Any]]:
     for index, tally in enumerate(tallies):
-        for (prompt, drawn), answer in sorted(tally.answers.items()):
-            if drawn == seed:
+        for (prompt, own_seed), answer in sorted(tally.answers.items()):
+            if own_seed == seed:
                 yield {
                     "contender": index,
                     "prompt": prompt,

@@ -1,4 +1,4 @@
-"""Runs a piece of a comparison: every contender in turn on the same prompts."""
+"""Runs a shard of a comparison: every contender in turn on the same prompts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Outcome = Result | Exception
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What is run before anything else: the prompts of one batch with one seed, once by each contender."""
+class Shard:
+    """The prompts of one batch with one seed, once for each contender: what is compared was measured side by side."""
 
     number: int
     repeat: int
@@ -29,11 +29,16 @@ class Piece:
     prompts: tuple[int, ...]
 
 
-Todo = tuple[Piece, set[tuple[int, int]]]
+Pending = tuple[Shard, set[tuple[int, int]]]  # a shard, with the (contender, prompt) pairs that are done
 
 
-def pieces(declaration: Declaration, prompts: int) -> list[Piece]:
-    """Returns all pieces in the order in which they are run: the whole of a repeat before the next."""
+def shards(declaration: Declaration, prompts: int) -> list[Shard]:
+    """Returns all shards in the order in which they are run: the whole of a repeat before the next.
+
+    Args:
+        declaration: says the seeds, the repeats and the size of a batch.
+        prompts: how many prompts there are.
+    """
     batches = [
         tuple(range(start, min(start + declaration.batch, prompts))) for start in range(0, prompts, declaration.batch)
     ]
@@ -43,25 +48,26 @@ def pieces(declaration: Declaration, prompts: int) -> list[Piece]:
         for seed in declaration.seeds
         for batch in batches
     ]
-    return [Piece(number, *slot) for number, slot in enumerate(slots)]
+    return [Shard(number, *slot) for number, slot in enumerate(slots)]
 
 
-def turns(contenders: int, piece: int) -> list[int]:
-    """Returns the order of the contenders in a piece.
+def turns(contenders: int, shard: int) -> list[int]:
+    """Returns the order of the contenders in a shard.
 
-    In as many pieces as there are contenders each has each place once; from one such round to the next it changes who
-    comes after whom.
+    Over n shards each of n contenders has each place once. From one such round to the next it changes who comes after
+    whom.
     """
     order = list(range(contenders))
-    random.Random(piece // contenders).shuffle(order)
-    shift = piece % contenders
+    random.Random(shard // contenders).shuffle(order)
+    shift = shard % contenders
     return order[shift:] + order[:shift]
 
 
 class Runner:
-    """Answers prompts with one model; nothing is shared between two turns but the loaded weights.
+    """Answers prompts with one model; two turns share nothing but the loaded weights.
 
-    Raises `UsageError` for a prompt that can't be given to the model.
+    Raises:
+        UsageError: the model can't take a prompt.
     """
 
     def __init__(
@@ -74,20 +80,20 @@ class Runner:
         """Returns the token ids of a prompt."""
         return self._prompts[prompt]
 
-    def run_all(self, todo: Sequence[Todo]) -> Iterator[Rows]:
-        """Yields the rows of each turn of each piece."""
-        for piece, done in todo:
-            yield from self.run(piece, done)
+    def run_all(self, pending: Sequence[Pending]) -> Iterator[Rows]:
+        """Yields the rows of each turn of each shard."""
+        for shard, done in pending:
+            yield from self.run(shard, done)
 
-    def run(self, piece: Piece, done: set[tuple[int, int]]) -> Iterator[Rows]:
-        """Yields a row for each run of a turn. `done` holds (contender, prompt) pairs that need not be run again."""
-        for index in turns(len(self._contenders), piece.number):
-            prompts = [prompt for prompt in piece.prompts if (index, prompt) not in done]
+    def run(self, shard: Shard, done: set[tuple[int, int]]) -> Iterator[Rows]:
+        """Yields the rows of each turn, a row a run. The (contender, prompt) pairs in `done` are not run again."""
+        for index in turns(len(self._contenders), shard.number):
+            prompts = [prompt for prompt in shard.prompts if (index, prompt) not in done]
             if prompts:
-                yield self._turn(self._contenders[index], prompts, piece)
+                yield self._turn(self._contenders[index], prompts, shard)
 
     def answer(self, contender: Contender, prompts: Sequence[int], seed: int, **options: Any) -> list[Outcome]:
-        """Answers prompts together, with nothing kept from the turns before; a run that fails gives its error."""
+        """Answers prompts together, with empty caches; a run that fails gives its error."""
         self._lm.engine.clear()
         options = contender.options(self._declaration) | {"seed": seed} | options
         handles: list[Handle | OutlayError] = []
@@ -105,14 +111,14 @@ class Runner:
                     handle.cancel()
             raise
 
-    def _turn(self, contender: Contender, prompts: Sequence[int], piece: Piece) -> Rows:
+    def _turn(self, contender: Contender, prompts: Sequence[int], shard: Shard) -> Rows:
         started = time.perf_counter()
-        outcomes = self.answer(contender, prompts, piece.seed)
+        outcomes = self.answer(contender, prompts, shard.seed)
         seconds = time.perf_counter() - started
         speed = sum(len(outcome.tokens) for outcome in outcomes if isinstance(outcome, Result)) / seconds
         return [
-            {"method": contender.name, "budget": contender.budget, "prompt": prompt, "seed": piece.seed,
-             "repeat": piece.repeat, **self._row(outcome, speed)}
+            {"method": contender.name, "budget": contender.budget, "prompt": prompt, "seed": shard.seed,
+             "repeat": shard.repeat, **self._row(outcome, speed)}
             for prompt, outcome in zip(prompts, outcomes, strict=True)
         ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A comparison from its beginning to its end: tried out, run piece by piece, rated, summed up, written."""
+"""A whole comparison: tries every contender, runs shard by shard, rates the texts, sums up, and writes."""
 
 from __future__ import annotations
 
@@ -11,37 +11,49 @@ from pathlib import Path
 from typing import Any
 
 from outlay.compare import cluster, folder, plots, quality
+from outlay.compare.comparison import Comparison
 from outlay.compare.items import Item, written
 from outlay.compare.journal import Journal
 from outlay.compare.manifest import describe, refuse_other_models
 from outlay.compare.metrics import metric, refuse_unfit
-from outlay.compare.prepare import Prepared, Progress, prepare
+from outlay.compare.prepare import Prepared, prepare
 from outlay.compare.results import summed_up
-from outlay.compare.runner import Piece, Rows, Todo, pieces
+from outlay.compare.runner import Pending, Rows, Shard, shards
 from outlay.compare.table_file import write_csv
-from outlay.compare.task import Task
 from outlay.compare.traces import write_traces
+from outlay.progress import ShowProgress, silent
 from outlay.viewer.report import write_report
 
-Work = Callable[[Sequence[Todo]], Iterator[Rows]]
+RunShards = Callable[[Sequence[Pending]], Iterator[Rows]]
 
 
 def compare(
-    task: Task,
+    comparison: Comparison,
     out: Path,
     *,
     command: Sequence[str] = (),
     workers: int | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: ShowProgress = silent,
 ) -> dict[str, Any]:
-    """Runs what is declared into the folder `out`, or goes on with it, and returns the results that it wrote.
+    """Runs a comparison, or goes on with one that was stopped.
 
-    `workers` spreads the runs over that many processes of a Ray cluster, 0 over one a core; None runs them here.
+    What was done before an error stays in the folder, and the same call goes on from there.
 
-    Raises `UsageError` for what can't be run or for a folder that can't be used, `FailureError` where something fails;
-    what was done until then stays in the folder, and the same call goes on from there.
+    Args:
+        comparison: what is compared, on which prompts.
+        out: the folder for all that comes out.
+        command: the command line, for the manifest.
+        workers: how many processes of a Ray cluster share the runs, 0 for one a core; None runs them here.
+        progress: is told how far the work is.
+
+    Returns:
+        The results, as `results.json` has them.
+
+    Raises:
+        UsageError: the comparison can't be run, or the folder can't be used.
+        FailureError: something failed.
     """
-    declaration, items = task.declaration, task.items
+    declaration, items = comparison.declaration, comparison.items
     if workers is not None:
         cluster.require()
     rated = metric(declaration.metric) if declaration.metric else None
@@ -49,12 +61,12 @@ def compare(
         refuse_unfit(rated, items)
     with folder.locked(out):
         prepared = prepare(declaration, items, progress)
-        manifest = describe(prepared, task.source, rated, command, workers)
-        refuse_other_models(task.again, manifest)
+        manifest = describe(prepared, comparison.source, rated, command, workers)
+        refuse_other_models(comparison.repeats, manifest)
         runner = prepared.runner()
         folder.join(out, manifest, written(items))
         work = runner.run_all if workers is None else partial(cluster.run_on_ray, prepared, workers)
-        run_pieces(prepared, out, work, progress)
+        run_shards(prepared, out, work, progress)
         if rated is not None:
             quality.rate(out / folder.RUNS, out / folder.QUALITY, rated, items, prepared.lm, runner.encode, progress)
         if declaration.trace:
@@ -62,7 +74,7 @@ def compare(
         return write_results(out, items)
 
 
-def run_pieces(prepared: Prepared, out: Path, work: Work, progress: Progress) -> None:
+def run_shards(prepared: Prepared, out: Path, work: RunShards, progress: ShowProgress) -> None:
     """Does the runs that the journal lacks, each turn written when it is done."""
     declaration, every = prepared.declaration, prepared.contenders
     index_of = {contender.key: index for index, contender in enumerate(every)}
@@ -70,13 +82,16 @@ def run_pieces(prepared: Prepared, out: Path, work: Work, progress: Progress) ->
         done: dict[tuple[int, int], set[tuple[int, int]]] = {}
         for method, budget, prompt, seed, repeat in journal.done:
             done.setdefault((repeat, seed), set()).add((index_of[method, budget], prompt))
-        every_piece = pieces(declaration, len(prepared.items))
-        todo = [(piece, _part(done.get((piece.repeat, piece.seed), set()), piece)) for piece in every_piece]
-        todo = [(piece, ran) for piece, ran in todo if len(ran) < len(every) * len(piece.prompts)]
+        pending = [
+            (shard, _part(done.get((shard.repeat, shard.seed), set()), shard))
+            for shard in shards(declaration, len(prepared.items))
+        ]
+        pending = [(shard, ran) for shard, ran in pending if len(ran) < len(every) * len(shard.prompts)]
+
         total = len(every) * len(prepared.items) * len(declaration.seeds) * declaration.repeats
         before, started = len(journal.done), time.monotonic()
         progress(f"run {before} of {total}", before, total)
-        for rows in work(todo) if todo else ():
+        for rows in work(pending) if pending else ():
             journal.add(rows)
             left = (time.monotonic() - started) / max(1, len(journal.done) - before) * (total - len(journal.done))
             progress(f"run {len(journal.done)} of {total}, {_duration(left)} left", len(journal.done), total)
@@ -93,8 +108,8 @@ def write_results(out: Path, items: Sequence[Item]) -> dict[str, Any]:
     return found
 
 
-def _part(done: set[tuple[int, int]], piece: Piece) -> set[tuple[int, int]]:
-    return {(contender, prompt) for contender, prompt in done if prompt in piece.prompts}
+def _part(done: set[tuple[int, int]], shard: Shard) -> set[tuple[int, int]]:
+    return {(contender, prompt) for contender, prompt in done if prompt in shard.prompts}
 
 
 def _duration(seconds: float) -> str:

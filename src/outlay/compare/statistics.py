@@ -1,7 +1,7 @@
 """Medians and means with 95 % intervals, by the bootstrap (Efron 1979, percentile intervals), and Pareto frontiers.
 
-What is resampled are the prompts: runs of one prompt are no independent witnesses. The draws are seeded, so the same
-runs give the same intervals.
+Prompts are resampled, since runs of one prompt are not independent. The draws are seeded, so the same runs give the
+same intervals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Statistic = Callable[..., NDArray[np.float64]]
 
 
 class Interval(NamedTuple):
-    """A statistic and the interval that its resamples leave: 95 % of them lie from `low` to `high`."""
+    """A statistic with its interval: it lies from `low` to `high` in 95 % of the resamples."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ def mean(values: Sequence[float]) -> Interval:
 
 
 def frontier(points: Sequence[tuple[float, float] | None]) -> list[int]:
-    """Returns the indices of the (quality, cost) points than which no other is better in one and as good in both."""
+    """Returns the indices of the (quality, cost) points that no other point dominates."""
     known = [(index, point) for index, point in enumerate(points) if point is not None]
     return [index for index, point in known if not any(_dominates(other, point) for _, other in known)]
 

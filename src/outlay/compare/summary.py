@@ -1,36 +1,36 @@
-"""What a comparison found, for a terminal."""
+"""The results of a comparison as text for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from outlay.bench.interleave import Spread
-from outlay.bench.table import number, table, times
+from outlay.spread import Spread
+from outlay.tables import number, table, times
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """Returns the table of the contenders, what it stands on, and what went wrong."""
+    """Returns the table of the contenders, the size of the comparison, the machine, and what went wrong."""
     manifest, contenders = results["manifest"], results["contenders"]
     rated = manifest["metric"]
     marks = [rated.partition(":")[0]] if rated else []
     header = ["", *marks, "tokens/s", "against the reference", "passes/token", "identical"]
     rows = [_row(index, contender, bool(rated)) for index, contender in enumerate(contenders)]
     size = [(manifest["prompts"]["count"], "prompt"), (len(manifest["seeds"]), "seed"), (manifest["repeats"], "repeat")]
-    size_told = ", ".join(_count(*amount) for amount in size)
+    measured = ", ".join(_count(*amount) for amount in size)
     machine, model = manifest["machine"], manifest["model"]
-    told = [
-        f"{size_told}; medians over the prompts, with 95 % intervals",
+    remarks = [
+        f"{measured}; medians over the prompts, with 95 % intervals",
         f"{model['name']} ({model['format']}) on {machine['processor']}, {_count(machine['cores'], 'core')}, "
         f"{manifest['created'][:10]}",
     ]
     for contender in contenders:
         label, failed, unsteady = contender["label"], contender["errors"], contender["unsteady"]
         if failed:
-            told.append(f"{label}: {_count(failed, 'run')} failed, the first at {contender['first_error']}")
+            remarks.append(f"{label}: {_count(failed, 'run')} failed, the first at {contender['first_error']}")
         if unsteady:
-            told.append(f"{label}: {_count(unsteady, 'repeat')} wrote another text than the first")
-    return "\n".join([table(header, rows), "", *told])
+            remarks.append(f"{label}: {_count(unsteady, 'repeat')} wrote another text than the first")
+    return "\n".join([table(header, rows), "", *remarks])
 
 
 def _row(index: int, contender: Mapping[str, Any], rated: bool) -> list[str]:

@@ -1,6 +1,6 @@
 """Lists of methods and budgets as they are typed, with sweeps: `a|b` in place of a value gives one of each.
 
-Commas part both methods and their options. A part that starts with `name=` goes on with the options of the method
+Commas separate both methods and their options. A part that starts with `name=` goes on with the options of the method
 before it; every other part begins a method: `greedy,beam:width=2|4,length_penalty=0.8,sample` is greedy, two beams,
 and sample.
 """

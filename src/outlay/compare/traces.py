@@ -1,9 +1,9 @@
-"""Traces: each contender on each prompt with the first seed, in runs of their own that are not measured."""
+"""Traces of each contender on each prompt with the first seed, from runs that are not measured."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from outlay.compare import folder
 from outlay.compare.contenders import Contender
 from outlay.compare.runner import Runner
 from outlay.engine.handle import Result
+from outlay.progress import ShowProgress
 from outlay.viewer.trace_page import write_trace_page
 
 
@@ -25,9 +26,9 @@ def write_traces(
     contenders: Sequence[Contender],
     prompts: int,
     seed: int,
-    progress: Callable[[str, int, int], None],
+    progress: ShowProgress,
 ) -> None:
-    """Writes the traces that are not there yet, and their pages."""
+    """Writes the traces that are missing, and their pages."""
     traces = out / folder.TRACES
     traces.mkdir(exist_ok=True)
     total = len(contenders) * prompts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from outlay.bench.table import console, table
 from outlay.scaling.laws import fit_loglinear
 from outlay.scaling.points import Point
+from outlay.tables import console, table
 
 
 def report(found: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from statistics import median_low
@@ -27,6 +26,7 @@ from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method, Work
 from outlay.engine.submission import RunOptions, Submission
 from outlay.engine.tree_run import TreeRun
+from outlay.machine import processor
 from outlay.models import hub
 from outlay.models.load import Model
 from outlay.speculation.planner import Average
@@ -217,11 +217,3 @@ def _write(path: Path, found: Sequence[PassCosts]) -> None:
         part.replace(path)
     except OSError:
         return
-
-
-@cache
-def processor() -> str:
-    """Returns the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

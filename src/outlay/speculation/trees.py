@@ -63,19 +63,22 @@ def gumbel_topk_tree(run: TreeRun, drafter: Drafter, branching: Sequence[int], l
         grown = []
         for place, draft_probs in zip(level, probs, strict=True):
             tree.draft_probs[place] = draft_probs
-            noisy = draft_probs.double().log() + gumbel(run, place, len(draft_probs))
-            top = noisy.topk(min(width, len(draft_probs)))
-            for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-                if value > -torch.inf:
-                    grown.append(tree.add(place, token, drafter.name))
+            generator = run.random.at(run.tip.position, DRAFT_STREAM, place + 1)
+            grown += [tree.add(place, token, drafter.name) for token in gumbel_topk(draft_probs, width, generator)]
         level = grown[: max(0, limits.max_nodes - len(tree) + len(grown))]
         if not level:
             break
     return tree.cut(limits)
 
 
-def gumbel(run: TreeRun, place: int, size: int) -> Tensor:
-    """Returns standard Gumbel noise, float64 [size], for the children of a place in the tree."""
-    generator = run.random.at(run.tip.position, DRAFT_STREAM, place + 1)
+def gumbel_topk(probs: Tensor, k: int, generator: torch.Generator) -> list[int]:
+    """Draws up to k tokens without replacement from `probs` [vocab], in the order in which they are drawn."""
+    top = (probs.double().log() + gumbel(len(probs), generator)).topk(min(k, len(probs)))
+    drawn = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [token for token, value in drawn if value > -torch.inf]
+
+
+def gumbel(size: int, generator: torch.Generator) -> Tensor:
+    """Returns standard Gumbel noise, float64 [size]."""
     uniform = torch.rand(size, generator=generator, dtype=torch.float64).clamp_(min=1e-300)
     return -(-uniform.log()).log()

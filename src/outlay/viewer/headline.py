@@ -1,6 +1,6 @@
-"""What a comparison came to, in a sentence or two that claim no more than the intervals allow.
+"""The result of a comparison in one or two sentences, which claim no more than the intervals allow.
 
-A sentence is a list of parts: text, or a figure by its place in the results, so that the page shows what the JSON says.
+A sentence is a list of parts: text, or a figure by its place in the results, so that page and JSON always agree.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ SPEED = "tokens_per_second"
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of the results: `path` leads to it ("contenders.1.quality.mean"); `unit` says how it is written."""
+    """A number of the results."""
 
     path: str
+    """Where it is, such as "contenders.1.quality.mean"."""
     unit: str
+    """How it is written."""
 
 
 Part = str | Figure
@@ -31,7 +33,7 @@ def headline(contenders: Sequence[Mapping[str, Any]]) -> list[Sentence]:
 
 
 def _speed(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
-    """Names the fastest by its ratio to its reference, and says whether the interval leaves a doubt."""
+    """Names the fastest by its ratio to its reference; its certainty is that of the interval."""
     rivals = [
         index
         for index, contender in enumerate(contenders)
@@ -54,7 +56,7 @@ def _speed(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
 
 
 def _close_behind(contenders: Sequence[Mapping[str, Any]], rivals: Sequence[int], best: int) -> str | None:
-    """Returns the label of the quickest rival whose interval reaches into that of the best."""
+    """Returns the label of the fastest rival whose interval overlaps that of the best."""
     least = contenders[best]["ratios"][SPEED]["low"]
     close = [
         contenders[index] for index in rivals if index != best and contenders[index]["ratios"][SPEED]["high"] >= least
@@ -81,7 +83,7 @@ def _identical(contenders: Sequence[Mapping[str, Any]], index: int) -> Sentence:
 
 
 def _quality(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
-    """Names the best by quality, and says when another's interval reaches into its own."""
+    """Names the best by quality; its certainty is that of the intervals."""
     rated = [index for index, contender in enumerate(contenders) if contender["quality"] is not None]
     if len(rated) < 2:
         return []

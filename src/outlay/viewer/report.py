@@ -1,4 +1,4 @@
-"""The report of a comparison: the trade as a plot and a table, and the texts side by side."""
+"""The report of a comparison: cost and quality as a plot and a table, and the texts side by side."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_report(results: Mapping[str, Any], path: Path) -> None:
 
 
 def report_data(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the page holds: the results without repetition. Places in it are places in `results`."""
+    """Returns the data of the page: the results without repetition. A path in it is the same path in `results`."""
     return {
         "headline": [[_part(part) for part in sentence] for sentence in headline(results["contenders"])],
         "manifest": _finite(results["manifest"]),
@@ -43,7 +43,7 @@ def _part(part: Part) -> str | dict[str, str]:
 
 
 def _answers(runs: Sequence[Mapping[str, Any]], texts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns what is known of each text beside its tokens; `run` is its place among the runs."""
+    """Returns the facts about each text beside its tokens; `run` is its index among the runs."""
     first: dict[tuple[int, int], int] = {}
     for index, run in enumerate(runs):
         first.setdefault((run["contender"], run["prompt"]), index)
@@ -57,7 +57,7 @@ def _answers(runs: Sequence[Mapping[str, Any]], texts: Sequence[Mapping[str, Any
 
 
 def _texts(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the texts as numbers of pieces, each different text and piece once, the commonest pieces first."""
+    """Returns the texts as indices of pieces, each different text and piece once, the commonest pieces first."""
     counts = Counter(piece for text in texts for piece in text["pieces"])
     pieces = [piece for piece, _ in counts.most_common()]
     number = {piece: index for index, piece in enumerate(pieces)}

@@ -1,4 +1,4 @@
-"""Reads the trace that `outlay run --trace` writes: the story of each run in it, as plain columns."""
+"""Reads the trace that `outlay run --trace` writes into columns, for each of its runs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ OWN_FIELDS = ("run", "event", "time", "node")
 
 @dataclass
 class Nodes:
-    """The nodes of a tree in the order in which they grew, a column for each property; times are in seconds.
-
-    `spelling` is what a token looks like: {"text"}, {"bytes"} or {"name"}. `settled` is when a node was kept or freed.
-    """
+    """The nodes of a tree in the order in which they grew, a column for each property."""
 
     parent: list[int | None] = field(default_factory=list)
     token: list[int] = field(default_factory=list)
     spelling: list[dict[str, str]] = field(default_factory=list)
+    """How a token is written: {"text": ...}, {"bytes": ...} or {"name": ...}."""
     position: list[int] = field(default_factory=list)
     origin: list[str] = field(default_factory=list)
+    """What proposed a node, "" for the model itself."""
     born: list[float] = field(default_factory=list)
+    """When a node grew, in seconds."""
     settled: list[float | None] = field(default_factory=list)
-    kept: list[bool] = field(default_factory=list)
+    """When a node was committed or freed, in seconds."""
+    committed: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.token)
@@ -35,22 +36,29 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass that a run took part in: `rows` of its `width` were the run's, and computed `nodes`."""
+    """A forward pass that a run took part in."""
 
     model: str
+    """"target" or "draft"."""
     number: int
+    """Among the model's passes; runs with the same number shared the pass."""
     time: float
+    """When it ended, in seconds."""
     seconds: float
     width: int
+    """Rows of all runs."""
     runs: int
+    """Runs that took part."""
     rows: int
+    """Rows of this run."""
     cache_bytes: int
     nodes: list[int]
+    """Nodes of this run that it computed."""
 
 
 @dataclass
 class Story:
-    """What happened to one run. `reason` is None where the trace ends before the run does."""
+    """The events of one run, in columns."""
 
     run: int
     method: str = ""
@@ -61,12 +69,14 @@ class Story:
     marks: dict[str, dict[int, float | str]] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     reason: str | None = None
+    """Why the run ended, None where the trace ends before it."""
     end: float = 0.0
     unknown: dict[str, int] = field(default_factory=dict)
+    """How many events there were of each kind that is not known."""
     _index: dict[int, int] = field(default_factory=dict)
 
     def add(self, event: dict[str, Any]) -> None:
-        """Adds an event. Raises `KeyError`, `TypeError` or `ValueError` for one that is not as traces have it."""
+        """Adds an event. Raises `KeyError`, `TypeError` or `ValueError` for one without the fields of its kind."""
         kind, time = event["event"], float(event["time"])
         self.end = max(self.end, time)
         if kind in EVENTS:
@@ -88,12 +98,12 @@ class Story:
             nodes.origin.append(str(row.get("origin", "")))
             nodes.born.append(time)
             nodes.settled.append(None)
-            nodes.kept.append(False)
+            nodes.committed.append(False)
 
     def _keep(self, event: dict[str, Any], time: float) -> None:
         for number in event["nodes"]:
             self.nodes.settled[self._index[number]] = time
-            self.nodes.kept[self._index[number]] = True
+            self.nodes.committed[self._index[number]] = True
 
     def _free(self, event: dict[str, Any], time: float) -> None:
         for number in event["nodes"]:

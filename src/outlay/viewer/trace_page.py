@@ -11,7 +11,7 @@ from typing import Any
 from outlay.viewer.page import write_page
 from outlay.viewer.trace_file import Nodes, Pass, Story, TraceContent, read_trace
 
-PROMPT, TEXT, KEPT, CUT, OPEN = range(5)  # what became of a node; the page names them
+PROMPT, TEXT, COMMITTED, PRUNED, OPEN = range(5)  # final states of a node; the page names them
 STYLES = ("base.css", "trace.css")
 SCRIPTS = (
     "base.js", "trace_model.js", "trace_layout.js", "trace_tree.js", "trace_input.js", "trace_charts.js",
@@ -77,14 +77,14 @@ def _is_json(value: float | str) -> bool:
 def text_path(story: Story) -> list[int]:
     """Returns the nodes of the run's text in order: the path below the prompt that spells its tokens.
 
-    A run that has not ended has no text yet; what it kept last stands for it.
+    A run that has not ended has no text yet; the path to what it committed last stands for it.
     """
-    last = _last_kept(story.nodes) if story.reason is None else _spelled(story)
+    last = _last_committed(story.nodes) if story.reason is None else _spelled(story)
     return _path(story.nodes, last, story.prompt)
 
 
 def _spelled(story: Story) -> int:
-    """Returns the last node of the text. Of siblings with the same token, one that was kept comes first."""
+    """Returns the last node of the text. Of siblings with the same token, one that was committed comes first."""
     nodes = story.nodes
     below: dict[tuple[int, int], list[int]] = {}
     for node, (parent, token) in enumerate(zip(nodes.parent, nodes.token, strict=True)):
@@ -96,13 +96,13 @@ def _spelled(story: Story) -> int:
         if not deeper:
             break
         level = deeper
-    return max(level, key=lambda node: (nodes.kept[node], -node))
+    return max(level, key=lambda node: (nodes.committed[node], -node))
 
 
-def _last_kept(nodes: Nodes) -> int:
-    """Returns the node that was kept last, -1 if none was."""
-    kept = [(settled or 0.0, node) for node, settled in enumerate(nodes.settled) if nodes.kept[node]]
-    return max(kept, default=(0.0, -1))[1]
+def _last_committed(nodes: Nodes) -> int:
+    """Returns the node that was committed last, -1 if none was."""
+    committed = [(settled or 0.0, node) for node, settled in enumerate(nodes.settled) if nodes.committed[node]]
+    return max(committed, default=(0.0, -1))[1]
 
 
 def _path(nodes: Nodes, last: int, start: int) -> list[int]:
@@ -116,9 +116,19 @@ def _path(nodes: Nodes, last: int, start: int) -> list[int]:
 
 
 def fates(story: Story, path: Sequence[int]) -> list[int]:
-    """Returns what became of each node: in the prompt, in the text, kept elsewhere, cut, or still open at the end."""
+    """Returns the final state of each node: in the prompt or the text, committed elsewhere, pruned, or open."""
     text = set(path)
     return [
-        PROMPT if node < story.prompt else TEXT if node in text else KEPT if kept else OPEN if settled is None else CUT
-        for node, (kept, settled) in enumerate(zip(story.nodes.kept, story.nodes.settled, strict=True))
+        _fate(node < story.prompt, node in text, committed, settled is not None)
+        for node, (committed, settled) in enumerate(zip(story.nodes.committed, story.nodes.settled, strict=True))
     ]
+
+
+def _fate(in_prompt: bool, in_text: bool, committed: bool, settled: bool) -> int:
+    if in_prompt:
+        return PROMPT
+    if in_text:
+        return TEXT
+    if committed:
+        return COMMITTED
+    return PRUNED if settled else OPEN

@@ -19,6 +19,7 @@ from outlay.engine.sampling import draw
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.speculation.rounds import (
+    DRAFT_STREAM,
     ROOT,
     Attachments,
     Drafter,
@@ -104,7 +105,8 @@ def stochastic_beam_search(run: TreeRun, drafter: Drafter, width: int, limits: D
         for (place, phi, psi), draft_probs in zip(beams, probs, strict=True):
             tree.draft_probs[place] = draft_probs
             phis.append(phi + draft_probs.double().log())
-            psis.append(truncated_gumbel(phis[-1] + gumbel(run, place, len(draft_probs)), psi))
+            generator = run.random.at(run.tip.position, DRAFT_STREAM, place + 1)
+            psis.append(truncated_gumbel(phis[-1] + gumbel(len(draft_probs), generator), psi))
         flat = torch.cat(psis)
         top = flat.topk(min(width, len(flat)))
         size, grown = len(probs[0]), []

@@ -1,4 +1,4 @@
-// The report: what heads it, and its parts put in their places.
+// The report: its headline, its setting and its manifest; starts the other parts.
 
 function showHeadline() {
   const [first, ...rest] = data.headline.map((sentence) =>

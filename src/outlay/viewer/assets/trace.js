@@ -31,7 +31,7 @@ const targetPasses = () => run.passes.model.filter((model) => model === "target"
 function showWarning() {
   const said = [];
   if (data.cut) said.push(`Line ${data.cut}, the last of the file, is broken off; what is before it is shown.`);
-  if (!run.reason) said.push("The trace ends before this run does; the text is what was kept so far.");
+  if (!run.reason) said.push("The trace ends before this run does; the text is what was committed so far.");
   const unknown = Object.entries(run.unknown).map(([kind, times]) => `${kind} (${grouped(times)})`);
   if (unknown.length) said.push(`Events that this page does not know are left out: ${unknown.join(", ")}.`);
   $("warning").hidden = !said.length;
@@ -47,8 +47,8 @@ function showFigures() {
     ["target passes", grouped(passes)],
     ["tokens a target pass", passes ? (run.path.length / passes).toFixed(2) : "–"],
     ["nodes below the prompt", grouped(run.size - run.prompt)],
-    ["cut", grouped(fates[CUT])],
-    ["kept, not in the text", grouped(fates[KEPT])],
+    ["pruned", grouped(fates[PRUNED])],
+    ["committed, not in the text", grouped(fates[COMMITTED])],
     ["still open at the end", grouped(fates[OPEN])],
     ["most in the cache", bytes(Math.max(...run.passes.cache_bytes, 0))],
     ["time", seconds(run.end)],
@@ -171,7 +171,7 @@ function showPaints() {
 function choosePaint() {
   const mark = run.marks[$("paint").value];
   const tints = originTints(run.origins);
-  const fates = [TEXT, KEPT, CUT, OPEN].filter((fate) => run.nodes.fate.includes(fate));
+  const fates = [TEXT, COMMITTED, PRUNED, OPEN].filter((fate) => run.nodes.fate.includes(fate));
   const legend = fates.map((fate) => el("li", {}, el("span", { class: `fate ${FATES[fate]}` }), FATE_WORDS[fate]));
   tree.paint = mark ? paintByMark(mark) : null;
   const colours = mark ? markLegend(mark) : run.origins.slice(1).map((origin) => el("li", {}, swatch(tints.get(origin)), originName(origin)));
@@ -215,7 +215,7 @@ function listen() {
   $("zoom-in").addEventListener("click", () => tree.zoom(1.25));
   $("zoom-out").addEventListener("click", () => tree.zoom(0.8));
   $("fit").addEventListener("click", () => tree.fit());
-  $("fold").addEventListener("click", () => tree.foldCut());
+  $("fold").addEventListener("click", () => tree.foldPruned());
   $("unfold").addEventListener("click", () => tree.unfold());
   document.addEventListener("keydown", (event) => {
     const step = { "[": -1, "]": 1 }[event.key];

@@ -37,7 +37,7 @@ function layOut(run, folded, widthOf) {
   return { row, depth, shown, first, wide, ...columns(shown, depth, wide), height: Math.max(...sky, 1) * ROW };
 }
 
-/** A node and those that go on from it: along the text, else along what was kept, else the longest. */
+/** A node and those that go on from it: along the text, else along what was committed, else the longest. */
 function follow(run, head, folded, first) {
   const { fate } = run.nodes;
   const chain = [head];
@@ -45,7 +45,7 @@ function follow(run, head, folded, first) {
     let next = -1;
     let best = -1;
     for (const child of run.children[node]) {
-      const worth = (fate[child] <= TEXT ? 2 : fate[child] === KEPT ? 1 : 0) * 1e9 + run.height[child];
+      const worth = (fate[child] <= TEXT ? 2 : fate[child] === COMMITTED ? 1 : 0) * 1e9 + run.height[child];
       if (worth > best) [next, best] = [child, worth];
     }
     if (next < 0) break;

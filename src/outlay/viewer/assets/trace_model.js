@@ -1,8 +1,8 @@
-// One run of a trace: its columns, and what follows from them.
+// One run of a trace: its columns, and what is derived from them.
 
-const FATES = ["prompt", "text", "kept", "cut", "open"];
-const FATE_WORDS = ["in the prompt", "in the text", "kept, not in the text", "cut", "still open at the end"];
-const [PROMPT, TEXT, KEPT, CUT, OPEN] = [0, 1, 2, 3, 4];
+const FATES = ["prompt", "text", "committed", "pruned", "open"];
+const FATE_WORDS = ["in the prompt", "in the text", "committed, not in the text", "pruned", "still open at the end"];
+const [PROMPT, TEXT, COMMITTED, PRUNED, OPEN] = [0, 1, 2, 3, 4];
 
 /** Reads one run. Children come after their parents, so each pass over the columns is one loop. */
 function readRun(run, spellings, labels) {
@@ -25,7 +25,7 @@ function readRun(run, spellings, labels) {
   return { ...run, size, children, below, height, spelling, labelOf, passOf };
 }
 
-/** A token as a label: what can't be seen in its text is made visible. */
+/** A token as a label, with marks in place of white space and bytes. */
 function label(spelling) {
   if (spelling.name !== undefined) return spelling.name || "∅";
   if (spelling.bytes !== undefined) return `‹${spelling.bytes.toUpperCase().replace(/(..)(?=.)/g, "$1 ")}›`;
@@ -33,7 +33,7 @@ function label(spelling) {
   return spelling.text.replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length)).replaceAll("\n", "⏎").replaceAll("\t", "⇥");
 }
 
-/** The texts that a path of nodes adds, one for each: bytes wait until they make a character. */
+/** The text that each node of a path adds; bytes wait until they make a character. */
 function pieces(run, path) {
   const [decoder, encoder] = [new TextDecoder(), new TextEncoder()];
   return path.map((node) => {
@@ -44,7 +44,7 @@ function pieces(run, path) {
   });
 }
 
-/** What a node was at a time: -1 before it grew, else one of the fates. */
+/** The state of a node at a time: -1 before it grew, else one of the fates. */
 function fateAt(run, node, time) {
   const { born, settled, fate } = run.nodes;
   if (born[node] > time) return -1;
@@ -57,7 +57,7 @@ function heldOverTime(run) {
   const changes = [];
   for (let node = 0; node < run.size; node++) {
     changes.push([born[node], 1]);
-    if (fate[node] === CUT) changes.push([settled[node], -1]);
+    if (fate[node] === PRUNED) changes.push([settled[node], -1]);
   }
   changes.sort((a, b) => a[0] - b[0]);
   let held = 0;

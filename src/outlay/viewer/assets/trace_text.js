@@ -1,4 +1,4 @@
-// The text with its tokens tinted by what proposed them, and how many each proposed.
+// The text with its tokens tinted by what proposed them, and the acceptance rate of each origin.
 
 function tokenSpan(piece, tint, attributes = {}) {
   const kinds = ["token", tint && "tinted", piece.special && "special"].filter(Boolean).join(" ");
@@ -18,17 +18,17 @@ function showText(run, tints, choose) {
   showOrigins(run);
 }
 
-/** A table of how many tokens each origin grew and how many of them reached the text; only where there are drafts. */
+/** A table of how many tokens each origin proposed and how many of them were accepted; only where there are drafts. */
 function showOrigins(run) {
   $("origins").hidden = run.origins.length < 2;
   const rows = run.origins.map((origin, index) => {
     const mine = run.nodes.origin.flatMap((each, node) => (each === index && node >= run.prompt ? [run.nodes.fate[node]] : []));
-    const inText = mine.filter((fate) => fate === TEXT).length;
-    const cut = mine.filter((fate) => fate === CUT).length;
-    const share = mine.length ? `${((100 * inText) / mine.length).toFixed(1)} %` : "–";
-    return [originName(origin), grouped(mine.length), grouped(inText), grouped(cut), share];
+    const accepted = mine.filter((fate) => fate === TEXT).length;
+    const rejected = mine.filter((fate) => fate === PRUNED).length;
+    const rate = mine.length ? `${((100 * accepted) / mine.length).toFixed(1)} %` : "–";
+    return [originName(origin), grouped(mine.length), grouped(accepted), grouped(rejected), rate];
   });
-  const header = ["proposed by", "grown", "in the text", "cut", "share in the text"];
+  const header = ["proposed by", "proposed", "accepted", "rejected", "acceptance rate"];
   $("origins").replaceChildren(plainTable(header, rows));
 }
 

@@ -175,19 +175,19 @@ class TreeView {
     shape.roundRect(box.x, box.y, box.width, box.height, 5);
     context.fillStyle = colours.soft;
     context.fill(shape);
-    if (fate !== CUT || this.paint) {
+    if (fate !== PRUNED || this.paint) {
       context.globalAlpha = this.paint && tint ? 1 : this.scale < READABLE ? 0.85 : 0.3;
       context.fillStyle = tint ?? (fate === TEXT || fate === PROMPT ? colours.accent : colours.muted);
       if (tint || fate === PROMPT || this.scale < READABLE) context.fill(shape);
       context.globalAlpha = 1;
     }
-    context.setLineDash(fate === CUT ? [4, 3] : fate === OPEN ? [1.5, 2.5] : []);
+    context.setLineDash(fate === PRUNED ? [4, 3] : fate === OPEN ? [1.5, 2.5] : []);
     context.lineWidth = fate === TEXT ? 2 : 1.25;
     context.strokeStyle = (!this.paint && tint) || (fate === TEXT ? colours.accent : colours.muted);
     context.stroke(shape);
     context.setLineDash([]);
     this.drawRings(node, shape, colours);
-    const ink = this.paint && tint ? readableOn(tint) : fate === CUT ? colours.muted : colours.ink;
+    const ink = this.paint && tint ? readableOn(tint) : fate === PRUNED ? colours.muted : colours.ink;
     if (this.scale >= READABLE) this.drawLabel(node, box, ink);
   }
 
@@ -236,11 +236,11 @@ class TreeView {
     this.layOut();
   }
 
-  /** Folds the top of each part of the tree that came to nothing. */
-  foldCut() {
+  /** Folds each pruned branch at its top. */
+  foldPruned() {
     const { parent, fate } = this.run.nodes;
     for (let node = 0; node < this.run.size; node++) {
-      if (fate[node] === CUT && parent[node] >= 0 && fate[parent[node]] !== CUT && this.run.below[node]) this.folded.add(node);
+      if (fate[node] === PRUNED && parent[node] >= 0 && fate[parent[node]] !== PRUNED && this.run.below[node]) this.folded.add(node);
     }
     this.layOut();
   }

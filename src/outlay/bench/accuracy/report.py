@@ -1,0 +1,62 @@
+"""The report of the accuracy suite: one table, and what the default format costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from outlay import machine
+from outlay.tables import console, number, table
+
+DEFAULT = "auto"
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """Returns the report as text; `found` is what the suite writes as JSON."""
+    return "\n\n".join(filter(None, (_heading(found), _rows(found), _default(found))))
+
+
+def _heading(found: Mapping[str, Any]) -> str:
+    """What was measured, and where."""
+    lines = [machine.heading(found["machine"])]
+    if found["rows"]:
+        extent, first = found["extent"], found["rows"][0]
+        lines += [
+            f"{found['text']}: {extent['windows']} windows of {extent['window']} tokens, the second half of each "
+            f"scored, {first['tokens']} tokens in all",
+            f"greedy: {extent['prompts']} prompts of {extent['prompt']} tokens of the text, continued by "
+            f"{extent['new']}",
+            f"reference: the same weights in float32, perplexity {first['reference_perplexity']:.3f}",
+        ]
+    return "\n".join(lines)
+
+
+def _rows(found: Mapping[str, Any]) -> str:
+    """A row for each format of weights and cache."""
+    new = found["extent"]["new"]
+    header = ["", "perplexity", "cost %", "KL", "top-1 %", f"same of {new}", "layers %", "worst %", "worst layer"]
+    cells = [
+        [
+            row["name"],
+            f"{row['perplexity']:.3f}",
+            f"{100 * row['cost']:+.2f} ± {200 * row['cost_error']:.2f}",
+            f"{row['kl']:.5f}",
+            f"{100 * row['agreement']:.1f}",
+            f"{row['same']:.1f}",
+            number(100 * row["layer_mean"]),
+            number(100 * row["layers"][row["layer_worst"]]),
+            row["layer_worst"],
+        ]
+        for row in found["rows"]
+    ]
+    cells += [[name, f"not measured: {reason}"] for name, reason in found["failures"].items()]
+    return table(header, cells)
+
+
+def _default(found: Mapping[str, Any]) -> str:
+    """What the default format costs."""
+    row = next((row for row in found["rows"] if row["name"] == DEFAULT), None)
+    return "" if row is None else f"the default, {DEFAULT} ({row['held']}), costs {row['cost']:.2%} of the perplexity"
+
+
+TABLES = {"report": lambda found: console("outlay bench accuracy", report(found))}

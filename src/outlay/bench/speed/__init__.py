@@ -1,0 +1,1 @@
+"""Tokens a second and the cost of a pass, beside other engines, in one run."""
