@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-HOME = "index.md"
+DOCS = "docs/"
+HOME, HOME_SOURCE = "index.md", "README.md"
+COPIES = "repository/"  # where the site has the files outside of this folder
 LISTS = {"README.md": "docs/methods/", "docs/methods/index.md": ""}  # pages that list the methods, and where these lie
 LIST = re.compile(r"(?<=<!-- methods -->\n).*?(?=<!-- end of methods -->)", re.DOTALL)
-LINK = re.compile(r"(?<=\]\()(?P<target>[^)#:\s]+)(?=[)#])")
+LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=[)#])")
 REFERENCE = re.compile(r"<!-- reference: (?P<what>\w+) -->")
 METHODS = "outlay.decode"
 
@@ -40,13 +42,13 @@ def method_list(folder: str) -> str:
     """Returns the catalogue as a Markdown table; pages are linked in `folder`, which ends with "/" or is empty."""
     from outlay import catalog
 
+    ours = [item for item in catalog.methods().items() if item[1].__module__.startswith(METHODS)]
     rows = [
-        f"| [`{name}`]({folder}{name}.md) | {method.about.summary} | {method.about.spends} | "
+        f"| [`{name}`]({folder}{name}.md) | {method.about.summary} | {method.about.family} | "
         f"{'yes' if method.about.exact else 'no'} |\n"
-        for name, method in catalog.methods().items()
-        if method.__module__.startswith(METHODS)
+        for name, method in sorted(ours, key=lambda item: (item[1].about.family, item[0]))
     ]
-    return "| method | what it does | spends | lossless |\n| --- | --- | --- | --- |\n" + "".join(rows)
+    return "| method | what it does | family | lossless |\n| --- | --- | --- | --- |\n" + "".join(rows)
 
 
 def with_list(text: str, folder: str) -> str:
@@ -58,7 +60,7 @@ def with_list(text: str, folder: str) -> str:
 
 
 def public_names() -> dict[str, str]:
-    """Returns the public names of the package with the modules that define them, in the order of `__init__.py`."""
+    """Returns the public names of the package with the modules that define them, in the order of `__init__`."""
     tree = ast.parse((ROOT / "src" / "outlay" / "__init__.py").read_text())
     blocks = (node for node in tree.body if isinstance(node, ast.If))
     imports = (node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom))
@@ -69,8 +71,10 @@ def reference(what: str) -> str:
     """Returns one part of the reference: "methods", "api" or "commands"."""
     if what == "commands":
         return "\n".join(_commands())
-    wanted = {name: module for name, module in public_names().items() if module.startswith(METHODS) == (what == "methods")}
-    order = sorted(wanted, key=str.lower) if what == "methods" else list(wanted)
+    wanted = {
+        name: module for name, module in public_names().items() if module.startswith(METHODS) == (what == "methods")
+    }
+    order = sorted(wanted, key=str.lower) if what == "methods" else reversed(wanted)  # `load` first
     return "\n\n".join(f"::: {wanted[name]}.{name}" for name in order)
 
 
@@ -98,51 +102,58 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the README as the home page, and each file of the repository that a page links to."""
     from mkdocs.structure.files import File
 
-    files.append(File.generated(config, HOME, content=_home()))
-    linked = {path for page in files.documentation_pages() for path in _outside(page.content_string, page.src_uri)}
-    for path in sorted(linked):
-        files.append(File.generated(config, _copied(path), content=_shown(path)))
+    files.append(File.generated(config, HOME, content=(ROOT / HOME_SOURCE).read_text()))
+    texts = [(_source(page.src_uri), page.content_string) for page in files.documentation_pages()]
+    known = set[str]()
+    while texts:
+        source, text = texts.pop()
+        for path in set(_linked(source, text)) - known:
+            known.add(path)
+            if not path.startswith(DOCS):
+                content = (ROOT / path).read_text()
+                files.append(File.generated(config, _place(path), content=content))
+                texts += [(path, content)] if path.endswith(".md") else []
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fills in the reference, and leads links out of this folder to the copies of the files."""
-    folder = posixpath.dirname(page.file.src_uri)
+    """Fills in the reference, and leads links between files of the repository to their places in the site."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]
+    source, folder = _source(page.file.src_uri), posixpath.dirname(page.file.src_uri)
 
     def led(link: re.Match[str]) -> str:
-        path = _repository_path(link["target"], page.file.src_uri)
-        return posixpath.relpath(_copied(path), folder or ".") if path else link["target"]
+        target = link["target"]
+        return posixpath.relpath(_place(_path(source, target)), folder or ".") if _local(target) else target
 
     return REFERENCE.sub(lambda mark: reference(mark["what"]), LINK.sub(led, markdown))
 
 
-def _home() -> str:
-    return LINK.sub(lambda link: link["target"].removeprefix("docs/"), (ROOT / "README.md").read_text()).replace(
-        "](CONTRIBUTING.md)", "](../CONTRIBUTING.md)"
-    ).replace("](CHANGELOG.md)", "](../CHANGELOG.md)").replace("](benchmarks/", "](../benchmarks/")
+def _source(page: str) -> str:
+    """Returns the path in the repository of the file that a page shows."""
+    if page == HOME:
+        return HOME_SOURCE
+    return page.removeprefix(COPIES) if page.startswith(COPIES) else DOCS + page
 
 
-def _outside(text: str, page: str) -> Iterator[str]:
-    """Yields the files outside of this folder that a page links to, as paths in the repository."""
-    for link in LINK.finditer(text):
-        if path := _repository_path(link["target"], page):
-            yield path
+def _place(path: str) -> str:
+    """Returns the place in the site of a file of the repository."""
+    if path == HOME_SOURCE:
+        return HOME
+    return path.removeprefix(DOCS) if path.startswith(DOCS) else COPIES + path
 
 
-def _repository_path(target: str, page: str) -> str:
-    """Returns the path in the repository of a link's target, or nothing where it lies in this folder."""
-    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
-    return "" if path.startswith("docs/") or path.startswith("..") else path
+def _linked(source: str, text: str) -> Iterator[str]:
+    """Yields the files that a file links to, all as paths in the repository."""
+    return (_path(source, link["target"]) for link in LINK.finditer(text) if _local(link["target"]))
 
 
-def _copied(path: str) -> str:
-    """Returns where a file of the repository lies in the site: Markdown as a page, anything else as it is."""
-    return f"repository/{path}"
+def _path(source: str, target: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
 
 
-def _shown(path: str) -> str | bytes:
-    text: Any = (ROOT / path).read_text()
-    return text
+def _local(target: str) -> bool:
+    return "://" not in target
 
 
 def main(words: list[str]) -> int:

@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from outlay.cli import main as outlay
 
-PROMPT = "Write a Python class for a stack with push, pop, peek and is_empty methods."
+PROMPT = "Write a Python class Vector with the methods add, sub, mul and div."
 PICTURE = Path(__file__).parent / "images" / "trace.png"
-SIZE = {"width": 1280, "height": 760}
+SIZE = {"width": 1200, "height": 780}
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -22,7 +22,7 @@ def main() -> int:
     """Runs the example with a trace, turns the trace into a page, and takes a picture of it."""
     with tempfile.TemporaryDirectory() as folder:
         trace, page = Path(folder, "run.jsonl"), Path(folder, "run.html")
-        status = outlay(["run", PROMPT, "--max-tokens", "128", "--show-drafts", "--trace", str(trace)])
+        status = outlay(["run", PROMPT, "--max-tokens", "160", "--show-drafts", "--trace", str(trace)])
         status = status or outlay(["trace", str(trace), "--out", str(page)])
         if status == 0:
             with sync_playwright() as playwright:
