@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 BROWSERS = chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable
 PROMPT ?= Why is the sky blue?
 
-.PHONY: run test slow lint browser bench wheel clean
+.PHONY: run test slow lint browser bench docs picture wheel clean
 
 run: $(VENV)/.installed
 	$(BIN)/outlay run "$(PROMPT)"
@@ -33,6 +33,15 @@ browser: $(VENV)/.tested
 bench: $(VENV)/.benched
 	$(BIN)/outlay bench speed
 
+# The documentation as a site, in site/. Any warning of mkdocs, such as a dead link, is an error.
+docs: $(VENV)/.documented
+	$(BIN)/python docs/build_site.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The picture of the README: a trace page, looked at in a Chromium.
+picture: $(VENV)/.tested browser
+	$(BIN)/python docs/picture.py
+
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard src/outlay/kernels/native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -47,6 +56,10 @@ $(VENV)/.benched: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
 
+$(VENV)/.documented: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 # For systems whose C and C++ libraries are as new as this one's: auditwheel names the oldest.
 wheel:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -56,4 +69,4 @@ wheel:
 	PATH="$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) build dist site src/*.egg-info

@@ -2,9 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, make_dataclass
+from typing import ClassVar, Literal
+
 import pytest
 
 from outlay import Beam, BestOf, Greedy, UsageError, catalog
+
+
+@dataclass(frozen=True)
+class Base(Greedy):
+    """A method with documented options."""
+
+    depth: int = 4
+    """Tokens of the chain."""
+
+    rho: float | Literal["star", "k"] = "star"
+    """The divisor: "star" is the least that is valid,
+    "k" the number of candidates.
+    """
+
+    names: ClassVar[int] = 3
+    """No option."""
+
+
+@dataclass(frozen=True)
+class Derived(Base):
+    """Inherits one text and replaces another."""
+
+    depth: int = 2
+    """Levels of the tree."""
+
+    shape: tuple[int, ...] = (2, 2, 1)
+
+
+def test_an_option_is_described_by_the_string_below_its_field():
+    depth, rho = catalog.options(Base)
+    assert depth == catalog.Option("depth", "a whole number", "4", "Tokens of the chain.")
+    assert rho.type == "a number or star or k"
+    assert rho.doc == 'The divisor: "star" is the least that is valid, "k" the number of candidates.'
+
+
+def test_options_are_described_by_the_nearest_class_that_does():
+    depth, rho, shape = catalog.options(Derived)
+    assert (depth.default, depth.doc) == ("2", "Levels of the tree.")
+    assert rho.doc.startswith("The divisor")
+    assert (shape.default, shape.type, shape.doc) == ("2x2x1", "numbers with x between them", "")
+
+
+def test_a_class_without_source_has_options_without_text():
+    made = make_dataclass("Made", [("width", int)], bases=(Greedy,), frozen=True)
+    assert catalog.options(made) == [catalog.Option("width", "a whole number", None, "")]
+
+
+def test_a_method_without_options_has_none():
+    assert catalog.options(Greedy) == []
 
 
 def test_every_method_has_an_entry_that_says_what_it_is():

@@ -10,13 +10,14 @@ import outlay
 
 SOURCE = Path(outlay.__file__).parent
 LAYERS = [  # each may import those before it
-    {"errors", "budget", "kernels", "python_sources", "machine"},
+    {"errors", "budget", "kernels", "python_sources", "machine", "spread", "progress", "prompts"},
+    {"tables", "problems"},
     {"models"},
     {"tree"},
     {"engine"},
     {"speculation"},
     {"decode"},
-    {"drafts", "catalog", "lm", "score", "testing", "prompts"},
+    {"drafts", "catalog", "lm", "score", "testing"},
     {"train"},
     {"scaling", "viewer"},
     {"compare"},

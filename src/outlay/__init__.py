@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from outlay.decode.draft.specinfer import Speculative as Speculative
     from outlay.decode.draft.spectr import SpecTr as SpecTr
     from outlay.decode.draft.superposed import Superposed as Superposed
+    from outlay.decode.draft.traversal import Traversal as Traversal
     from outlay.decode.greedy import Greedy as Greedy
     from outlay.decode.sample import Sample as Sample
     from outlay.engine.handle import Handle as Handle
@@ -53,6 +54,7 @@ _HOMES = {
     "SpecTr": "outlay.decode.draft.spectr",
     "Speculative": "outlay.decode.draft.specinfer",
     "Superposed": "outlay.decode.draft.superposed",
+    "Traversal": "outlay.decode.draft.traversal",
     "Greedy": "outlay.decode.greedy",
     "Sample": "outlay.decode.sample",
     "Handle": "outlay.engine.handle",

@@ -1,24 +1,45 @@
-"""Every method by name: those in `outlay.decode` and those that other packages offer as entry points
-`outlay.methods`.
+"""Every method by name, with its options: the methods in `outlay.decode` and those that other packages offer as entry
+points `outlay.methods`.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import itertools
 import pkgutil
+import textwrap
 import types
 import typing
-from dataclasses import MISSING, fields
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 import outlay.decode
 from outlay.engine.method import About, Method
 from outlay.errors import FailureError, UsageError, nearest
 
 ENTRY_POINTS = "outlay.methods"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, in the words of the command line."""
+
+    name: str
+    """The field's name, as it stands after `NAME:`."""
+
+    type: str
+    """The values that it accepts, in words: "a whole number", "c or s"."""
+
+    default: str | None
+    """The default as it would be typed; None where a value must be given."""
+
+    doc: str
+    """The string below the field in the class, on one line; empty without one."""
 
 
 @cache
@@ -63,25 +84,91 @@ def find(name: str) -> type[Method]:
     return known[name]
 
 
+def options(method: type[Method]) -> list[Option]:
+    """Returns the options of a method class, in the order of its fields.
+
+    An option is documented by the string below its field, in the class or in the nearest base class that has one.
+
+    Args:
+        method: A method class, ours or another package's. A class without source, such as one made in an interpreter,
+            has options without `doc`.
+    """
+    kinds, docs = typing.get_type_hints(method), _field_docs(method)
+    return [
+        Option(field.name, in_words(kinds[field.name]), _default(field), docs.get(field.name, ""))
+        for field in fields(cast(Any, method))
+    ]
+
+
+def _default(option: Field[Any]) -> str | None:
+    if option.default is not MISSING:
+        return typed(option.default)
+    return typed(option.default_factory()) if option.default_factory is not MISSING else None
+
+
+def _field_docs(method: type) -> dict[str, str]:
+    """Returns the text of each documented field: the one of the class itself before those of its base classes."""
+    docs: dict[str, str] = {}
+    for base in reversed(method.__mro__):
+        docs |= _own_field_docs(base)
+    return docs
+
+
+def _own_field_docs(base: type) -> dict[str, str]:
+    """Returns the strings that stand right below annotated names in the body of one class."""
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+    except (OSError, TypeError, SyntaxError):  # built in, made in an interpreter, or without its file
+        return {}
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    docs = {}
+    for field, text in itertools.pairwise(body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
+            docs[field.target.id] = " ".join(text.value.value.split())
+    return docs
+
+
+def typed(value: object) -> str:
+    """Returns a value as it is typed after `--method NAME:option=`."""
+    if isinstance(value, tuple):
+        return "x".join(map(typed, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def in_words(kind: Any, literal: Callable[[Any], str] = typed) -> str:
+    """Returns the values that an annotation accepts, in words; `literal` writes those of a `Literal`."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(in_words(part, literal) for part in parts)
+    if origin is typing.Literal:
+        return " or ".join(map(literal, parts))
+    if origin is tuple:
+        return "numbers with x between them"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
+    return names.get(kind, str(kind))
+
+
 def parse(text: str) -> Method:
     """Makes a method from `"name"` or `"name:option=value,..."`. Raises `UsageError` for what it doesn't know."""
     name, _, written = text.partition(":")
     method = find(name.strip())
-    types = typing.get_type_hints(method)
-    options: dict[str, Any] = {}
+    kinds = typing.get_type_hints(method)
+    values: dict[str, Any] = {}
     known = [option.name for option in fields(method)]  # type: ignore[arg-type]
     for part in filter(None, written.split(",")):
-        option, equals, value = (piece.strip() for piece in part.partition("="))
+        option, equals, value = (word.strip() for word in part.partition("="))
         if option not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise UsageError(f"method {name!r} has no option {option!r}{nearest(option, known)}; {has}")
         if not equals:
             raise UsageError(f"option {option!r} of method {name!r} needs a value: {name}:{option}=VALUE")
-        options[option] = _read(f"option {option!r} of method {name!r}", value, types[option])
-    missing = [o.name for o in fields(method) if _required(o) and o.name not in options]  # type: ignore[arg-type]
+        values[option] = _read(f"option {option!r} of method {name!r}", value, kinds[option])
+    missing = [o.name for o in fields(method) if _required(o) and o.name not in values]  # type: ignore[arg-type]
     if missing:
         raise UsageError(f"method {name!r} needs {', '.join(missing)}: {name}:{missing[0]}=VALUE")
-    return method(**options)
+    return method(**values)
 
 
 def _required(option: Any) -> bool:
@@ -100,8 +187,7 @@ def _read(what: str, text: str, kind: Any) -> Any:
             return _convert(text, choice)
         except ValueError:
             continue
-    wanted = " or ".join(_described(choice) for choice in choices)
-    raise UsageError(f"{what} must be {wanted}, not {text!r}")
+    raise UsageError(f"{what} must be {in_words(kind, repr)}, not {text!r}")
 
 
 def _convert(text: str, kind: Any) -> Any:
@@ -115,7 +201,7 @@ def _convert(text: str, kind: Any) -> Any:
         return None
     if typing.get_origin(kind) is tuple:
         part = typing.get_args(kind)[0]
-        return tuple(_convert(piece, part) for piece in text.split("x"))
+        return tuple(_convert(number, part) for number in text.split("x"))
     if typing.get_origin(kind) is typing.Literal:
         for value in typing.get_args(kind):
             if text == str(value):
@@ -127,12 +213,3 @@ def _false(text: str) -> bool:
     if text.lower() not in ("false", "no", "0"):
         raise ValueError(text)
     return False
-
-
-def _described(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        return "numbers with x between them"
-    if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(kind)))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
-    return names.get(kind, str(kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import types
 
@@ -28,6 +29,23 @@ def test_a_method_is_explained_with_its_options_and_defaults(outlay):
     assert out.rstrip().endswith("--method beam:width=4")
 
 
+def test_each_option_stands_on_a_line_of_its_own_with_what_it_does_below(outlay):
+    _, out, _ = outlay("methods", "beam")
+    lines = out.splitlines()
+    for option in catalog.options(catalog.find("beam")):
+        assert option.doc
+        (place,) = (number for number, line in enumerate(lines) if line.split()[:1] == [option.name])
+        below = list(itertools.takewhile(lambda line: line.startswith("    "), lines[place + 1 :]))
+        assert " ".join(line.strip() for line in below) == option.doc
+
+
+def test_what_an_option_does_is_wrapped_to_the_terminal(outlay, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = outlay("methods", "beam")
+    listed = out[out.index("option  ") : out.index("outlay run")]
+    assert max(map(len, listed.splitlines())) <= 50
+
+
 @pytest.mark.parametrize("name", catalog.methods())
 def test_the_example_of_every_method_can_be_parsed(outlay, name):
     _, out, _ = outlay("methods", name)
@@ -41,7 +59,9 @@ def test_methods_as_json(outlay):
     assert [row["name"] for row in rows] == list(catalog.methods())
     beam = json.loads(outlay("methods", "beam", "--json")[1])
     assert beam in rows
+    doc = beam["options"][0].pop("doc")
     assert beam["options"][0] == {"name": "width", "type": "a whole number", "default": "4"}
+    assert doc.startswith("Beams that are extended")
 
 
 def test_models_names_the_default_its_licence_and_what_runs(outlay):

@@ -7,22 +7,23 @@ import inspect
 import json
 import sys
 import textwrap
-import types
-import typing
-from dataclasses import MISSING, asdict, fields
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from outlay.cli import terminal
 
 if TYPE_CHECKING:
+    from outlay.catalog import Option
     from outlay.engine.method import Method
 
-DESCRIPTION = "Lists the methods that decode, or explains one: its paper, what it spends and saves, its options."
+DESCRIPTION = "Lists the methods that decode, or explains one: its paper, what it spends and saves, and its options."
 EXAMPLES = """examples:
   outlay methods
   outlay methods beam
   outlay methods --json
 """
+INDENT = "    "  # of the text about an option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _page(name: str, method: type[Method]) -> str:
     """Returns all about one method, for people."""
+    from outlay import catalog
+
     about = method.about
     facts = [
         ("family", about.family),
@@ -63,19 +66,17 @@ def _page(name: str, method: type[Method]) -> str:
         ("needs", ", ".join(about.needs)),
         ("exact", "yes" if about.exact else "no"),
     ]
-    options = _options(method)
+    options = catalog.options(method)
     example = name
     if options:
-        value = options[0].get("default", "VALUE")
-        example += f":{options[0]['name']}={value}"
+        example += f":{options[0].name}={'VALUE' if options[0].default is None else options[0].default}"
     parts = [
         f"{terminal.bold(name, sys.stdout)}: {about.summary}",
         terminal.pairs([(label, value) for label, value in facts if value], sys.stdout),
         _paragraph(inspect.cleandoc(method.__doc__ or "")),
     ]
     if options:
-        rows = [(option["name"], option.get("default", "required"), option["type"]) for option in options]
-        parts.append(terminal.table(("option", "default", "takes"), rows, sys.stdout))
+        parts.append(_option_list(options))
     parts.append(f'outlay run "Why is the sky blue?" --method {example}')
     return "\n\n".join(filter(None, parts))
 
@@ -84,39 +85,27 @@ def _paragraph(text: str) -> str:
     return "\n\n".join(textwrap.fill(part, terminal.columns()) for part in text.split("\n\n"))
 
 
+def _option_list(options: Sequence[Option]) -> str:
+    """Returns a line for each option with its default and the values that it takes, and below it what it does."""
+    header = ("option", "default", "takes")
+    rows = [(option.name, "required" if option.default is None else option.default, option.type) for option in options]
+    name_width, default_width, _ = (max(map(len, column)) for column in zip(header, *rows, strict=True))
+
+    def line(row: Sequence[str]) -> str:
+        return f"{row[0]:<{name_width}}  {row[1]:<{default_width}}  {row[2]}"
+
+    lines = [terminal.dim(line(header), sys.stdout)]
+    for row, option in zip(rows, options, strict=True):
+        lines.append(line(row))
+        lines += textwrap.wrap(option.doc, terminal.columns(), initial_indent=INDENT, subsequent_indent=INDENT)
+    return "\n".join(lines)
+
+
 def _as_dict(name: str, method: type[Method]) -> dict[str, Any]:
-    return {**asdict(method.about), "name": name, "needs": list(method.about.needs), "options": _options(method)}
+    """Returns all about one method as JSON has it; an option that must be given has no default."""
+    from outlay import catalog
 
-
-def _options(method: type[Method]) -> list[dict[str, str]]:
-    """Returns each option's name, its type in words and, unless it must be given, its default as it is typed."""
-    kinds = typing.get_type_hints(method)
-    options = []
-    for option in fields(cast(Any, method)):
-        described = {"name": option.name, "type": _words(kinds[option.name])}
-        if option.default is not MISSING:
-            described["default"] = _typed(option.default)
-        elif option.default_factory is not MISSING:
-            described["default"] = _typed(option.default_factory())
-        options.append(described)
-    return options
-
-
-def _words(kind: Any) -> str:
-    """Returns what an annotation accepts, in words."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_words, parts))
-    if origin is typing.Literal:
-        return " or ".join(map(_typed, parts))
-    if origin is tuple:
-        return "numbers with x between them"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
-    return names.get(kind, str(kind))
-
-
-def _typed(value: object) -> str:
-    """Returns a value as it is typed after `--method`."""
-    if isinstance(value, tuple):
-        return "x".join(map(_typed, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    options = [
+        {key: value for key, value in asdict(option).items() if value is not None} for option in catalog.options(method)
+    ]
+    return {**asdict(method.about), "name": name, "needs": list(method.about.needs), "options": options}

@@ -33,13 +33,18 @@ class _Beam:
 
 @dataclass(frozen=True)
 class Beam(Method):
-    """Keeps `width` beams; `length_penalty` above 0 favours longer texts. `early_stopping` ends the search as soon as
-    `width` texts are finished (True), when no running beam looks likely to do better (False), or when none can
-    ("never")."""
+    """Searches for the most probable text by extending the best `width` beginnings together."""
 
     width: int = 4
+    """Beams that are extended in each pass, and finished texts that are remembered."""
+
     length_penalty: float = 1.0
+    """Exponent of the length that divides a finished text's log-probability; above 0 it favours longer texts."""
+
     early_stopping: bool | Literal["never"] = False
+    """When to stop: true, as soon as `width` texts are finished; false, when no running beam looks likely to beat the
+    worst of them; never, when none can.
+    """
 
     about: ClassVar[About] = About(
         name="beam",

@@ -1,4 +1,4 @@
-"""Best of n: draw n texts and keep the one that the model finds most probable by the token.
+"""Best of n: draw n texts and return the one with the highest mean log-probability of its tokens.
 
 All samples share the prompt's keys and values and every pass. The score of a text is its mean log-probability under
 the model's raw logits, the end token included, so that it does not favour short texts. The samples are exact; choosing
@@ -41,9 +41,10 @@ class _Text:
 
 @dataclass(frozen=True)
 class BestOf(Method):
-    """`n` samples, of which the one with the highest mean log-probability is kept."""
+    """Draws `n` texts and returns the one whose tokens have the highest mean log-probability."""
 
     n: int = 4
+    """Texts that are drawn together."""
 
     about: ClassVar[About] = About(
         name="best_of",
