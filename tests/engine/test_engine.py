@@ -174,7 +174,7 @@ def test_a_cancelled_task_cancels_its_run(lm):
 
     asyncio.run(main())
     lm.generate("after", max_tokens=1)
-    assert not lm.engine._live
+    assert not lm.engine._runs.live
 
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ def test_an_engine_can_be_closed_and_used_again(lm):
 
 
 def test_a_mistake_in_the_engine_hangs_nobody(lm, monkeypatch):
-    monkeypatch.setattr(lm.engine, "_police", lambda live: 1 / 0)
+    monkeypatch.setattr(lm.engine._runs, "_police", lambda live: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         lm.generate("Once", max_tokens=3)
     monkeypatch.undo()
