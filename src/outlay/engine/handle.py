@@ -21,8 +21,8 @@ class Result:
     tokens: list[int]
     """The tokens, the end token included."""
     finish_reason: str
-    """Why it ended: "stop" (an end token, a stop string or the method's own end), "length" (`max_tokens` or the context),
-    "budget" or "cancelled"."""
+    """Why it ended: "stop" (an end token, a stop string or the method's own end), "length" (`max_tokens` or the
+    context), "budget" or "cancelled"."""
     ledger: Ledger
     """What the run spent."""
     method: str
