@@ -40,15 +40,17 @@ def test_a_pass_over_a_tree_stays_on_its_device(dtype, device):
 
 
 @pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_what_a_head_reads_is_on_its_device_wherever_the_vectors_are(device):
-    """Prompt tokens and the zeros before a text are on the CPU, features on the target's device."""
+def test_what_a_draft_head_reads_is_on_its_device_wherever_the_input_embeddings_are(device):
+    """Prompt tokens and the zeros before a text are on the CPU, hidden states on the target's device."""
     decoder = untrained_draft_head(tiny_model(device=device), 1, 128).decoder
-    feature = torch.zeros(decoder.config.hidden_size, device=device)
-    given = InputsEmbeds(
-        (0, 1, 3), (feature, feature.new_zeros(feature.shape, device="cpu"), decoder.prompts[0]), (False, False, True)
+    state = torch.zeros(decoder.config.hidden_size, device=device)
+    embeds = InputsEmbeds(
+        (0, 1, 3),
+        (state, state.new_zeros(state.shape, device="cpu"), decoder.prompts[0]),
+        (False, False, True),
     )
     tokens = torch.zeros(4, dtype=torch.int64, device=device)
-    x = decoder.inputs(tokens, tokens, given)
+    x = decoder.inputs(tokens, tokens, embeds)
     assert (x.shape, x.dtype, x.device.type) == ((4, decoder.config.hidden_size), decoder.dtype, device)
 
 

@@ -83,11 +83,11 @@ def test_tokens_are_to_the_native_pass_what_the_decoder_makes_of_them(case: str,
 
 
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
-def test_a_head_reads_natively_what_it_reads_in_torch(dtype: str) -> None:
-    """Features with tokens, a token without one, and prompt tokens without a token."""
+def test_a_draft_head_reads_natively_what_it_reads_in_torch(dtype: str) -> None:
+    """Hidden states with tokens, a token without one, and prompt tokens without a token."""
     head = untrained_draft_head(tiny_model(dtype=dtype), 2, 96).decoder
     draw = torch.Generator().manual_seed(0)
-    vectors = [torch.randn(head.config.hidden_size, generator=draw) for _ in range(6)]
+    embeds = [torch.randn(head.config.hidden_size, generator=draw) for _ in range(6)]
     found = []
     for make in (pass_for, LayeredPass):
         cache = Cache(head.config, torch.float32, torch.device("cpu"), limit=64)
@@ -95,15 +95,15 @@ def test_a_head_reads_natively_what_it_reads_in_torch(dtype: str) -> None:
         tree.append(TOKENS[:4])
         assert tree.tip is not None
         nodes = tree.tip.path()
-        for node, vector in zip(nodes[1:], vectors, strict=False):
-            node.input_embed = vector
-        nodes += tree.extend([-1, 0, 1], [NO_TOKEN] * 3, inputs_embeds=vectors[3:])
+        for node, embed in zip(nodes[1:], embeds, strict=False):
+            node.input_embed = embed
+        nodes += tree.extend([-1, 0, 1], [NO_TOKEN] * 3, inputs_embeds=embeds[3:])
         found.append(run(plan_pass([(tree, nodes)], cache.positions), list(range(7))).logits)
     assert isinstance(pass_for(head, cache), FusedPass)
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 
 
-def test_features_are_kept_natively_from_when_they_are_asked_for_and_where_the_cache_moves() -> None:
+def test_hidden_states_are_kept_natively_from_when_they_are_asked_for_and_where_the_cache_moves() -> None:
     decoder = tiny_model(dtype="int4").decoder
     cache = Cache(decoder.config, torch.float32, torch.device("cpu"), limit=64, capacity=8)
     run, tree = pass_for(decoder, cache), Tree(cache, reserve=8)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
-from tree.test_token_tree import Laws
+from tree.test_token_tree import TreeProperties
 
 from outlay import kernels
 from outlay.engine.passes import FusedPass, pass_for
@@ -70,7 +70,7 @@ class Native:
         return self._passes[cache]
 
 
-class SameBits(Laws):
+class SameBits(TreeProperties):
     """Whatever is grown, kept, pruned, refilled and forked, in one pass or many: the bits are those of stepping."""
 
     toy = Native()

@@ -1,4 +1,4 @@
-"""Laws of the token tree: whatever is grown, kept, forked and freed, a node's logits are those of a fresh pass."""
+"""Properties of the token tree: whatever is grown, kept, forked and freed, logits are those of a fresh pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def assert_fresh(toy, logits):
         torch.testing.assert_close(row, toy.fresh(tokens_of(node)), rtol=1e-4, atol=1e-4)
 
 
-class Laws(RuleBasedStateMachine):
+class TreeProperties(RuleBasedStateMachine):
     """Random sequences of extend, keep, prune, free and fork over a few trees that share one cache."""
 
     toy = Toy()
@@ -135,16 +135,16 @@ class Laws(RuleBasedStateMachine):
         assert self.cache.free_slots() == self.cache.limit, "every region went back"
 
 
-class WindowedLaws(Laws):
+class WindowedProperties(TreeProperties):
     """The same with sliding windows in one layer and capped scores."""
 
     toy = Toy(toy_config(windows=(4, None), softcap=20.0))
 
 
-TestLaws = Laws.TestCase
-TestLaws.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
-TestWindowedLaws = WindowedLaws.TestCase
-TestWindowedLaws.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestTreeProperties = TreeProperties.TestCase
+TestTreeProperties.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestWindowedProperties = WindowedProperties.TestCase
+TestWindowedProperties.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 
 
 def test_a_long_prompt_in_chunks_gives_the_logits_of_one_pass():

@@ -110,7 +110,7 @@ class RunLoop:
         method, session, handle = waiting.method, waiting.session, waiting.handle
         submission, seats = session.submission, list[Seat]()
         try:
-            worker = self._worker(submission.model)
+            worker = self._worker(submission.model, "target")
             seats.append(self._seat(session, worker))
             if submission.draft is not None and submission.draft.model is not None:
                 draft_worker = self._worker(submission.draft.model, "draft")

@@ -87,7 +87,7 @@ class Trace:
 def _spell(tokenizer: Tokenizer, token: int) -> dict[str, str]:
     """Returns a token's text, its bytes in hexadecimal if they are no whole characters, or a special token's name."""
     if token < 0:
-        return {"name": "vector"}
+        return {"name": "input embedding"}
     data = tokenizer.bytes_of(token)
     if not data:
         return {"name": tokenizer.name_of(token)}

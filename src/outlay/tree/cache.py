@@ -37,8 +37,8 @@ class Region:
         self.owner: object | None = None
 
     @property
-    def room(self) -> int:
-        """How many slots are still free."""
+    def available(self) -> int:
+        """Number of free slots."""
         return self.size - self.in_use
 
     def allocate(self, position: int) -> int:

@@ -203,7 +203,7 @@ class Tree:
         assert not self.tentative, "a trunk grows only when nothing is tentative"
         region: Region | None = None
         for token in tokens:
-            if region is None or not region.room:
+            if region is None or not region.available:
                 region = self._region_below(self.tip)
             above, self.tip = self.tip, Node(self, self.tip, token, region)
             self._add_to_trunk(self.tip)
@@ -302,11 +302,11 @@ class Tree:
             self.spans.append(TrunkSpan(node))
 
     def _region_below(self, parent: Node | None) -> Region:
-        """Returns a region with room for a child of `parent`: its own, this tree's last one, or a new one."""
+        """Returns a region with a free slot for a child of `parent`: its own, this tree's last one, or a new one."""
         for region in (parent.region if parent else None, self._regions[-1] if self._regions else None):
             if region is None or not self._owns(region):
                 continue
-            if region.room or (region.size and (region.extend(max(STEP, region.size // 2)) or region.extend(1))):
+            if region.available or (region.size and (region.extend(max(STEP, region.size // 2)) or region.extend(1))):
                 return region
         region = self.cache.region(min(self._reserve, self.cache.limit))
         region.owner = self
