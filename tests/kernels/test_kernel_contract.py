@@ -27,9 +27,17 @@ def errors_of(source: str, folder: Path) -> str:
         ("kTilesOfOneRow = 1", "kTilesOfOneRow = 3", "kTilesTogether is a multiple of"),
         ("using UnpackedQ8 = Q8;", "", "an instruction set has types Q4, UnpackedQ4, Q8 and UnpackedQ8"),
         ("kBytes = 640", "kBytes = 639", "UnpackedQ4 is as unpack() writes it"),
-        ("const uint8_t*, float (*acc)", "float (*acc)", "an instruction set has template <class Format, int R> static dot"),
+        (
+            "const uint8_t*, float (*acc)",
+            "float (*acc)",
+            "an instruction set has template <class Format, int R> static dot",
+        ),
         ("static void dot_float", "static void dot_floats", "<class Format, int T, int R> static dot_float"),
-        ("static void halves_to_floats", "static int halves_to_floats", "an instruction set has static halves_to_floats"),
+        (
+            "static void halves_to_floats",
+            "static int halves_to_floats",
+            "an instruction set has static halves_to_floats",
+        ),
     ],
 )
 def test_the_compiler_says_what_an_instruction_set_lacks(correct, wrong, message, tmp_path):
