@@ -32,8 +32,8 @@ inline void add_products(const float* const* q, const float* const* key, int d, 
 // scores[i][j] = scale * q[i] . keys[j]; writes up to a multiple of kKeysSummed. A product has sixteen partial sums, one for
 // each dimension modulo 16, which are added in one order, whatever it is computed with.
 template <int Q>
-inline void score_keys(const float* const* q, const float* const* keys, int count, int head_dim, float scale,
-                       float* const* scores) {
+OUTLAY_NOINLINE void score_keys(const float* const* q, const float* const* keys, int count, int head_dim, float scale,
+                                float* const* scores) {
     for (int j = 0; j < count; j += kKeysSummed) {
         Folded folded[Q][kKeysSummed];
         for (int first = 0; first < kKeysSummed; first += kKeysAtOnce) {
@@ -54,7 +54,8 @@ inline void score_keys(const float* const* q, const float* const* keys, int coun
 
 // out[i][0 : 16 * Width] += weights[i][j] * values[j], key by key.
 template <int Q, int Width>
-inline void add_strip(const float* const* weights, const float* const* values, int count, int offset, float* const* out) {
+OUTLAY_NOINLINE void add_strip(const float* const* weights, const float* const* values, int count, int offset,
+                               float* const* out) {
     F16 total[Q][Width];
     for (int i = 0; i < Q; ++i)
         for (int w = 0; w < Width; ++w) total[i][w] = load16(out[i] + offset + 16 * w);

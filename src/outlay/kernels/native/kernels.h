@@ -4,6 +4,9 @@
 
 #include "abi.h"
 
+// For an inner loop whose registers should not be shared with its caller's, and for rare paths with many callers.
+#define OUTLAY_NOINLINE __attribute__((noinline))
+
 namespace outlay {
 
 constexpr int kTile = 16;          // output channels that are interleaved

@@ -8,8 +8,7 @@ namespace {
 
 // The last tile of a layer whose channels are no multiple of 16. Not inlined: a layer has one at most, and the callers are
 // many.
-__attribute__((noinline)) void write_partial_tile(const float* acc, float* out, int first, int width,
-                                                  const outlay::LinearOutput& to) {
+OUTLAY_NOINLINE void write_partial_tile(const float* acc, float* out, int first, int width, const outlay::LinearOutput& to) {
     for (int c = 0; c < width; ++c) {
         const float value = to.bias ? acc[c] + to.bias[first + c] : acc[c];
         out[c] = to.accumulate ? out[c] + value : value;

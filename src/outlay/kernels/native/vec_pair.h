@@ -34,7 +34,7 @@ inline int32_t store_int8(int8_t* p, F16 a, F16 b) { return store_int8(p, a.low,
 inline FixedSum add_fixed(FixedSum total, F16 a) { return add_fixed(add_fixed(total, a.low), a.high); }
 
 constexpr int kValueStrip = 1;  // vectors of a value that are summed together
-constexpr int kKeysAtOnce = 2;  // keys that are scored together
+constexpr int kKeysAtOnce = 1;  // keys that are scored together: with two, the sums of four queries leave no register
 constexpr int kKeysSummed = 8;  // keys whose scores are finished together
 
 // Of a product, the sums of i and i + 8.
