@@ -1,3 +1,1 @@
-"""What speculative methods are made of: what proposes tokens, the tree of what is proposed, and verifiers that keep the
-target's law.
-"""
+"""What several speculative methods share: the round of drafting and verification, drafters, n-grams, and pass costs."""

@@ -20,9 +20,9 @@ from outlay.tree.token_tree import NO_TOKEN, Node
 class ModelDrafter(Drafter):
     """Drafts with the model in the seat `run.draft`.
 
-    What it computed for tokens that were then committed is kept; the rest is freed. A draft head (a decoder that
-    `reads_hidden_states`) starts from the target's hidden states, and drafts on from its own: its nodes are computed
-    anew when they are committed, from the target's hidden states, which are better.
+    Nodes of tokens that were then committed stay in its KV cache; the others are freed. A draft head (a decoder that
+    `reads_hidden_states`) starts from the target's hidden states and drafts on from its own. Committed nodes are
+    computed anew from the target's, which are better.
     """
 
     def __init__(self, run: TreeRun) -> None:
@@ -30,25 +30,25 @@ class ModelDrafter(Drafter):
         self._run, self._seat = run, run.draft
         self._tree = run.draft.tree
         self._model = run.draft.model
-        self._head = self._model.decoder.reads_hidden_states
+        self._is_head = self._model.decoder.reads_hidden_states
         ids, device = self._model.vocabulary, self._model.decoder.device
         self._ids = None if ids is None else ids.numpy()
         self._vocabulary = None if ids is None else ids.to(device)
         self._known = 0  # how many of the run's tokens are in the draft's tree
         self._nodes: dict[int, Node] = {}
-        self.name = "head" if self._head else "draft"
+        self.name = "head" if self._is_head else "draft"
 
     def sync(self) -> bool:
-        """Catches up with the run. A head can't draft before the target has read the prompt."""
+        """Catches up with the run. A draft head can't draft before the target's prefill."""
         above = self._run.tip.parent
-        if self._head and above is not None and not above.computed:
+        if self._is_head and above is not None and not above.computed:
             return False
         self._keep_committed()
         tip = self._tree.tip
         assert tip is not None, "a draft's tree holds the prompt"
         self._nodes = {ROOT: tip}
-        if self._head:
-            self._give_features(tip)
+        if self._is_head:
+            self._give_hidden_states(tip)
         return True
 
     def topk(self, tree: DraftTree, places: Sequence[int], k: int) -> Generator[Request, Any, TopTokens]:
@@ -66,7 +66,7 @@ class ModelDrafter(Drafter):
 
     @property
     def behind(self) -> int:
-        """How many tokens of the text the draft has not read yet: all of them before it is asked for the first time."""
+        """How many tokens of the text the draft model has not read yet, the whole prompt at first."""
         unread, node = len(self._run.tokens) - self._known, self._tree.tip
         while node is not None and not node.computed:
             unread, node = unread + 1, node.parent
@@ -74,13 +74,19 @@ class ModelDrafter(Drafter):
 
     @property
     def ahead(self) -> int:
-        """How many tokens a head guesses in one pass beside the next one: it has so many prompt tokens."""
+        """How many tokens after the next one a draft head guesses in one pass, at its prompt tokens."""
         decoder = self._model.decoder
         return len(decoder.prompts) if isinstance(decoder, DraftHeadDecoder) else 0
 
     def guesses(self, ahead: int, k: int) -> Generator[Request, Any, list[list[tuple[int, float]]]]:
-        """Returns the k most probable of the next token, and of each of the `ahead` tokens behind it whatever stands
-        between, with their probabilities: in one pass of the head.
+        """Asks a draft head for the next token and the `ahead` tokens after it, in one pass.
+
+        Args:
+            ahead: Tokens after the next one, guessed whatever stands between.
+            k: Guesses for each token.
+
+        Returns:
+            For each token its k most probable guesses, with their probabilities.
         """
         decoder = self._model.decoder
         assert isinstance(decoder, DraftHeadDecoder)
@@ -89,14 +95,14 @@ class ModelDrafter(Drafter):
         assert top.lse is not None
         assert self._ids is not None
         token, rows = self._ids.item, zip(top.tokens.tolist(), top.logits.tolist(), top.lse.tolist(), strict=True)
-        # Some numbers, which take Python less time than each of torch's operations does.
+        # These are few numbers, which plain Python handles faster than torch.
         return [
             [(token(place), math.exp(logit - lse)) for place, logit in zip(places, logits, strict=True)]
             for places, logits, lse in rows
         ]
 
     def _widened(self, logits: Tensor) -> Tensor:
-        """Logits over the tokens that a head drafts -> over the target's vocabulary, -inf for the others."""
+        """Widens logits over a draft head's vocabulary to the target's, with -inf for the other tokens."""
         ids = self._vocabulary
         if ids is None:
             return logits
@@ -104,32 +110,33 @@ class ModelDrafter(Drafter):
         return logits.new_full((len(logits), size), -torch.inf).index_copy_(1, ids, logits)
 
     def _nodes_of(self, tree: DraftTree, places: Sequence[int]) -> list[Node]:
-        """Returns the nodes of the draft's tree that stand for nodes of the drafted one; grows those that lack."""
+        """Returns the nodes of the draft model's tree for drafted nodes; grows those that are missing."""
         for place in places:
             if place not in self._nodes:
                 parent = self._nodes[tree.parents[place]]
-                vectors = [self._seat.hidden_states([parent])[0]] if self._head else None
-                self._nodes[place] = self._tree.extend([parent], [tree.tokens[place]], inputs_embeds=vectors)[0]
+                embeds = [self._seat.hidden_states([parent])[0]] if self._is_head else None
+                self._nodes[place] = self._tree.extend([parent], [tree.tokens[place]], inputs_embeds=embeds)[0]
         return [self._nodes[place] for place in places]
 
     def _keep_committed(self) -> None:
+        """Commits what the run has committed to the draft model's tree, with the nodes that it already computed."""
         fresh = self._run.tokens[self._known :]
         self._known = len(self._run.tokens)
-        tree, kept = self._tree, 0
-        if not self._head:
+        tree, known = self._tree, 0
+        if not self._is_head:
             node = tree.tip
             for token in fresh:
-                below = next((loose for loose in tree.tentative if loose.parent is node and loose.token == token), None)
+                below = next((each for each in tree.tentative if each.parent is node and each.token == token), None)
                 if below is None:
                     break
-                node, kept = below, kept + 1
+                node, known = below, known + 1
             assert node is not None
             tree.keep(node)
         tree.prune(())
-        tree.append(fresh[kept:])
+        tree.append(fresh[known:])
 
-    def _give_features(self, tip: Node) -> None:
-        """Gives each node that is not computed yet what the target's head read for the token before it."""
+    def _give_hidden_states(self, tip: Node) -> None:
+        """Gives each node that is not computed yet the target's hidden state before its token."""
         missing, above = [], []
         node: Node | None = tip
         before = self._run.tip.parent
@@ -141,5 +148,5 @@ class ModelDrafter(Drafter):
             above.append(before)
             node, before = node.parent, before.parent
         if missing:
-            for node, vector in zip(missing, self._run.target.hidden_states(above), strict=True):
-                node.input_embed = vector
+            for node, hidden_state in zip(missing, self._run.target.hidden_states(above), strict=True):
+                node.input_embed = hidden_state

@@ -101,7 +101,7 @@ class NgramTable:
 
     def backoff(self, context: Sequence[int]) -> tuple[int, int, Successors]:
         """Returns the length of the longest end of `context` that something followed, 0 where there is none, and what
-        `entry` says of it. The last few thousand answers are kept, as the next round asks for most contexts again.
+        `entry` says of it. The last few thousand answers are remembered: the next round asks for most contexts again.
         """
         longest = self.order - 1
         key = tuple(context[-longest:])

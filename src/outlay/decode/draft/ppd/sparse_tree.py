@@ -3,7 +3,7 @@ section 4).
 
 `accuracy[i][r]` is how often the guess i + 1 tokens ahead has the right token at rank r. A node of a tree is a path of
 ranks (r_1, ..., r_j), worth the product of its accuracies: how often it is right. With k guesses at hand the tree T_k
-is used; a node that is the last one taken gives as many guesses for the next pass as prompt tokens hang from it.
+is used; a node that is the last accepted one gives as many guesses for the next pass as it has prompt tokens.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class SparseTree:
 
     def cut(self, depth: int) -> SparseTree:
         """Returns the tree without what lies deeper than `depth`."""
-        kept = [place for place, path in enumerate(self.paths) if len(path) <= depth]
-        if len(kept) == len(self.paths):
+        shallow = [place for place, path in enumerate(self.paths) if len(path) <= depth]
+        if len(shallow) == len(self.paths):
             return self
         return SparseTree(
-            paths=tuple(self.paths[place] for place in kept),
-            values=tuple(self.values[place] for place in kept),
-            prompts=tuple(self.prompts[place] for place in kept),
+            paths=tuple(self.paths[place] for place in shallow),
+            values=tuple(self.values[place] for place in shallow),
+            prompts=tuple(self.prompts[place] for place in shallow),
             root=self.root,
         )
 
@@ -50,12 +50,12 @@ class SparseTree:
 
     @property
     def expected(self) -> float:
-        """F: the expected number of nodes that are taken."""
+        """F: the expected number of accepted nodes."""
         return math.fsum(self.values)
 
     @cached_property
     def last(self) -> tuple[float, dict[Path, float]]:
-        """How often the root, and each node, is the last one taken."""
+        """How often the root, and each node, is the last accepted one."""
         last = dict(zip(self.paths, self.values, strict=True))
         root = 1.0
         for path, value in zip(self.paths, self.values, strict=True):
