@@ -165,7 +165,7 @@ class MethodProperties:
         lm = tiny_lm()
         whole = self.run(lm, PROMPTS[:1])[0]
         spent = whole.ledger.as_dict()
-        capped = ("target_passes", "target_tokens", "tokens_out", "flops", "weight_bytes", "kv_bytes")
+        capped = ("target_passes", "target_tokens", "tokens_out", "flops", "weight_bytes", "kv_bytes", "rounds")
         for name in capped:
             for share in (0.2, 0.6):
                 cap = int(spent[name] * share)
@@ -175,6 +175,11 @@ class MethodProperties:
                 assert getattr(result.ledger, name) <= cap
                 assert result.finish_reason == "budget", f"{name} capped at {cap} of {spent[name]}"
                 assert result.text == lm.model.tokenizer.decode(result.tokens)
+        for name in ("drafted", "accepted"):  # a run whose drafts are used up goes on without
+            cap = int(spent[name] * 0.4)
+            if cap:
+                result = self.run(tiny_lm(), PROMPTS[:1], budget=Budget(**{name: cap}))[0]
+                assert getattr(result.ledger, name) <= cap
 
     def test_a_budget_of_seconds_ends_the_run(self) -> None:
         """Time is looked at before each pass."""

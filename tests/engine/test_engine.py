@@ -195,6 +195,14 @@ def test_a_method_that_fails_fails_alone(lm):
     assert lm.engine.workers[0].cache.in_use == 0
 
 
+def test_an_error_of_a_worker_is_never_taken_for_the_methods_end(lm, monkeypatch):
+    """Not even a StopIteration, which is how a generator ends."""
+    lm.generate("x", max_tokens=1)
+    monkeypatch.setattr(lm.engine.workers[0], "advance", lambda requests: next(iter(())))
+    with pytest.raises(StopIteration):
+        lm.generate("y", max_tokens=3)
+
+
 @dataclass(frozen=True)
 class Seated(Method):
     about: ClassVar[About] = About("seated", "counts who is there when it begins", "", "test", "", "")

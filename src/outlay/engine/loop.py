@@ -149,11 +149,12 @@ class RunLoop:
     def _resume(self, live: Live) -> None:
         """Sends a run its results and takes its next requests; a run that is finished, fails or returns is ended."""
         error = next((request.error for request in live.waiting if request.error is not None), None)
+        if error is not None:  # never inside the method, where a StopIteration would look like its own end
+            self._end(live, error)
+            return
         results = [request.result for request in live.waiting]
         live.run.receive(live.waiting)
         try:
-            if error is not None:
-                raise error
             answer = results[0] if live.alone and results else results
             asked = live.work.send(answer) if live.waiting else next(live.work)
         except StopIteration:

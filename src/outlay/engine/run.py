@@ -86,6 +86,8 @@ class Run:
                 setattr(ledger, name, getattr(ledger, name) + int(amount))
             else:
                 ledger.extras[name] = ledger.extras.get(name, 0) + amount
+        if "rounds" in amounts and self.left("rounds") <= 0:
+            self._session.end("budget")
 
     def suggest(self, texts: Sequence[tuple[Sequence[int], float]]) -> None:
         """Adds texts, given as tokens with their scores, the best first, to the result's `alternatives`."""

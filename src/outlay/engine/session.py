@@ -94,6 +94,10 @@ class Session:
         text = self.submission.model.tokenizer.decode([token for token in tokens if token not in self.eos_token_ids])
         self.alternatives.append(Alternative(text, list(tokens), score))
 
+    def end(self, reason: str) -> None:
+        """Says why the text ends here; a reason that stands already stays."""
+        self.finish_reason = self.finish_reason or reason
+
     def tick(self) -> None:
         """Brings the ledger's seconds up to date."""
         self.ledger.seconds = time.perf_counter() - self._started

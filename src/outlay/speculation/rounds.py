@@ -140,8 +140,9 @@ class DraftLimits(NamedTuple):
 
     def within(self, run: TreeRun) -> DraftLimits:
         """Returns the limits that the run leaves: nodes by its budget, depth by the tokens that it may still write."""
-        nodes = max(0, int(min(run.left("target_tokens") - 1, float(self.max_nodes))))
-        return DraftLimits(nodes, max(0, min(self.max_depth, run.max_tokens - len(run.tokens) - 1, nodes)))
+        nodes = max(0, int(min(run.left("target_tokens") - 1, run.left("drafted"), float(self.max_nodes))))
+        depth = min(self.max_depth, run.max_tokens - len(run.tokens) - 1, nodes, run.left("accepted"))
+        return DraftLimits(nodes, max(0, int(depth)))
 
 
 class TopTokens(NamedTuple):
@@ -339,8 +340,8 @@ def commit_path(run: TreeRun, tree: DraftTree, nodes: Sequence[Node], path: Sequ
     accepted = len(run.tokens) - before
     counts = {f"{VERIFIED}{depth}": 1.0 for depth in range(1, min(tree.depth, len(path) + 1) + 1)}
     counts |= {f"{ACCEPTED}{depth}": 1.0 for depth in range(1, accepted + 1)}
-    run.count(rounds=1, drafted=len(tree), accepted=accepted, **counts)
     run.commit(token)
+    run.count(rounds=1, drafted=len(tree), accepted=accepted, **counts)
 
 
 def rows_after(rows: Tensor | Top, begin: int) -> Tensor | Top:

@@ -121,7 +121,7 @@ def sparse_tree(run: TreeRun, drafter: PromptDrafter, plan: TreePlan) -> tuple[D
     """Returns the tree for the number of guesses at hand, and its prompt tokens; both empty at the end of the run."""
     state, left = drafter.max_depth, run.max_tokens - len(run.tokens) - 1
     run.count(**{f"state_{state}": 1})
-    if left == 0 or run.left("target_tokens") < plan.length:
+    if left == 0 or min(map(run.left, ("target_tokens", "drafted", "accepted"))) < plan.length:
         return DraftTree(), HungPromptTokens(drafter, (0,))
     if state == 0:
         return DraftTree(), HungPromptTokens(drafter, (len(plan.trees),))
