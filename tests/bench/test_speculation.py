@@ -110,10 +110,10 @@ def test_each_prompt_alone_is_a_task_and_a_round_is_the_sum_of_them():
         for place in range(8)
     ]
     first, second = alone[:2]
-    counted = {"target_passes": 8.0, "drafted": 20.0, "draft_passes": 4.0, "rounds": 8.0, "tried_1": 8.0}
+    counted = {"target_passes": 8.0, "drafted": 20.0, "draft_passes": 4.0, "rounds": 8.0, "verified_1": 8.0}
     parts = {
-        first: [{"tokens": 10.0, "seconds": 1.0, "digest": 5.0, "taken_1": 2.0, **counted}, None],
-        second: [{"tokens": 30.0, "seconds": 3.0, "digest": 6.0, "taken_1": 6.0, **counted}, {"tokens": 1.0}],
+        first: [{"tokens": 10.0, "seconds": 1.0, "digest": 5.0, "accepted_1": 2.0, **counted}, None],
+        second: [{"tokens": 30.0, "seconds": 3.0, "digest": 6.0, "accepted_1": 6.0, **counted}, {"tokens": 1.0}],
     }
     measured = Measurements({("outlay auto", task): rounds for task, rounds in parts.items()})
     assert joined(measured) == [

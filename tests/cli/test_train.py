@@ -8,9 +8,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from outlay.decode.draft.auto.sources import model_table
 from outlay.models.load import load_model
 from outlay.speculation.ngrams import NgramTable
-from outlay.speculation.tables import model_table
 from outlay.train import corpus, draft_head, prompt_tokens
 
 WORDS = {

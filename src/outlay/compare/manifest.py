@@ -93,8 +93,10 @@ def _draft(prepared: Prepared) -> dict[str, Any] | None:
     declared = prepared.declaration.draft
     drafts = (prepared.lm.draft(declared, contender.method) for contender in prepared.contenders)
     draft = next((draft for draft in drafts if draft is not None), None)
-    if draft is None or isinstance(draft, Model):
-        return None if draft is None else _model(draft, declared)
+    if draft is None:
+        return None
+    if draft.model is not None:
+        return _model(draft.model, declared)
     return {"name": declared, "fingerprint": declared, "format": "", "source": declared}
 
 

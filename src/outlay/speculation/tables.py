@@ -1,4 +1,4 @@
-"""Tables of n-grams by name: files, the one of Python's standard library, and the one of what a model writes."""
+"""Tables of n-grams by name: files, and the one of Python's standard library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from outlay.errors import UsageError
-from outlay.models import fitted, hub
+from outlay.models import hub
 from outlay.models.load import Model
 from outlay.models.tokenizer import Tokenizer
 from outlay.python_sources import library_sources
@@ -39,20 +39,6 @@ def default_table(tokenizer: Tokenizer) -> NgramTable:
     documents = (tokenizer.encode(text) for text in library_sources(_DEFAULT_CHARACTERS))
     NgramTable.build(documents, tokenizer_fingerprint(tokenizer)).save(path)
     return NgramTable.load(path, tokenizer)
-
-
-@cache
-def model_table(model: Model) -> NgramTable | None:
-    """Returns the table of n-grams of what a model writes, the user's own or what comes with the package, if any."""
-    path = fitted.own_path("table", model)
-    if path.exists():
-        return NgramTable.load(path, model.tokenizer)
-    tokens = tokenizer_fingerprint(model.tokenizer)
-    for path in sorted(fitted.SHIPPED.glob("*.table.safetensors")):
-        table = NgramTable.load(path)
-        if table.tokenizer == tokens:
-            return table
-    return None
 
 
 @cache

@@ -23,7 +23,7 @@ from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.kernels import Top
-from outlay.speculation.cost import PassCosts, costs_of
+from outlay.speculation.costs import PassCosts, costs_of
 from outlay.speculation.rounds import (
     ROOT,
     Attachments,

@@ -1,5 +1,5 @@
-"""What a pass of a model costs on this machine, by its rows: measured by the first few processes that want it, kept in
-the user's cache, and corrected by what passes take while they run.
+"""What a pass of a model costs on this machine, by its rows: measured by the first few processes that want it, and kept
+in the user's cache.
 
 The time of a pass depends on its rows, on the weights' format, the processor and the threads, and on how much text each
 row attends to. It is measured for some widths after a short text, and once more after a long one; between the widths it
@@ -9,11 +9,11 @@ is taken to be linear.
 from __future__ import annotations
 
 import json
-import math
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from statistics import median_low
@@ -26,65 +26,24 @@ from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method, Work
 from outlay.engine.submission import RunOptions, Submission
 from outlay.engine.tree_run import TreeRun
-from outlay.machine import processor
 from outlay.models import hub
 from outlay.models.load import Model
-from outlay.speculation.planner import Average
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SHORT, LONG = 64, 448  # tokens of text before the passes that are measured
 TURNS, IN_A_ROW = 2, 4  # of each width; the first of a row isn't counted
 PROCESSES = 3  # that measure: to the first, the machine may have been busy, as it is after an installation
-SLOWEST = 8.0  # times its measured cost that a pass may seem to have taken
-
-
-class Pace:
-    """What passes really take, against what they should: learned by the number of rows, since a busy machine slows wide
-    and narrow passes unequally, and for all at once, since it slows them together.
-    """
-
-    def __init__(self) -> None:
-        self._all = Average(1.0, 30.0)
-        self._by_rows: dict[int, Average] = {}
-
-    def factor(self, rows: float) -> float:
-        """Returns how many times its measured cost a pass over so many rows takes at present."""
-        return self._all.value * self._share(_octave(rows)).value
-
-    def observe(self, rows: float, ratio: float) -> None:
-        """Takes in that a pass took `ratio` times its measured cost."""
-        octave = _octave(rows)
-        nearest = self._share(octave)
-        share = self._by_rows.setdefault(octave, Average(nearest.value, 200.0))
-        before = share.value
-        share.observe(ratio / self._all.value)
-        self._all.observe(ratio / before)
-
-    def _share(self, octave: int) -> Average:
-        """Returns that of the nearest number of rows that has been seen."""
-        known = self._by_rows
-        if octave in known or not known:
-            return known.get(octave, _ONE)
-        return known[min(known, key=lambda other: abs(other - octave))]
-
-
-_ONE = Average(1.0, 1.0)
-
-
-def _octave(rows: float) -> int:
-    """Returns in which half of an octave a number of rows lies."""
-    return round(2 * math.log2(max(rows, 1)))
 
 
 @dataclass(frozen=True)
 class PassCosts:
     """`seconds[i]` is the time of a pass over `widths[i]` rows after `SHORT` tokens of text; `slope`, what a row takes
-    more for each further token that it attends to. `pace` is what this process has learned of them since."""
+    more for each further token that it attends to.
+    """
 
     widths: tuple[int, ...]
     seconds: tuple[float, ...]
     slope: float
-    pace: Pace = field(default_factory=Pace, compare=False)
 
     def __call__(self, rows: float, context: float = SHORT) -> float:
         """Returns the seconds of a pass over so many rows, each after so much text."""
@@ -95,20 +54,10 @@ class PassCosts:
         at = seconds[left] + share * (seconds[right] - seconds[left])
         return max(at, 1e-9) + max(0.0, context - SHORT) * rows * self.slope
 
-    def at_present(self, rows: float, context: float = SHORT) -> float:
-        """Returns the same at the pace that passes have taken lately."""
-        return self(rows, context) * self.pace.factor(rows)
-
-    def dearer(self, rows: float, most: int, context: float = SHORT) -> list[float]:
-        """Returns the seconds that 0, 1, ..., `most` further rows take, at the pace of a pass over `rows`: the paces
-        of other widths are too rough to be subtracted.
-        """
-        pace, one = self.pace.factor(rows), self(rows, context)
-        return [pace * (self(rows + more, context) - one) for more in range(most + 1)]
-
-    def observe(self, rows: float, context: float, seconds: float) -> None:
-        """Takes in what a pass took. A pause elsewhere may have made most of it: it counts as `SLOWEST` at most."""
-        self.pace.observe(rows, min(seconds / self(rows, context), SLOWEST))
+    def marginal(self, rows: float, most: int, context: float = SHORT) -> list[float]:
+        """Returns the seconds that 0, 1, ..., `most` further rows take in a pass over `rows`."""
+        one = self(rows, context)
+        return [self(rows + more, context) - one for more in range(most + 1)]
 
 
 class Widths(Method):
@@ -144,7 +93,7 @@ class Widths(Method):
 
 def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
     """Measures the passes of a model, in an engine of its own: the fastest of each width, the nearest to what it takes
-    where nothing else runs. By how much passes are slower at present is for the pace to say.
+    where nothing else runs.
     """
     engine = Engine(prefix_cache=False)
     config = model.decoder.config
@@ -217,3 +166,11 @@ def _write(path: Path, found: Sequence[PassCosts]) -> None:
         part.replace(path)
     except OSError:
         return
+
+
+@cache
+def processor() -> str:
+    """Returns the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

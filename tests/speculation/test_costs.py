@@ -12,8 +12,8 @@ from outlay.engine.engine import Engine
 from outlay.engine.seat import Seat
 from outlay.engine.submission import RunOptions, Submission
 from outlay.models.draft_head import untrained_draft_head
-from outlay.speculation import cost
-from outlay.speculation.cost import LONG, SHORT, WIDTHS, PassCosts, Widths, costs_of, measure
+from outlay.speculation import costs
+from outlay.speculation.costs import LONG, SHORT, WIDTHS, PassCosts, Widths, costs_of, measure
 from outlay.testing import tiny_model
 
 COSTS = PassCosts((1, 2, 4, 8), (0.010, 0.012, 0.013, 0.021), 1e-6)
@@ -28,14 +28,14 @@ def measured():
 def kept(monkeypatch, tmp_path):
     """An empty cache; counts what is measured, which takes no time and gives other costs each time."""
     monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
-    monkeypatch.setattr(cost, "_KNOWN", {})
+    monkeypatch.setattr(costs, "_KNOWN", {})
     found = []
 
     def measure(model):
         found.append(PassCosts((1, 2), (0.5, 1.0 + len(found)), 0.25))
         return found[-1]
 
-    monkeypatch.setattr(cost, "measure", measure)
+    monkeypatch.setattr(costs, "measure", measure)
     return found
 
 
@@ -49,14 +49,14 @@ def clock(monkeypatch):
             for width, timed in method.seconds.items():
                 timed.append(seconds(width, len(run.prompt)))
 
-        monkeypatch.setattr(cost.Widths, "decode", decode)
+        monkeypatch.setattr(costs.Widths, "decode", decode)
 
     return set_clock
 
 
 def forget():
     """As in another process."""
-    cost._KNOWN.clear()
+    costs._KNOWN.clear()
 
 
 def only_file(folder):
@@ -91,8 +91,8 @@ def test_passes_are_timed_behind_others_of_their_width(monkeypatch):
     monkeypatch.setattr(Seat, "topk", top)
     engine.submit(widths, Submission(model, [1, 2, 3], RunOptions(max_tokens=1))).result()
     engine.close()
-    assert passes[1:] == cost.TURNS * ([1] * cost.IN_A_ROW + [3] * cost.IN_A_ROW)
-    assert {len(seconds) for seconds in widths.seconds.values()} == {cost.TURNS * (cost.IN_A_ROW - 1)}
+    assert passes[1:] == costs.TURNS * ([1] * costs.IN_A_ROW + [3] * costs.IN_A_ROW)
+    assert {len(seconds) for seconds in widths.seconds.values()} == {costs.TURNS * (costs.IN_A_ROW - 1)}
 
 
 def test_a_pass_is_never_free():
@@ -157,7 +157,7 @@ def test_timing_leaves_the_model_as_it_was(measured):
 
 
 def test_what_was_measured_is_kept_and_read_back(kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "PROCESSES", 1)
+    monkeypatch.setattr(costs, "PROCESSES", 1)
     first = costs_of(tiny_model())
     assert costs_of(tiny_model()) is first
     forget()
@@ -172,8 +172,8 @@ def test_the_first_three_processes_measure_and_the_least_of_each_width_counts(mo
     seconds = [(0.5, 1.0), (0.6, 0.8), (0.4, 0.9), (0.1, 0.2)]
     found = [PassCosts((1, 2), each, slope) for each, slope in zip(seconds, (0.1, 0.3, 0.2, 0.0), strict=True)]
     left = iter(found)
-    monkeypatch.setattr(cost, "measure", lambda model: next(left))
-    monkeypatch.setattr(cost, "_KNOWN", {})
+    monkeypatch.setattr(costs, "measure", lambda model: next(left))
+    monkeypatch.setattr(costs, "_KNOWN", {})
     wanted = [((0.5, 1.0), 0.1), ((0.5, 0.8), 0.1), ((0.4, 0.8), 0.2), ((0.4, 0.8), 0.2), ((0.4, 0.8), 0.2)]
     for times, slope in wanted:
         known = costs_of(tiny_model())
@@ -204,7 +204,7 @@ def test_another_model_or_number_of_threads_is_measured_anew(kept):
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"widths": [1, 2]}'])
 def test_a_damaged_file_is_measured_again_and_replaced(kept, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(cost, "PROCESSES", 1)
+    monkeypatch.setattr(costs, "PROCESSES", 1)
     costs_of(tiny_model())
     path = only_file(tmp_path)
     path.write_bytes(damage)
@@ -238,12 +238,7 @@ def test_a_cache_that_cannot_be_written_is_no_failure(kept, tmp_path, monkeypatc
     assert costs_of(tiny_model()) == kept[0]
 
 
-def test_what_further_rows_cost_is_at_the_pace_of_the_pass_that_they_join():
-    costs = PassCosts((1, 33), (1.0, 33.0), 0.0)
-    assert costs.dearer(4, 3) == pytest.approx([0.0, 1.0, 2.0, 3.0])
-    for _ in range(50):
-        costs.observe(4, 0.0, 8.0)  # twice as long as measured
-        costs.observe(12, 0.0, 12.0)  # another width, as measured: its pace is no bargain for the fifth row
-    slow = costs.dearer(4, 8)
-    assert slow == pytest.approx([slow[1] * more for more in range(9)])
-    assert slow[1] > 1.2
+def test_what_further_rows_cost_is_the_difference_of_two_passes():
+    assert COSTS.marginal(1, 3) == pytest.approx([0.0, 0.002, 0.0025, 0.003])
+    assert COSTS.marginal(4, 2) == pytest.approx([0.0, 0.002, 0.004])
+    assert COSTS.marginal(4, 2, SHORT + 1000) == pytest.approx([0.0, 0.003, 0.006])
