@@ -68,7 +68,7 @@ def test_trees_keep_to_their_nodes_and_depth_and_repeat_no_sibling(nodes):
 def test_best_first_takes_the_paths_with_the_largest_products():
     tree = best_first(follow, 1, 2, DraftLimits(4, 5))
     # 3: 0.6, 3 1: 0.54, 3 1 2: 0.54, 3 1 2 3: 0.324
-    assert [tree.path(node) for node in range(4)] == [[3], [3, 1], [3, 1, 2], [3, 1, 2, 3]]
+    assert [tree.path_tokens(node) for node in range(4)] == [[3], [3, 1], [3, 1, 2], [3, 1, 2, 3]]
     assert len(best_first(follow, 9, 9, DraftLimits(4, 5))) == 0
 
 

@@ -37,7 +37,7 @@ def seconds(plain, text, draft=1.0):
 
 
 def test_every_arm_is_tried_at_first_in_order():
-    config = AutoConfig(window=8, trial=3)
+    config = AutoConfig(first_trial=8, trial=3)
     gate = Gate(ARMS, config)
     arms = []
     for index in range(14):
@@ -111,7 +111,7 @@ def test_early_bad_luck_of_an_arm_is_made_good():
 
 
 def test_a_round_of_an_arm_tells_what_the_one_before_would_have_given():
-    gate = Gate(ARMS, AutoConfig(window=3, trial=3))
+    gate = Gate(ARMS, AutoConfig(first_trial=3, trial=3))
     play = Played(gate)
     play(9, seconds(1.0, 1.2, 1.4), text=0.1, draft=1.0)
     assert gate.best is Arm.DRAFT
@@ -135,7 +135,7 @@ def test_shadow_rounds_tell_of_tokens_and_not_of_seconds():
 
 
 def test_rounds_without_a_time_tell_of_tokens_only():
-    gate = Gate([Arm.TEXT, Arm.PLAIN], AutoConfig(window=3))
+    gate = Gate([Arm.TEXT, Arm.PLAIN], AutoConfig(first_trial=3))
     gate.observe(Arm.TEXT, {Arm.TEXT: 1}, None)
     assert gate.rate(Arm.TEXT) == 0
     gate.observe(Arm.TEXT, {Arm.TEXT: 1}, 4.0)
@@ -143,7 +143,7 @@ def test_rounds_without_a_time_tell_of_tokens_only():
 
 
 def test_runs_that_share_a_pass_play_the_same_arm():
-    gate = Gate(list(Arm), AutoConfig(window=10, trial=6))
+    gate = Gate(list(Arm), AutoConfig(first_trial=10, trial=6))
     arms = []
     for index in range(6):
         chosen = {gate.choose(index, FREE.__getitem__) for _ in range(5)}

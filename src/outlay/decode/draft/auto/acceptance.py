@@ -30,7 +30,7 @@ class Calibration:
 
     def __init__(self, source: str, config: AutoConfig) -> None:
         self.source = source
-        self._bins, self._fade = config.bins, 1 - 1 / config.memory
+        self._bins, self._fade = config.bins, 1 - 1 / config.window
         places = config.bins + 1
         self._prior, self._hits, self._tried = [config.prior] * places, [0.0] * places, [0.0] * places
 

@@ -31,14 +31,13 @@ class AutoConfig:
     """Probability of a path below which it is no candidate: about what a row costs in tokens where it costs the least.
     Gain with 0.06: 1.308."""
 
-    memory: int = 200
-    """Observations of a bin that count; older ones fade. Gain with 64: 1.310, without an end: 1.319 on these sets, but
-    workloads change. It has to be many times `prior`, or long copies are never believed."""
-
     window: int = 64
-    """Rounds that the gate looks back at, and for which it tries its first arm; passes that the slowdown is taken over.
-    Gain with 48: 1.295, with 100: 1.302. With a first trial of 6 or 8 rounds the gate judged the draft head before its
-    confidence was calibrated, and lost a tenth on code."""
+    """Observations that a mean is taken over: rounds of an arm, candidates of a bin, passes for the slowdown. Gain with
+    48: 1.295, with 100: 1.302."""
+
+    first_trial: int = 24
+    """Rounds in a row for which the gate tries its first arm. Gain with 16: 1.314, with 64: 1.310; with 6 or 8 it
+    judged the draft head before its confidence was calibrated, and lost a tenth on code."""
 
     trial: int = 6
     """Rounds in a row for which the gate tries another arm, and shadow rounds at a text's beginning. Gain with 8:

@@ -36,7 +36,7 @@ class Gate:
         self._added = {arm: Mean(0.0, config.window) for arm in arms}  # accepted tokens of a round
         self._seconds = {arm: Mean(0.0, config.window) for arm in arms}
         self._played = dict.fromkeys(arms, 0)  # the last pass
-        self._arm, self._left, self._index = arms[0], config.window, -1
+        self._arm, self._left, self._index = arms[0], config.first_trial, -1
         self._credit = 0.0  # seconds that trials may lose
 
     def choose(self, index: int, entry: Callable[[Arm], float]) -> Arm:
