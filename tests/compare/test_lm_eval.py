@@ -25,14 +25,13 @@ CHAT = "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")
-def hf(default_path):
-    arguments = {"pretrained": str(default_path.parent), "gguf_file": default_path.name, "dtype": "float32"}
-    return get_model("hf").create_from_arg_obj(arguments, {"batch_size": 4, "device": "cpu"})
+def hf(transformers_model, transformers_tokenizer):
+    return get_model("hf")(pretrained=transformers_model, tokenizer=transformers_tokenizer, batch_size=4, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def ours(default_path):
-    return get_model("outlay").create_from_arg_obj({"model": str(default_path), "dtype": "float32"})
+def ours(default_lm):
+    return get_model("outlay").create_from_arg_obj({"model": default_lm})
 
 
 @pytest.fixture
