@@ -7,8 +7,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,11 +116,16 @@ def default_lm(default_path):
 @pytest.fixture(scope="session")
 def transformers_model(default_path):
     """`transformers` on the default model's file, its weights expanded to float32."""
+    import gguf
     import transformers
 
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        default_path.parent, gguf_file=default_path.name, dtype=torch.float32
-    ).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        # It makes this map anew for every tensor and reads the file byte by byte through a memmap: most of a minute.
+        patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+        patch.setattr(np, "memmap", lambda path, mode="r", dtype=np.uint8: np.fromfile(path, dtype))
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            default_path.parent, gguf_file=default_path.name, dtype=torch.float32
+        ).eval()
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,16 @@ def check_likelihoods(hf, ours, *pairs):
 
 
 @pytest.mark.parametrize(
-    ("task", "docs"), [("story_choices", 2), ("story_letters", 1), ("story_answers", 3), ("story_texts", 2)]
+    ("task", "docs"),
+    [
+        ("story_choices", 1),
+        ("story_letters", 1),
+        ("story_answers", 1),
+        ("story_texts", 1),
+        pytest.param("story_choices", 2, marks=pytest.mark.slow),
+        pytest.param("story_answers", 3, marks=pytest.mark.slow),
+        pytest.param("story_texts", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_task_of_local_files_gives_what_the_hf_type_gives(hf, ours, task, docs, monkeypatch):
     monkeypatch.chdir(ROOT)

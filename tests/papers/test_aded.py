@@ -10,7 +10,7 @@ from papers.distributions import assert_exact, markov_lm
 from outlay.decode.draft.aded import ADED, AdaptiveTable, TreeSearch, best_first, remembered
 from outlay.errors import UsageError
 from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
-from outlay.speculation.rounds import ROOT
+from outlay.speculation.rounds import ROOT, DraftLimits
 from outlay.testing import PROMPTS, tiny_lm
 
 PAIRS = {
@@ -59,7 +59,7 @@ def test_its_first_three_tokens_have_the_targets_distribution(runs):
 def test_trees_keep_to_their_nodes_and_depth_and_repeat_no_sibling(nodes):
     search = TreeSearch(iterations=60, depth=3)
     for tree in (
-        best_first(follow, 1, 2, nodes, 4),
+        best_first(follow, 1, 2, DraftLimits(nodes, 4)),
         search.tree(search.run(follow, 1, 2, random.Random(0)), follow, nodes),
     ):
         assert 1 <= len(tree) <= nodes
@@ -70,10 +70,10 @@ def test_trees_keep_to_their_nodes_and_depth_and_repeat_no_sibling(nodes):
 
 
 def test_best_first_takes_the_paths_with_the_largest_products():
-    tree = best_first(follow, 1, 2, 4, 5)
+    tree = best_first(follow, 1, 2, DraftLimits(4, 5))
     # 3: 0.6, 3 1: 0.54, 3 1 2: 0.54, 3 1 2 3: 0.324
-    assert [tree.path(node) for node in range(4)] == [[3], [3, 1], [3, 1, 2], [3, 1, 2, 3]]
-    assert len(best_first(follow, 9, 9, 4, 5)) == 0
+    assert [tree.path_tokens(node) for node in range(4)] == [[3], [3, 1], [3, 1, 2], [3, 1, 2, 3]]
+    assert len(best_first(follow, 9, 9, DraftLimits(4, 5))) == 0
 
 
 def test_visits_of_a_search_add_up():

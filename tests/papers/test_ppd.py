@@ -31,7 +31,7 @@ class Guess(Method):
     def decode(self, run):
         nodes = [run.tip]
         for vectors in self.vectors:
-            nodes += run.tree.extend([nodes[-1]], [-1], "ppd", vectors=[vectors[0]])
+            nodes += run.tree.extend([nodes[-1]], [-1], "ppd", inputs_embeds=[vectors[0]])
         logits = yield run.target.forward(nodes)
         self.logits = logits[1:]
         self.last.append(logits[0])
