@@ -12,7 +12,7 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.tested lint browser
 	$(BIN)/outlay pull smollm2-135m
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/.tested
 	$(BIN)/outlay pull smollm2-135m

@@ -25,14 +25,13 @@ CHAT = "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")
-def hf(default_path):
-    arguments = {"pretrained": str(default_path.parent), "gguf_file": default_path.name, "dtype": "float32"}
-    return get_model("hf").create_from_arg_obj(arguments, {"batch_size": 4, "device": "cpu"})
+def hf(transformers_model, transformers_tokenizer):
+    return get_model("hf")(pretrained=transformers_model, tokenizer=transformers_tokenizer, batch_size=4, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def ours(default_path):
-    return get_model("outlay").create_from_arg_obj({"model": str(default_path), "dtype": "float32"})
+def ours(default_lm):
+    return get_model("outlay").create_from_arg_obj({"model": default_lm})
 
 
 @pytest.fixture
@@ -61,7 +60,16 @@ def check_likelihoods(hf, ours, *pairs):
 
 
 @pytest.mark.parametrize(
-    ("task", "docs"), [("story_choices", 2), ("story_letters", 1), ("story_answers", 3), ("story_texts", 2)]
+    ("task", "docs"),
+    [
+        ("story_choices", 1),
+        ("story_letters", 1),
+        ("story_answers", 1),
+        ("story_texts", 1),
+        pytest.param("story_choices", 2, marks=pytest.mark.slow),
+        pytest.param("story_answers", 3, marks=pytest.mark.slow),
+        pytest.param("story_texts", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_task_of_local_files_gives_what_the_hf_type_gives(hf, ours, task, docs, monkeypatch):
     monkeypatch.chdir(ROOT)

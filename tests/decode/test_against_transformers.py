@@ -37,64 +37,59 @@ PROMPTS = [
     "Is it better to rent or to buy? Answer in two sentences.",
     "Tell me a joke about a programmer.",
 ]
-LENGTH = 64
+FULL = pytest.mark.slow  # the default model in float32 over long texts
 
 
-@pytest.fixture(scope="module")
-def reference(default_path):
-    """`transformers` on the same file, its weights expanded to float32."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        default_path.parent, gguf_file=default_path.name, dtype=torch.float32
-    )
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def ours(default_lm):
-    """Our greedy answers, each computed alone."""
-    return [default_lm.generate(prompt, max_tokens=LENGTH, ignore_eos=True).tokens for prompt in PROMPTS]
+@pytest.fixture(scope="module", params=[(4, 24), pytest.param((1, 64), marks=FULL)], ids=["few", "all"])
+def ours(default_lm, request):
+    """Prompts, and our greedy answers to them, each computed alone."""
+    step, length = request.param
+    prompts = PROMPTS[::step]
+    answers = [default_lm.generate(prompt, max_tokens=length, ignore_eos=True).tokens for prompt in prompts]
+    return dict(zip(prompts, answers, strict=True))
 
 
 @torch.inference_mode()
-def test_greedy_on_the_default_model_is_what_transformers_writes(default_lm, reference, ours):
+def test_greedy_on_the_default_model_is_what_transformers_writes(default_lm, transformers_model, ours):
     """Each of our tokens is the most probable one, to `transformers`, after those before it: its own greedy text."""
-    for prompt, tokens in zip(PROMPTS, ours, strict=True):
+    for prompt, tokens in ours.items():
         given = default_lm.encode(prompt)
-        logits = reference(torch.tensor([given + tokens])).logits[0]
+        logits = transformers_model(torch.tensor([given + tokens])).logits[0]
         assert logits[len(given) - 1 : -1].argmax(-1).tolist() == tokens, prompt
 
 
 @torch.inference_mode()
-def test_generate_of_transformers_agrees_token_by_token(default_lm, reference, ours):
-    for prompt, tokens in list(zip(PROMPTS, ours, strict=True))[:3]:
-        given = torch.tensor([default_lm.encode(prompt)])
-        output = reference.generate(given, max_new_tokens=LENGTH, min_new_tokens=LENGTH, do_sample=False)
-        allowed = [token for token in output[0, given.shape[1] :].tolist()]
-        end = (
-            tokens.index(2) if 2 in tokens else LENGTH
-        )  # min_new_tokens forbids the end token, where ours may go past it
+def test_generate_of_transformers_agrees_token_by_token(default_lm, transformers_model, ours):
+    for prompt, tokens in list(ours.items())[: max(1, len(ours) // 8)]:
+        given, length = torch.tensor([default_lm.encode(prompt)]), len(tokens)
+        output = transformers_model.generate(given, max_new_tokens=length, min_new_tokens=length, do_sample=False)
+        allowed = output[0, given.shape[1] :].tolist()
+        # min_new_tokens forbids the end token, where ours may go past it
+        end = tokens.index(2) if 2 in tokens else length
         assert allowed[:end] == tokens[:end], prompt
 
 
 def test_greedy_in_a_batch_is_greedy_alone(default_lm, ours):
-    together = default_lm.generate_batch(PROMPTS, max_tokens=LENGTH, ignore_eos=True)
-    assert [result.tokens for result in together] == ours
+    length = len(next(iter(ours.values())))
+    together = default_lm.generate_batch(list(ours), max_tokens=length, ignore_eos=True)
+    assert [result.tokens for result in together] == list(ours.values())
 
 
+@pytest.mark.parametrize(("prompts", "length"), [(1, 12), pytest.param(3, 24, marks=FULL)])
 @torch.inference_mode()
-def test_beam_search_on_the_default_model(default_lm, reference):
-    for prompt in PROMPTS[:3]:
+def test_beam_search_on_the_default_model(default_lm, transformers_model, prompts, length):
+    for prompt in PROMPTS[:prompts]:
         given = torch.tensor([default_lm.encode(prompt)])
-        output = reference.generate(
+        output = transformers_model.generate(
             given,
-            max_new_tokens=24,
+            max_new_tokens=length,
             num_beams=4,
             do_sample=False,
             length_penalty=1.0,
             early_stopping=False,
             eos_token_id=2,
         )
-        result = default_lm.generate(prompt, method="beam:width=4", max_tokens=24)
+        result = default_lm.generate(prompt, method="beam:width=4", max_tokens=length)
         assert result.tokens == output[0, given.shape[1] :].tolist(), prompt
 
 
@@ -120,10 +115,11 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
 @pytest.mark.parametrize("penalty", [-0.5, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize("early", [True, False, "never"])
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 4), marks=pytest.mark.slow)], ids=["one", "more"])
 @torch.inference_mode()
-def test_beam_search_gives_the_same_sequences(small, width, penalty, early):
+def test_beam_search_gives_the_same_sequences(small, width, penalty, early, seeds):
     model, lm = small
-    for seed in range(4):
+    for seed in seeds:
         prompt = torch.randint(4, 64, (1, 6), generator=torch.Generator().manual_seed(seed))
         output = model.generate(
             prompt, max_new_tokens=20, num_beams=width, do_sample=False, length_penalty=penalty, early_stopping=early
@@ -195,14 +191,14 @@ def test_presence_penalty_is_subtracted_once_from_tokens_of_the_text():
     ]
 
 
-def test_draws_follow_the_distribution():
-    """Chi-square over 4,000 draws, 5 degrees of freedom; false alarm about once in 10^5."""
+@pytest.mark.parametrize("n", [800, pytest.param(4000, marks=pytest.mark.slow)])
+def test_draws_follow_the_distribution(n):
+    """Chi-square over many draws, 5 degrees of freedom; false alarm about once in 10^5."""
     lm = tiny_lm()
     first = lm.generate("Once", max_tokens=1, logprobs=257, temperature=1.0, top_k=6, ignore_eos=True).logprobs[0]
     top = dict(first.top[:6])
     total = sum(torch.tensor(list(top.values())).exp()).item()
     counts = dict.fromkeys(top, 0)
-    n = 4000
     for seed in range(n):
         counts[lm.generate("Once", max_tokens=1, temperature=1.0, top_k=6, seed=seed, ignore_eos=True).tokens[0]] += 1
     expected = {token: n * torch.tensor(value).exp().item() / total for token, value in top.items()}

@@ -282,12 +282,13 @@ MIX = [
 ]
 
 
-def test_a_soak_of_mixed_requests_leaves_nothing_and_changes_nothing():
-    """300 requests, 16 at a time, mixed methods, lengths, budgets and cancellations."""
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_soak_of_mixed_requests_leaves_nothing_and_changes_nothing(count):
+    """Requests, 16 at a time, of mixed methods, lengths, budgets and cancellations."""
     chance = random.Random(0)
     lm = tiny_lm(max_runs=16)
     requests = []
-    for number in range(300):
+    for number in range(count):
         method, options = chance.choice(MIX)
         prompt = chance.choice(PROMPTS) + "z" * chance.randrange(60)
         options = options | {"max_tokens": chance.randrange(1, 24), "seed": number, "ignore_eos": chance.random() < 0.5}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import tokenizers
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
@@ -46,11 +45,6 @@ MESSAGES = [
 
 
 @pytest.fixture(scope="session")
-def theirs(default_path: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(default_path.parent, gguf_file=default_path.name)
-
-
-@pytest.fixture(scope="session")
 def ours(default_path: Path) -> Tokenizer:
     metadata = GgufFile(default_path).metadata
     special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
@@ -59,12 +53,12 @@ def ours(default_path: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("text", TEXTS + SPECIAL)
-def test_tokens_are_those_of_transformers(text: str, ours: Tokenizer, theirs: Any) -> None:
-    expected = theirs.encode(text, add_special_tokens=False)
+def test_tokens_are_those_of_transformers(text: str, ours: Tokenizer, transformers_tokenizer: Any) -> None:
+    expected = transformers_tokenizer.encode(text, add_special_tokens=False)
     assert ours.encode(text, special=True) == expected
     if text not in SPECIAL:
         assert ours.encode(text) == expected
-    text = theirs.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = transformers_tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert ours.decode(expected) == text
 
 
@@ -83,11 +77,11 @@ def test_any_text_survives(ours: Tokenizer, text: str) -> None:
 
 @given(st.lists(st.integers(0, 49151), max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_pieces_join_to_what_decode_returns(ours: Tokenizer, theirs: Any, tokens: list[int]) -> None:
+def test_pieces_join_to_what_decode_returns(ours: Tokenizer, transformers_tokenizer: Any, tokens: list[int]) -> None:
     stream = ours.decoder_stream()
     joined = "".join([stream.push(token) for token in tokens]) + stream.flush()
     assert joined == ours.decode(tokens)
-    assert joined == theirs.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert joined == transformers_tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def test_half_a_character_is_held_back(ours: Tokenizer) -> None:
@@ -113,10 +107,12 @@ def test_ids_that_no_token_has_are_no_text(ours: Tokenizer) -> None:
     assert ours.vocab_size == 49152
 
 
-def test_chats_read_as_transformers_writes_them(ours: Tokenizer, theirs: Any) -> None:
+def test_chats_read_as_transformers_writes_them(ours: Tokenizer, transformers_tokenizer: Any) -> None:
     for messages in (MESSAGES, MESSAGES[1:2]):
         for prompt in (True, False):
-            expected = theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
+            expected = transformers_tokenizer.apply_chat_template(
+                messages, add_generation_prompt=prompt, return_dict=False
+            )
             assert ours.render_chat(messages, add_generation_prompt=prompt) == expected
 
 

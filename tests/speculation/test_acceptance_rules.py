@@ -88,7 +88,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_what_a_rule_returns_has_the_targets_distribution(case, k):
+@pytest.mark.parametrize("runs", [2000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_what_a_rule_returns_has_the_targets_distribution(case, k, runs):
     """The functions themselves, over many draws: a chi-square test with a false-alarm rate of 1e-4."""
     from scipy.stats import chisquare
 
@@ -96,7 +97,6 @@ def test_what_a_rule_returns_has_the_targets_distribution(case, k):
     q, p = random_probs(4, 3).float(), random_probs(4, 7).float()
     generator = torch.Generator().manual_seed(5)
     counts = torch.zeros(4)
-    runs = 20_000
     drafts = torch.multinomial(p.expand(runs, -1), k, replacement=repeated, generator=generator)
     for drafted in drafts.tolist():
         counts[verify(q, p, drafted, generator)] += 1

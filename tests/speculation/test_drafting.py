@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from outlay.speculation.trees import gumbel_topk_tree, topk_beams, topk_tree, tree_size
 from papers.distributions import random_chain
 
 from outlay.decode.draft import rsd
@@ -16,6 +15,7 @@ from outlay.decode.draft.specinfer import affordable, independent_tree
 from outlay.decode.draft.spectr import independent_texts
 from outlay.engine.random import RandomStreams
 from outlay.speculation.rounds import ROOT, Drafter, DraftLimits, TopTokens
+from outlay.speculation.trees import gumbel_topk_tree, topk_beams, topk_tree, tree_size
 
 SIZE = 5
 
@@ -68,12 +68,13 @@ def chain():
     return Chain(random_chain(SIZE, 4))
 
 
-def test_siblings_without_replacement_come_in_the_order_of_sequential_draws(chain):
+@pytest.mark.parametrize("runs", [2000, pytest.param(8000, marks=pytest.mark.slow)])
+def test_siblings_without_replacement_come_in_the_order_of_sequential_draws(chain, runs):
     """P(x1 = a, x2 = b) = p_a p_b / (1 - p_a): a chi-square test with a false-alarm rate of 1e-4."""
     from scipy.stats import chisquare
 
     p = chain.rows[0].double()
-    counts, runs = Counter(), 8000
+    counts = Counter()
     for seed in range(runs):
         tree = finished(gumbel_topk_tree(run(seed), chain, (2,), limits()))
         counts[tuple(tree.tokens)] += 1
@@ -119,11 +120,12 @@ def test_beams_are_different_texts_whose_first_children_inherit_their_parents_pl
             assert len(set(siblings)) == len(siblings)
 
 
-def test_stochastic_beams_draw_texts_without_replacement(chain):
+@pytest.mark.parametrize("runs", [1500, pytest.param(6000, marks=pytest.mark.slow)])
+def test_stochastic_beams_draw_texts_without_replacement(chain, runs):
     """The first of the beams of length 2 is distributed as a text of the chain is: false-alarm rate 1e-4."""
     from scipy.stats import chisquare
 
-    counts, runs = Counter(), 6000
+    counts = Counter()
     for seed in range(runs):
         tree = finished(stochastic_beam_search(run(seed), chain, 3, limits(depth=2)))
         deepest = next(node for node in range(len(tree)) if tree.depths[node] == 2)

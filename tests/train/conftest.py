@@ -8,12 +8,14 @@ from __future__ import annotations
 import pytest
 
 import outlay.train.corpus as corpus_module
+import outlay.train.questions as questions_module
 from outlay.testing import tiny_lm
 from outlay.train.corpus import Corpus
 from outlay.train.draft_head import DraftHeadRecipe, DraftHeadTrainer
 from outlay.train.prompt_tokens import PromptRecipe, PromptTrainer
 
 LONGEST = 128  # tokens of an answer
+TEXTS = tuple(f"{number} texts begin with other words than those of Python's library." for number in range(40))
 
 
 def silent(phase, done, total):
@@ -26,6 +28,9 @@ def corpus(tmp_path_factory):
     corpus = Corpus(tmp_path_factory.getbasetemp() / "tiny-corpus", lm.model, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_module, "LONGEST", LONGEST)
+        # What the library's files hold takes seconds to read; tests/train/test_corpus.py does.
+        patch.setattr(questions_module, "library_texts", lambda: TEXTS)
+        patch.setattr(questions_module, "library_functions", lambda: ())
         corpus.grow(lm, 2000, None, silent)
     return corpus
 
