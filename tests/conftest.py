@@ -80,7 +80,7 @@ class FamilyClock:
         for name, seconds in self._excess.items():
             line = f"{name} took {seconds:.0f} CPU seconds, more than the {self._limit:.0f} of family_seconds"
             terminalreporter.write_line(line, red=True)
-        if terminalreporter.config.get_verbosity() > 0:
+        if terminalreporter.config.get_verbosity() >= 0:  # -v beside the -q of the configuration
             for name, seconds in self._seconds.most_common():
                 terminalreporter.write_line(f"{seconds:8.1f} CPU seconds  {name}")
 
