@@ -36,7 +36,7 @@ class Auto(Method):
     """Drafts what pays: from the text itself, a table of n-grams, and a draft head or model, or nothing."""
 
     nodes: int = 16
-    """Most tokens that a round drafts: a wider pass has never been faster here."""
+    """Most tokens that a round drafts. In the replay of `config.py`, 8 lost little; 12 and 24 changed nothing."""
     draft: bool = True
     """Whether a draft head or model is asked."""
     lookup: bool = True

@@ -135,7 +135,9 @@ class Planner:
         return self._known.target(1 + nodes + (self._run.target.runs - 1) * self._rows, self._run.tip.position)
 
     def _entry(self, arm: Arm) -> float:
-        """Returns the seconds that an arm takes once: a draft first reads the text that it has not read."""
+        """Returns the seconds that an arm takes once: each run's draft first reads what it has not read of its text,
+        and all runs wait for it.
+        """
         if arm is not Arm.DRAFT or self._draft is None or self._known.draft is None:
             return 0.0
-        return self._known.draft(self._draft.drafter.behind)
+        return self._known.draft(self._draft.drafter.behind) * self._run.target.runs**2
