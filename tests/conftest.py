@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items):
 
 
 class FamilyClock:
-    """Names the families whose tests take more than their CPU seconds: a warning; in CI an error from four times as many.
+    """Names the families whose tests take more than their CPU seconds: a warning, and in CI an error from 4 times that.
 
     It counts the seconds that the processes compute for, those that they started included, so what else the machine
     does is not in them. Slow tests don't count. Each test's seconds travel in its reports, for `pytest -n`.
