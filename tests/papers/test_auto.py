@@ -53,15 +53,6 @@ def machine(monkeypatch):
     return make
 
 
-def configured(**numbers):
-    """Auto without lookup, with other numbers."""
-
-    class Configured(Auto):
-        config = AutoConfig(**numbers)
-
-    return Configured(lookup=False)
-
-
 def circle(name="circle"):
     return markov_model(CIRCLE, name)
 
@@ -97,7 +88,7 @@ def test_a_draft_that_is_never_right_is_soon_left_alone(machine):
     # All three of its guesses that are looked at are wrong.
     wrong = markov_model(sum(CIRCLE.roll(ahead, 1) for ahead in (1, 2, 3)) / 3, "wrong")
     lm = LM(circle(), Engine())
-    result = lm.generate([0], method=configured(first_trial=12), draft=wrong, max_tokens=300, ignore_eos=True)
+    result = lm.generate([0], method=Auto(lookup=False), draft=wrong, max_tokens=300, ignore_eos=True)
     assert result.ledger.extras["asked"] < 30
     assert result.ledger.target_passes == 300
 
@@ -109,8 +100,7 @@ def test_a_draft_that_did_not_pay_is_tried_less_where_it_has_a_prompt_to_read_fi
         lm = LM(circle(), Engine())
         prompt = [place % 16 for place in range(length)]
         for first, tokens in (([0], 60), (prompt, 200)):
-            method = configured(exploration=0.06)
-            result = lm.generate(first, method=method, draft=wrong, max_tokens=tokens, ignore_eos=True)
+            result = lm.generate(first, method=Auto(lookup=False), draft=wrong, max_tokens=tokens, ignore_eos=True)
         asked.append(result.ledger.extras.get("asked", 0))
     assert asked[0] > 0
     assert asked[1] == 0
@@ -133,7 +123,7 @@ def test_a_draft_that_was_of_no_use_is_tried_again_in_later_texts_however_short_
         return ledger.extras.get("asked", 0) / ledger.rounds
 
     assert asked(0, 20) < 0.25
-    asked(8, 40)
+    asked(8, 20)
     assert asked(8, 20) > 0.8
 
 
@@ -178,7 +168,7 @@ def test_a_table_of_what_the_model_writes_is_drafted_from(machine, tmp_path):
 def test_what_it_expects_is_in_the_ledger_and_right(machine):
     machine(row=0.01)
     lm = LM(circle(), Engine())
-    *_, ledger = (lm.generate([0], method="auto", max_tokens=400, ignore_eos=True).ledger for _ in range(6))
+    _, ledger = (lm.generate([0], method="auto", max_tokens=400, ignore_eos=True).ledger for _ in range(2))
     assert ledger.extras["expected_tokens"] == pytest.approx(400, rel=0.1)
     assert ledger.extras["expected_seconds"] > 0
 

@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 
 from outlay.decode.draft.auto.config import AutoConfig
-from outlay.decode.draft.auto.gate import Arm, Gate
+from outlay.decode.draft.auto.gate import Arm, Gate, TrialCost
 
 ARMS = [Arm.DRAFT, Arm.TEXT, Arm.PLAIN]
-FREE = dict.fromkeys(Arm, 0.0)
+FREE = dict.fromkeys(Arm, TrialCost())
 
 
 class Played:
@@ -19,11 +19,11 @@ class Played:
     def __init__(self, gate):
         self.gate, self.index = gate, 0
 
-    def __call__(self, rounds, seconds, text=0.0, draft=0.0, entry=FREE):
+    def __call__(self, rounds, seconds, text=0.0, draft=0.0, costs=FREE):
         """Returns how often each arm was played."""
         count = Counter()
         for place in range(self.index, self.index + rounds):
-            arm = self.gate.choose(place, entry.__getitem__)
+            arm = self.gate.choose(place, costs.__getitem__)
             given = {Arm.TEXT: text, Arm.DRAFT: draft}
             added = {which: given[which] for which in (Arm.TEXT, Arm.DRAFT) if which <= arm}
             self.gate.observe(arm, added, seconds[arm])
@@ -42,8 +42,28 @@ def test_every_arm_is_tried_at_first_in_order():
     arms = []
     for index in range(14):
         arms.append(gate.choose(index, FREE.__getitem__))
-        gate.observe(arms[-1], {}, 1.0)
+        gate.observe(arms[-1], {arms[-1]: 1}, 1.0)
     assert arms == [Arm.DRAFT] * 8 + [Arm.TEXT] * 3 + [Arm.PLAIN] * 3
+
+
+def test_an_arm_that_adds_nothing_is_left_before_its_turn_ends():
+    gate = Gate(ARMS, AutoConfig(first_trial=8, trial=3))
+    arms = []
+    for index, added in enumerate([0, 1, 0, 0, 0, 0]):
+        arms.append(gate.choose(index, FREE.__getitem__))
+        gate.observe(arms[-1], {arms[-1]: added}, 1.0)
+    assert arms == [Arm.DRAFT] * 5 + [Arm.TEXT]
+
+
+def test_a_trial_is_expected_to_lose_no_more_than_rounds_in_vain():
+    """Its rounds were long when it was tried first; now none can take more than a tenth longer."""
+    counts = []
+    for in_vain in (float("inf"), 0.1):
+        play, times = Played(Gate([Arm.DRAFT, Arm.PLAIN], AutoConfig())), seconds(1.0, 1.0, 4.0)
+        play(100, times)
+        costs = {**FREE, Arm.DRAFT: TrialCost(in_vain=in_vain)}
+        counts.append(play(100, seconds(1.0, 1.0, 1.1), costs=costs)[Arm.DRAFT])
+    assert counts[0] < counts[1]
 
 
 @pytest.mark.parametrize(
@@ -85,11 +105,11 @@ def test_an_arm_that_is_far_behind_is_tried_less_often():
 
 def test_a_trial_that_has_much_to_read_first_waits_until_it_is_paid_for():
     waits = []
-    for entry in (0.0, 5.0):
+    for once in (0.0, 5.0):
         play, costs = Played(Gate([Arm.DRAFT, Arm.PLAIN], AutoConfig())), seconds(1.0, 1.0, 1.5)
         play(90, costs)
         wait = 0
-        while not play(1, costs, entry={**FREE, Arm.DRAFT: entry})[Arm.DRAFT]:
+        while not play(1, costs, costs={**FREE, Arm.DRAFT: TrialCost(once)})[Arm.DRAFT]:
             wait += 1
         waits.append(wait)
     assert waits[1] - waits[0] == pytest.approx(5.0 / 0.02, rel=0.05)

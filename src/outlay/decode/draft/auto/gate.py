@@ -12,8 +12,10 @@ adds to the arm before it, which scatters less than the tokens of rounds at diff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 from outlay.decode.draft.auto.acceptance import Mean
 from outlay.decode.draft.auto.config import AutoConfig
@@ -27,6 +29,14 @@ class Arm(IntEnum):
     DRAFT = 2
 
 
+class TrialCost(NamedTuple):
+    """What a trial of an arm takes by the cost model: `once`, the seconds before its first round, and `in_vain`, the
+    most that a round to which it adds nothing takes longer than a plain one."""
+
+    once: float = 0.0
+    in_vain: float = math.inf
+
+
 class Gate:
     """The bandit of all rounds in passes that about as many runs share."""
 
@@ -37,19 +47,20 @@ class Gate:
         self._seconds = {arm: Mean(0.0, config.window) for arm in arms}
         self._played = dict.fromkeys(arms, 0)  # the last pass
         self._arm, self._left, self._index = arms[0], config.first_trial, -1
+        self._in_vain = 0  # rounds of this turn in a row to which the arm has added nothing
         self._credit = 0.0  # seconds that trials may lose
 
-    def choose(self, index: int, entry: Callable[[Arm], float]) -> Arm:
+    def choose(self, index: int, cost: Callable[[Arm], TrialCost]) -> Arm:
         """Returns the arm of a pass, the same for all runs that share it.
 
         Args:
             index: The number of the pass.
-            entry: Gives the seconds that an arm takes once, to begin with.
+            cost: Gives what a trial of an arm takes.
         """
         if index != self._index:
             self._index = index
             if self._left <= 0:
-                self._take_turn(entry)
+                self._take_turn(cost)
             self._played[self._arm] = index
         return self._arm
 
@@ -70,6 +81,9 @@ class Gate:
         self._seconds[arm].observe(seconds)
         if arm is self._arm:
             self._left -= 1
+            self._in_vain = 0 if added.get(arm) else self._in_vain + 1
+            if arm and self._in_vain >= self._config.trial:  # not worth what is left of its turn
+                self._left = 0
 
     def observe_shadow(self, added: Mapping[Arm, int]) -> None:
         """Takes in what a round would have given."""
@@ -97,18 +111,20 @@ class Gate:
         """Returns the seconds that the best arm would have saved."""
         return max(0.0, seconds - tokens / self.rate(self.best))
 
-    def _take_turn(self, entry: Callable[[Arm], float]) -> None:
+    def _take_turn(self, cost: Callable[[Arm], TrialCost]) -> None:
         """Begins a trial of the arm that was longest not played, if it can be paid for; else the best one goes on."""
         best = self.best
         if self._arm is not best:
-            self._arm, self._left = best, self._config.trial
+            self._arm, self._left, self._in_vain = best, self._config.trial, 0
         others = [arm for arm in self._played if arm is not best]
         if not others:
             return
         arm = next((arm for arm in others if not self._seconds[arm].seen), min(others, key=self._played.__getitem__))
         first = not self._seconds[arm].seen
-        lost = 0.0 if first else self._config.trial * self._loss(self._tokens(arm), self._seconds[arm].value)
-        if (first or self._left <= 0) and lost + entry(arm) <= max(self._credit, 0.0):
-            self._arm, self._left = arm, self._config.trial
+        once, in_vain = cost(arm)
+        # Its rounds may have been longer before its confidence was calibrated than they would be now.
+        lost = 0.0 if first else min(self._loss(self._tokens(arm), self._seconds[arm].value), in_vain)
+        if (first or self._left <= 0) and self._config.trial * lost + once <= max(self._credit, 0.0):
+            self._arm, self._left, self._in_vain = arm, self._config.trial, 0
             self.fade(arm)
             self._seconds[arm].fade(self._config.trial)

@@ -11,7 +11,7 @@ from outlay.decode.draft.auto.acceptance import Mean
 from outlay.decode.draft.auto.candidates import Candidates
 from outlay.decode.draft.auto.config import AutoConfig
 from outlay.decode.draft.auto.experience import Experience
-from outlay.decode.draft.auto.gate import Arm, Gate
+from outlay.decode.draft.auto.gate import Arm, Gate, TrialCost
 from outlay.decode.draft.auto.plan import Plan, Shadows
 from outlay.decode.draft.auto.sources import DraftModelSource, LookupSource, TableSource
 from outlay.engine.request import Request
@@ -51,7 +51,7 @@ class Planner:
         """Returns what to draft in this round."""
         report = self._run.target.last_pass
         gate = self._known.gate(self._run.target.runs)
-        arm = gate.choose(report.number, self._entry)
+        arm = gate.choose(report.number, self._trial_cost)
         limits = DraftLimits(self._nodes, self._nodes).within(self._run)
         if arm is Arm.PLAIN or limits.max_depth == 0:
             if self._run.target.runs == 1 and len(self._run.tokens) < self._config.trial:
@@ -134,10 +134,11 @@ class Planner:
         """Returns the seconds of a pass with some nodes of this run, beside the rows of others."""
         return self._known.target(1 + nodes + (self._run.target.runs - 1) * self._rows, self._run.tip.position)
 
-    def _entry(self, arm: Arm) -> float:
-        """Returns the seconds that an arm takes once: each run's draft first reads what it has not read of its text,
-        and all runs wait for it.
+    def _trial_cost(self, arm: Arm) -> TrialCost:
+        """Returns what a trial takes: each run's draft first reads what it has not read of its text, and all runs wait
+        for it; a round to which it adds nothing takes one pass of it more, since nothing is drafted then.
         """
-        if arm is not Arm.DRAFT or self._draft is None or self._known.draft is None:
-            return 0.0
-        return self._known.draft(self._draft.drafter.behind) * self._run.target.runs**2
+        time, source, runs = self._known.draft, self._draft, self._run.target.runs
+        if arm is not Arm.DRAFT or time is None or source is None:
+            return TrialCost()
+        return TrialCost(time(source.drafter.behind) * runs**2, time((1 + source.drafter.ahead) * runs) * runs)
