@@ -22,7 +22,9 @@ class Ledger:
     dtypes.
 
     `target_passes` and `draft_passes` count the forward passes that the run took part in, `target_tokens` and
-    `draft_tokens` the positions that they computed for it. A multiply-add is 2 `flops`. `weight_bytes` is the run's
+    `draft_tokens` the positions that they computed for it, `score_passes` and `score_tokens` those of reward models,
+    `side_passes` and `side_tokens` those of any other model. `scores` counts the texts that a scorer rated, `checks`
+    evaluations of a constraint, `executions` programs that ran. A multiply-add is 2 `flops`. `weight_bytes` is the run's
     share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values that
     attention read: what several runs read together is counted once. `extras` holds what only one method counts, under
     its own names. `ran_on` names the code that did the passes, "native avx512vnni" or "torch".
@@ -30,14 +32,19 @@ class Ledger:
 
     target_passes: int = 0
     draft_passes: int = 0
+    score_passes: int = 0
+    side_passes: int = 0
     target_tokens: int = 0
     draft_tokens: int = 0
+    score_tokens: int = 0
+    side_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
     tokens_out: int = 0
     rounds: int = 0
     scores: int = 0
     checks: int = 0
+    executions: int = 0
     flops: int = 0
     weight_bytes: int = 0
     kv_bytes: int = 0
@@ -187,6 +194,13 @@ class Account:
     def allows(self, cost: Ledger) -> bool:
         """Tells whether `cost` can be charged with every cap kept."""
         return self.budget.allows(self.ledger, cost)
+
+    def spend(self, entry: str, amount: int = 1) -> bool:
+        """Adds `amount` to one entry of the ledger if its cap allows that; tells whether it did."""
+        if amount > self.left(entry):
+            return False
+        setattr(self.ledger, entry, getattr(self.ledger, entry) + amount)
+        return True
 
     def charge(self, cost: Ledger) -> None:
         """Adds `cost` to the ledger."""

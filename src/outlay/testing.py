@@ -207,7 +207,7 @@ class MethodProperties:
             result = handle.result(60)
             assert result.finish_reason in ("cancelled", "length")
             assert result.text == lm.model.tokenizer.decode(result.tokens)
-        assert all(worker.cache.in_use == 0 for worker in lm.engine.workers)
+        assert all(worker.cache.in_use == 0 for worker in lm.engine.models)
 
     def test_the_ledgers_of_the_runs_add_up_to_what_the_engine_did(self) -> None:
         """Every pass is booked once, to the byte."""
@@ -224,7 +224,7 @@ class MethodProperties:
             "kv_bytes",
         ):
             assert getattr(total, name) == getattr(work, name)
-        passes = sum(worker.passes for worker in lm.engine.workers)
+        passes = sum(worker.passes for worker in lm.engine.models)
         assert passes <= total.target_passes + total.draft_passes
 
     def test_nothing_is_computed_twice(self) -> None:

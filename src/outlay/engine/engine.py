@@ -18,10 +18,12 @@ import torch
 from outlay.engine.handle import Handle
 from outlay.engine.loop import RunLoop, Waiting
 from outlay.engine.method import Method
+from outlay.engine.registry import Workers
+from outlay.engine.request import Worker
 from outlay.engine.session import Session
 from outlay.engine.submission import Submission
 from outlay.engine.trace import Trace
-from outlay.engine.worker import ModelWorker
+from outlay.engine.worker import ModelWorker, Role
 from outlay.models.load import Model
 
 LINGER = 5.0  # seconds that the idle thread waits for more work before it ends
@@ -56,14 +58,20 @@ class Engine:
         self._queue: list[Waiting] = []
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._awake = False  # something may have changed for runs that wait for jobs
         _ENGINES.add(self)
-        self._workers: dict[tuple[str, str], ModelWorker] = {}
-        self._runs = RunLoop(self.worker)
+        self._workers = Workers(self._employ, self._wake)
+        self._runs = RunLoop(self._workers)
 
     @property
-    def workers(self) -> list[ModelWorker]:
-        """The models at work, as targets and as drafts."""
-        return list(self._workers.values())
+    def workers(self) -> list[Worker]:
+        """All that is at work: the models first, then the services."""
+        return [*self._workers.models, *self._workers.services]
+
+    @property
+    def models(self) -> list[ModelWorker]:
+        """The models at work, as targets, as drafts and in other roles."""
+        return self._workers.models
 
     def submit(
         self, method: Method, submission: Submission, *, trace: Callable[[dict[str, Any]], None] | None = None
@@ -79,7 +87,7 @@ class Engine:
             UsageError: Where the submission doesn't fit the method.
         """
         method.check(submission)
-        handle = Handle()
+        handle = Handle(self._wake)
         tracer = Trace(trace, submission.model.tokenizer) if trace is not None else None
         session = Session(submission, handle.add, tracer)
         with self._lock:
@@ -94,21 +102,15 @@ class Engine:
         """A context in which the engine admits nothing, so that all that is submitted in it starts in the same tick."""
         return self._lock
 
-    def worker(self, model: Model, role: str = "target") -> ModelWorker:
-        """Returns the worker that runs `model` as "target" or "draft"."""
-        key = (f"{model.fingerprint} {model.format} {model.decoder.device}", role)
-        if key not in self._workers:
-            self._workers[key] = ModelWorker(
-                model,
-                role=role,
-                cache_tokens=self._cache_tokens,
-                prefix_cache=self._prefix_cache,
-                kv_dtype=self._kv_dtype,
-            )
-        return self._workers[key]
+    def worker(self, model: Model, role: Role = "target") -> ModelWorker:
+        """Returns the worker that runs `model` as "target", "draft", "score" or "side"."""
+        return self._workers.model(model, role)
 
     def close(self) -> None:
-        """Cancels what is running and waits until the engine's thread has ended. The engine can be used again."""
+        """Cancels what is running, waits until the engine's thread has ended, and closes its services.
+
+        The engine can be used again.
+        """
         with self._lock:
             self._closing, thread = True, self._thread
             for handle in [*(each.handle for each in self._queue), *(each.handle for each in self._runs.live)]:
@@ -116,16 +118,37 @@ class Engine:
             self._lock.notify_all()
         if thread is not None:
             thread.join()
+        with self._ticking:
+            self._workers.close()
         self._closing = False
 
     def clear(self, *, learned: bool = True) -> None:
         """Forgets the prefixes kept for reuse, and what methods have learned. What running requests hold stays."""
         with self._ticking:
-            for worker in self._workers.values():
+            for worker in self._workers.models:
                 if learned:
                     worker.shared_state.clear()
                 if worker.prefixes is not None:
                     worker.prefixes.clear()
+
+    def _employ(self, model: Model, role: Role) -> ModelWorker:
+        return ModelWorker(
+            model,
+            role=role,
+            cache_tokens=self._cache_tokens,
+            prefix_cache=self._prefix_cache,
+            kv_dtype=self._kv_dtype,
+        )
+
+    def _wake(self) -> None:
+        """Wakes the thread where all runs wait for jobs: a job has ended, or a run was cancelled."""
+        with self._lock:
+            self._awake = True
+            self._lock.notify_all()
+
+    @property
+    def _can_admit(self) -> bool:
+        return bool(self._queue) and len(self._runs.live) < self._max_runs
 
     @torch.inference_mode()
     def _loop(self) -> None:
@@ -136,6 +159,9 @@ class Engine:
                 if not self._runs.live and not self._queue:
                     self._thread = None
                     return
+                if self._runs.wait_for_jobs:
+                    self._lock.wait_for(lambda: self._awake or self._can_admit, timeout=self._runs.seconds_left())
+                self._awake = False
                 room = self._max_runs - len(self._runs.live)
                 admitted, self._queue = self._queue[:room], self._queue[room:]
             with self._ticking:

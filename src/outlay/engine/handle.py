@@ -49,7 +49,9 @@ class TextChunk(NamedTuple):
 class Handle:
     """A run that was submitted. Iterate over it for its text as it grows; `result` waits for the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, cancelled: Callable[[], None] = lambda: None) -> None:
+        """Makes the handle of a run. `cancelled` is called when it was cancelled, to wake an engine that sleeps."""
+        self._tell = cancelled
         self._changed = threading.Condition()
         self._ended = threading.Event()  # of its own, so that waiting for the end does not wake up at each chunk
         self._chunks: list[TextChunk] = []
@@ -110,6 +112,7 @@ class Handle:
     def cancel(self) -> None:
         """Asks the run to end with `finish_reason="cancelled"` and the text so far. It does before its next pass."""
         self.cancelled = True
+        self._tell()
 
     def result(self, timeout: float | None = None) -> Result:
         """Waits for the end and returns the result.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method, Work
+from outlay.engine.registry import Workers
 from outlay.engine.request import Request, Served, Stage, Worker
-from outlay.engine.seat import Seat
+from outlay.engine.run import Run
+from outlay.engine.seat import Seats
 from outlay.engine.session import Session
-from outlay.engine.tree_run import TreeRun
-from outlay.engine.worker import ModelWorker
-from outlay.models.load import Model
 
-RESERVE = 512  # tokens of text for which a run asks the cache for room at once; more comes when it is needed
+NOW_SECONDS = 0.02  # of a tick, at most, for quick work whose runs go on within the tick
 
 
 @dataclass
@@ -31,34 +31,84 @@ class Waiting:
 class Live:
     """A run in the engine: its generator and the requests that it waits for."""
 
-    run: TreeRun
+    run: Run
     session: Session
     handle: Handle
-    seats: list[Seat]
+    seats: Seats
     label: str
     work: Work
     waiting: list[Request] = field(default_factory=list)
     alone: bool = True  # the method yielded one request, not a list
+    begun: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the run has all that it waited for, or fails whatever else comes."""
+        return all(request.done for request in self.waiting) or self.error is not None
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error of a request that failed, with which the run fails."""
+        return next((request.error for request in self.waiting if request.error is not None), None)
+
+    @property
+    def waits_for_jobs(self) -> bool:
+        """Whether the run waits, and for jobs only."""
+        return not self.ready and all(request.done or request.worker.stage == "job" for request in self.waiting)
+
+    def go_on(self) -> Request | list[Request]:
+        """Sends the method its results and returns what it asks for next. Raises `StopIteration` at its end."""
+        if not self.begun:
+            self.begun = True
+            return next(self.work)
+        results = [request.result for request in self.waiting]
+        self.run.receive(self.waiting)
+        return self.work.send(results[0] if self.alone else results)
+
+    def abandon(self) -> None:
+        """Tells the workers that nobody waits for this run's requests any more."""
+        asked: dict[Worker, list[Request]] = {}
+        for request in self.waiting:
+            if not request.done:
+                asked.setdefault(request.worker, []).append(request)
+        for worker, requests in asked.items():
+            worker.abandon(requests)
 
 
 class RunLoop:
-    """Holds the runs at work. `worker(model, role)` gives the worker that runs a model as "target" or "draft"."""
+    """Holds the runs at work, over the engine's workers."""
 
-    def __init__(self, worker: Callable[[Model, str], ModelWorker]) -> None:
-        self._worker = worker
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
         self.live: list[Live] = []
+
+    @property
+    def wait_for_jobs(self) -> bool:
+        """Whether all runs wait for jobs, so that a tick can do nothing before one of them ends."""
+        return bool(self.live) and all(live.waits_for_jobs for live in self.live)
+
+    def seconds_left(self) -> float | None:
+        """Returns the seconds until the first run is out of time; None where no run has a limit."""
+        left = []
+        for live in self.live:
+            live.session.tick()
+            left.append(live.run.left("seconds"))
+        soonest = min(left, default=float("inf"))
+        return max(soonest, 0.0) if soonest < float("inf") else None
 
     def tick(self, admitted: Sequence[Waiting]) -> None:
         """Admits, sends every worker its requests, and lets each run go on with its results."""
         fresh = [live for waiting in admitted if (live := self._admit(waiting)) is not None]
         for live in fresh:  # when all have their seats, so that each knows beside how many others it runs
             self._resume(live)
-        for live in self.live:
+        for live in list(self.live):
             self._police(live)
-        # Drafts first: a run that drafts in one pass then takes part in the target's pass of the same tick.
-        if drafts := self._pending("draft"):
-            self._serve(drafts)
-        self._serve(self._pending("pass"))
+        until = time.perf_counter() + NOW_SECONDS
+        self._serve_now(until)
+        self._serve("job")
+        self._serve("draft")
+        self._serve_now(until)
+        self._serve("pass")
 
     def fail(self, admitted: Sequence[Waiting], failure: Exception) -> None:
         """Ends all runs with an error, and those that were to be admitted: a mistake of ours that all must hear of."""
@@ -68,37 +118,51 @@ class RunLoop:
             if not each.handle.done:
                 each.handle.end(None, failure)
         for each in failed:
-            for seat in each.seats if isinstance(each, Live) else ():
+            if isinstance(each, Live):
                 with suppress(Exception):  # a mistake may have left something that can't be released
-                    seat.release(remember=False)
+                    each.abandon()
+                with suppress(Exception):
+                    each.seats.release(remember=False)
 
-    def _pending(self, stage: Stage) -> list[tuple[Worker, list[Request]]]:
-        """Returns the workers of a stage that are asked for something, with what they are asked."""
-        batches: dict[int, tuple[Worker, list[Request]]] = {}
+    def _serve_now(self, until: float) -> None:
+        """Serves quick work, and what its runs ask for then, until there is none or the time is up."""
+        while self._serve("now") and time.perf_counter() < until:
+            pass
+
+    def _serve(self, stage: Stage) -> bool:
+        """Has each worker of a stage do a step, and lets each run go on that then has all that it waited for.
+
+        Returns:
+            Whether anything was asked of the stage.
+        """
+        batches: dict[Worker, list[Request]] = {}
+        asking = []
         for live in self.live:
-            for request in live.waiting:
-                if not request.done and live.session.finish_reason is None and request.worker.stage == stage:
-                    batches.setdefault(id(request.worker), (request.worker, []))[1].append(request)
-        return list(batches.values())
-
-    def _serve(self, batches: Sequence[tuple[Worker, list[Request]]]) -> None:
-        """Has each worker do a step, and lets each run go on that then has all that it waited for."""
-        for worker, requests in batches:
-            try:
-                served = worker.advance(requests)
-            except Exception as failure:  # fails those who asked, not the engine and not the others
-                for request in requests:
-                    request.fail(failure)
-            else:
-                if served is not None:
-                    self._trace(worker, served)
-        for live in list(self.live):
+            asked = [request for request in live.waiting if not request.done and request.worker.stage == stage]
+            for request in asked:
+                batches.setdefault(request.worker, []).append(request)
+            if asked:
+                asking.append(live)
+        for worker, requests in batches.items():
+            self._advance(worker, requests)
+        for live in asking:
             if any(request.over_budget for request in live.waiting):
                 live.run.close("budget")
-            if live.session.finish_reason is not None:
                 self._end(live)
-            elif all(request.done for request in live.waiting):
+            elif live.ready:
                 self._resume(live)
+        return bool(asking)
+
+    def _advance(self, worker: Worker, requests: Sequence[Request]) -> None:
+        try:
+            served = worker.advance(requests)
+        except Exception as failure:  # fails those who asked, not the engine and not the others
+            for request in requests:
+                if not request.done:
+                    request.fail(failure)
+        else:
+            if served is not None:
+                self._trace(worker, served)
 
     def _trace(self, worker: Worker, served: Served) -> None:
         for live in self.live:
@@ -106,57 +170,45 @@ class RunLoop:
                 live.session.trace.passed(worker.role, served.report, served.nodes[live.session.account])
 
     def _admit(self, waiting: Waiting) -> Live | None:
-        """Gives a run its seats and starts its method. A failure, a full cache above all, fails this run alone."""
+        """Makes the run that its method decodes on. A failure, a full cache above all, fails this run alone."""
         method, session, handle = waiting.method, waiting.session, waiting.handle
-        submission, seats = session.submission, list[Seat]()
+        seats = Seats(session.account, self._workers)
+        if session.trace is not None:
+            submission = session.submission
+            session.trace.begun(method=method.label, model=submission.model.name, prompt=list(submission.prompt))
         try:
-            worker = self._worker(submission.model, "target")
-            seats.append(self._seat(session, worker))
-            if submission.draft is not None and submission.draft.model is not None:
-                draft_worker = self._worker(submission.draft.model, "draft")
-                if submission.draft.model.decoder.reads_hidden_states:
-                    worker.keep_hidden_states()
-                    draft_worker.keep_hidden_states()
-                seats.append(self._seat(session, draft_worker))
+            run = method.run_type(session, seats)
+            live = Live(run, session, handle, seats, method.label, method.decode(run))
         except Exception as failure:
-            for seat in seats:
-                seat.release(remember=False)
+            seats.release(remember=False)
             handle.end(None, failure)
             return None
-        run = TreeRun(session, *seats)
-        if session.trace is not None:
-            run.tree.watch = session.trace
-            session.trace.begun(method=method.label, model=submission.model.name, prompt=list(submission.prompt))
-            session.trace.grew(run.tip.path())
-        live = Live(run, session, handle, seats, method.label, method.decode(run))
         self.live.append(live)
         return live
 
-    def _seat(self, session: Session, worker: ModelWorker) -> Seat:
-        """Returns a run's seat at a model, which holds the prompt."""
-        tree = worker.plant(session.submission.prompt, reserve=min(session.max_tokens, RESERVE))
-        return Seat(session.account, worker, tree, raw_logits=session.submission.options.logprobs is not None)
-
     def _police(self, live: Live) -> None:
-        """Ends a run that was cancelled or is out of time, before more is spent on it."""
+        """Ends a run that was cancelled or is out of time, before more is spent on it; lets one go on that waits for
+        nothing.
+        """
         live.session.tick()
-        if live.session.finish_reason is None:
-            if live.handle.cancelled:
-                live.run.close("cancelled")
-            elif live.run.left("seconds") <= 0:
-                live.run.close("budget")
+        if live.handle.cancelled:
+            live.run.close("cancelled")
+        elif live.run.left("seconds") <= 0:
+            live.run.close("budget")
+        if live.session.finish_reason is not None:
+            self._end(live)
+        elif live.ready:
+            self._resume(live)
 
     def _resume(self, live: Live) -> None:
         """Sends a run its results and takes its next requests; a run that is finished, fails or returns is ended."""
-        error = next((request.error for request in live.waiting if request.error is not None), None)
-        if error is not None:  # never inside the method, where a StopIteration would look like its own end
+        if (
+            error := live.error
+        ) is not None:  # never inside the method, where a StopIteration would look like its own end
             self._end(live, error)
             return
-        results = [request.result for request in live.waiting]
-        live.run.receive(live.waiting)
         try:
-            answer = results[0] if live.alone and results else results
-            asked = live.work.send(answer) if live.waiting else next(live.work)
+            asked = live.go_on()
         except StopIteration:
             live.run.close("stop")
         except Exception as failure:  # whatever a method raises belongs to its caller, and must not stop the others
@@ -171,12 +223,15 @@ class RunLoop:
     def _end(self, live: Live, error: BaseException | None = None) -> None:
         session = live.session
         self.live.remove(live)
-        live.work.close()
+        try:
+            live.abandon()
+            live.work.close()
+        except Exception as failure:  # in the method's `finally`, or in a worker of its own
+            error = error or failure
         if error is None:
             live.run.close("stop")
             error = session.trace.error if session.trace is not None else None
-        for seat in live.seats:
-            seat.release(remember=error is None)
+        live.seats.release(remember=error is None)
         live.handle.end(self._result(live) if error is None else None, error)
 
     @staticmethod

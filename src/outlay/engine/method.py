@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from outlay.engine.request import Request
+from outlay.engine.run import Run
 from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 
@@ -38,8 +39,11 @@ class Method(ABC):
 
     about: ClassVar[About]
 
+    run_type: ClassVar[type[Run]] = TreeRun
+    """What the method decodes on; `decode` gets one."""
+
     @abstractmethod
-    def decode(self, run: TreeRun) -> Work:
+    def decode(self, run: Any) -> Work:
         """Yields requests and commits tokens until the run is finished; see `outlay.decode.greedy` for the shortest."""
 
     def check(self, submission: Submission) -> None:  # noqa: B027 - a hook that most methods leave as it is

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-from outlay.budget import Account
+from outlay.budget import Account, Ledger
 from outlay.tree.token_tree import Node
 
-Stage = Literal["draft", "pass"]
+Stage = Literal["now", "job", "draft", "pass"]
+"""When in a tick a worker is called.
+
+"now": quick checks and functions, called again and again within the tick, for at most 20 ms, while their runs go on.
+"job": slow work elsewhere, in threads and processes: `advance` starts it and collects what has ended, and never blocks.
+"draft": passes of draft models, so that a run that drafts takes part in the target's pass of the same tick.
+"pass": passes of all other models.
+"""
 
 
 @dataclass(eq=False)
@@ -27,11 +35,15 @@ class Request:
 
     done: bool = field(default=False, init=False)
     result: Any = field(default=None, init=False)
-    error: Exception | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
     over_budget: bool = field(default=False, init=False)
 
-    def fail(self, error: Exception) -> None:
-        """Ends the request with an error, which is raised in the method that asked."""
+    def finish(self, result: Any) -> None:
+        """Ends the request with a result, which is sent to the method that asked."""
+        self.result, self.done = result, True
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the request with an error, with which the run that asked fails."""
         self.error, self.done = error, True
 
     def refuse(self) -> None:
@@ -57,17 +69,27 @@ class Served(NamedTuple):
     nodes: Mapping[Account, Sequence[Node]]
 
 
-class Worker(Protocol):
-    """Serves requests: each call does one batched step for all of them, and finishes those that it can.
+class Worker(ABC):
+    """Serves requests: each call of `advance` does one batched step for all of them, and finishes those that it can.
 
-    In a tick, workers of the stage "draft" come before those of the stage "pass".
+    Whatever `advance` raises fails the runs that asked, and no other.
     """
 
     role: str
+    """What the worker is to a run: "target", "draft", "score", "side", or a name of its own."""
 
-    @property
-    def stage(self) -> Stage:
-        """When in a tick this worker is called."""
+    stage: Stage
+    """When in a tick this worker is called."""
 
+    ledger: Ledger
+    """What the worker did for all runs: the sum of what it charged them."""
+
+    @abstractmethod
     def advance(self, requests: Sequence[Any]) -> Served | None:
         """Moves the requests on by one step. Returns what was done, None where no pass took place."""
+
+    def abandon(self, requests: Sequence[Any]) -> None:  # noqa: B027 - most workers keep nothing of a request
+        """Forgets requests that are not done: the run that asked has ended."""
+
+    def close(self) -> None:  # noqa: B027 - most workers hold nothing
+        """Gives back what the worker holds. It is not asked again."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar, cast
 
-from outlay.budget import Ledger
+from outlay.budget import Account, Ledger
 from outlay.engine.random import RandomStreams
-from outlay.engine.request import Request
+from outlay.engine.registry import Wake
+from outlay.engine.request import Request, Worker
+from outlay.engine.seat import Seats
 from outlay.engine.session import Session
 from outlay.engine.submission import RunOptions, Submission
 from outlay.models.load import Model
 
+AnyWorker = TypeVar("AnyWorker", bound=Worker)
 COUNTED = ("drafted", "accepted", "rounds")  # ledger entries that only a method can count
 
 
@@ -20,8 +24,8 @@ class Run:
     `random.at(...)` gives a `torch.Generator` for a place in the text, so that draws don't depend on what else runs.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, seats: Seats) -> None:
+        self._session, self._seats = session, seats
         self.random = RandomStreams(session.submission.options.seed)
 
     @property
@@ -53,6 +57,11 @@ class Run:
     def text(self) -> str:
         """The text committed so far, without the beginning of what may become a stop string."""
         return self._session.text
+
+    @property
+    def account(self) -> Account:
+        """Who pays for what is asked: every `Request` names it."""
+        return self._session.account
 
     @property
     def ledger(self) -> Ledger:
@@ -88,6 +97,16 @@ class Run:
                 ledger.extras[name] = ledger.extras.get(name, 0) + amount
         if "rounds" in amounts and self.left("rounds") <= 0:
             self._session.end("budget")
+
+    def service(self, key: Hashable, make: Callable[[Wake], AnyWorker]) -> AnyWorker:
+        """Returns a worker that all runs of the engine share.
+
+        Args:
+            key: What it is known by: runs that give the same key get the same worker.
+            make: Makes it for the first run that asks; called with a function that wakes a sleeping engine, which a
+                worker of the stage "job" calls when a job ends. The engine closes the worker with itself.
+        """
+        return cast(AnyWorker, self._seats.workers.service(key, make))
 
     def suggest(self, texts: Sequence[tuple[Sequence[int], float]]) -> None:
         """Adds texts, given as tokens with their scores, the best first, to the result's `alternatives`."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from outlay.budget import Account
 from outlay.engine.forward import Forward
+from outlay.engine.registry import Workers
 from outlay.engine.request import PassReport
-from outlay.engine.worker import ModelWorker
+from outlay.engine.worker import ModelWorker, Role
 from outlay.models.load import Model
 from outlay.tree.token_tree import Node, Tree
 
@@ -103,3 +104,47 @@ class Seat:
         self, nodes: Sequence[Node], topk: int = 0, lse: bool = False, named: Sequence[Sequence[int]] = ()
     ) -> Forward:
         return Forward(self._account, self._worker, tuple(nodes), topk, lse, named, self._raw_logits)
+
+
+class Seats:
+    """The seats of one run, at models that the engine's `workers` run, and its way to the other workers."""
+
+    def __init__(self, account: Account, workers: Workers) -> None:
+        self.account, self.workers = account, workers
+        self._seats: list[Seat] = []
+
+    def open(
+        self,
+        model: Model,
+        role: Role,
+        tokens: Sequence[int],
+        *,
+        reserve: int = 0,
+        raw_logits: bool = False,
+        hidden_states: bool = False,
+    ) -> Seat:
+        """Opens a seat.
+
+        Args:
+            model: The model.
+            role: What it is to the run.
+            tokens: What the seat's tree holds to begin with; what is already in the cache is shared.
+            reserve: Tokens of text for which the cache makes room at once; more comes when it is needed.
+            raw_logits: Whether the logits of each pass are kept for the run's log-probabilities.
+            hidden_states: Whether the model's cache keeps hidden states from now on.
+
+        Raises:
+            FailureError: Where the tokens don't fit into the model's cache.
+        """
+        worker = self.workers.model(model, role)
+        if hidden_states:
+            worker.keep_hidden_states()
+        seat = Seat(self.account, worker, worker.plant(tokens, reserve), raw_logits=raw_logits)
+        self._seats.append(seat)
+        return seat
+
+    def release(self, *, remember: bool) -> None:
+        """Frees everything that the run holds, once. `remember`: whether its texts are kept for requests to come."""
+        seats, self._seats = self._seats, []
+        for seat in seats:
+            seat.release(remember=remember)

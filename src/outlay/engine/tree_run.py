@@ -11,11 +11,12 @@ from outlay.engine.forward import Forward
 from outlay.engine.request import Request
 from outlay.engine.run import Run
 from outlay.engine.sampling import distribution, draw, most_probable, penalize
-from outlay.engine.seat import Seat
+from outlay.engine.seat import Seat, Seats
 from outlay.engine.session import Session
 from outlay.tree.token_tree import Node, Tree
 
 State = TypeVar("State")
+RESERVE = 512  # tokens of text for which a run asks the cache for room at once; more comes when it is needed
 
 
 class TreeRun(Run):
@@ -25,14 +26,30 @@ class TreeRun(Run):
     decides. It has no ending to write: the engine stops it when a stop condition holds.
     """
 
-    def __init__(self, session: Session, target: Seat, draft: Seat | None = None) -> None:
-        super().__init__(session)
-        assert target.tree.tip is not None, "a run's tree holds its prompt"
-        self.target, self.draft = target, draft
-        self._prompt_end: Node = target.tree.tip
+    def __init__(self, session: Session, seats: Seats) -> None:
+        super().__init__(session, seats)
+        source = session.submission.draft
+        draft = source.model if source is not None else None
+        reads_states = draft is not None and draft.decoder.reads_hidden_states
+        reserve = min(session.max_tokens, RESERVE)
+        self.target: Seat = seats.open(
+            self.model,
+            "target",
+            self.prompt,
+            reserve=reserve,
+            raw_logits=self.options.logprobs is not None,
+            hidden_states=reads_states,
+        )
+        self.draft: Seat | None = None
+        if draft is not None:
+            self.draft = seats.open(draft, "draft", self.prompt, reserve=reserve, hidden_states=reads_states)
+        self._prompt_end: Node = self.tip
         self._offer: Node | None = None
         self._raw_logits: dict[Node, Tensor] = {}
         self.sampler = Sampler(self)
+        if session.trace is not None:
+            self.tree.watch = session.trace
+            session.trace.grew(self.tip.path())
 
     @property
     def tree(self) -> Tree:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -12,7 +12,7 @@ from outlay.budget import Account, Ledger
 from outlay.engine.accounting import PassCost
 from outlay.engine.forward import Forward, wanted_by
 from outlay.engine.passes import pass_for
-from outlay.engine.request import PassReport, Served, Stage
+from outlay.engine.request import PassReport, Served, Worker
 from outlay.engine.schedule import Share, group_by_tree, schedule
 from outlay.errors import FailureError
 from outlay.models.load import Model
@@ -21,8 +21,13 @@ from outlay.tree.plan import PassPlan, plan_pass
 from outlay.tree.prefix import PrefixCache
 from outlay.tree.token_tree import Node, Tree
 
+Role = Literal["target", "draft", "score", "side"]
+"""What a model is to a run, and the ledger's entries that it fills: the one that writes, one that drafts for it, one
+that rates texts, any other."""
+ROLES: tuple[Role, ...] = get_args(Role)
 
-class ModelWorker:
+
+class ModelWorker(Worker):
     """Holds one model's KV cache and serves `Forward` requests, all of a tick's in one pass.
 
     `ledger` sums what the worker did; it equals the sum of the ledgers of the runs that it worked for. `passes` counts
@@ -34,13 +39,14 @@ class ModelWorker:
         self,
         model: Model,
         *,
-        role: str,
+        role: Role,
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
         decoder = model.decoder
         self.model, self.decoder, self.role = model, decoder, role
+        self.stage = "draft" if role == "draft" else "pass"
         limit = cache_tokens or max(decoder.config.max_positions, 16384)
         self.cache = Cache(decoder.config, kv_dtype or decoder.dtype, decoder.device, limit=limit)
         self.prefixes = PrefixCache() if prefix_cache else None
@@ -53,11 +59,6 @@ class ModelWorker:
         self.seated = 0
         self.ledger = Ledger()
         self.pass_seconds = 0.0
-
-    @property
-    def stage(self) -> Stage:
-        """Draft models come first in a tick: a run that drafts then takes part in the target's pass of that tick."""
-        return "draft" if self.role == "draft" else "pass"
 
     @property
     def passes(self) -> int:
