@@ -22,14 +22,20 @@ if TYPE_CHECKING:
     from outlay.decode.draft.traversal import Traversal as Traversal
     from outlay.decode.greedy import Greedy as Greedy
     from outlay.decode.sample import Sample as Sample
+    from outlay.engine.functions import FunctionWorker as FunctionWorker
+    from outlay.engine.functions import ProcessWorker as ProcessWorker
+    from outlay.engine.functions import ThreadWorker as ThreadWorker
     from outlay.engine.handle import Handle as Handle
     from outlay.engine.handle import Result as Result
     from outlay.engine.method import About as About
     from outlay.engine.method import Method as Method
     from outlay.engine.method import Work as Work
+    from outlay.engine.request import Request as Request
+    from outlay.engine.request import Worker as Worker
     from outlay.engine.run import Run as Run
     from outlay.engine.submission import DraftSource as DraftSource
     from outlay.engine.submission import Submission as Submission
+    from outlay.engine.text_run import TextRun as TextRun
     from outlay.engine.tree_run import TreeRun as TreeRun
     from outlay.errors import FailureError as FailureError
     from outlay.errors import OutlayError as OutlayError
@@ -57,14 +63,20 @@ _HOMES = {
     "Traversal": "outlay.decode.draft.traversal",
     "Greedy": "outlay.decode.greedy",
     "Sample": "outlay.decode.sample",
+    "FunctionWorker": "outlay.engine.functions",
+    "ProcessWorker": "outlay.engine.functions",
+    "ThreadWorker": "outlay.engine.functions",
     "Handle": "outlay.engine.handle",
     "Result": "outlay.engine.handle",
     "About": "outlay.engine.method",
     "Method": "outlay.engine.method",
     "Work": "outlay.engine.method",
+    "Request": "outlay.engine.request",
+    "Worker": "outlay.engine.request",
     "Run": "outlay.engine.run",
     "DraftSource": "outlay.engine.submission",
     "Submission": "outlay.engine.submission",
+    "TextRun": "outlay.engine.text_run",
     "TreeRun": "outlay.engine.tree_run",
     "FailureError": "outlay.errors",
     "OutlayError": "outlay.errors",

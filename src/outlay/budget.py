@@ -24,10 +24,10 @@ class Ledger:
     `target_passes` and `draft_passes` count the forward passes that the run took part in, `target_tokens` and
     `draft_tokens` the positions that they computed for it, `score_passes` and `score_tokens` those of reward models,
     `side_passes` and `side_tokens` those of any other model. `scores` counts the texts that a scorer rated, `checks`
-    evaluations of a constraint, `executions` programs that ran. A multiply-add is 2 `flops`. `weight_bytes` is the run's
-    share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values that
-    attention read: what several runs read together is counted once. `extras` holds what only one method counts, under
-    its own names. `ran_on` names the code that did the passes, "native avx512vnni" or "torch".
+    evaluations of a constraint, `executions` programs that ran. A multiply-add is 2 `flops`. `weight_bytes` is the
+    run's share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values
+    that attention read: what several runs read together is counted once. `extras` holds what only one method counts,
+    under its own names. `ran_on` names the code that did the passes, "native avx512vnni" or "torch".
     """
 
     target_passes: int = 0

@@ -21,6 +21,7 @@ from typing import Any, cast
 import outlay.decode
 from outlay.engine.method import About, Method
 from outlay.errors import FailureError, UsageError, nearest
+from outlay.models.load import Model
 
 ENTRY_POINTS = "outlay.methods"
 
@@ -146,7 +147,14 @@ def in_words(kind: Any, literal: Callable[[Any], str] = typed) -> str:
         return " or ".join(map(literal, parts))
     if origin is tuple:
         return "numbers with x between them"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a name",
+        type(None): "none",
+        Model: "a model",
+    }
     return names.get(kind, str(kind))
 
 

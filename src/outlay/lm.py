@@ -60,6 +60,7 @@ class LM:
     def __init__(self, model: Model, engine: Engine) -> None:
         self.model, self.engine = model, engine
         self._drafts: dict[str, DraftSource | None] = {}
+        self._models: dict[str, Model] = {}
 
     @property
     def name(self) -> str:
@@ -91,6 +92,8 @@ class LM:
         *,
         method: str | Method | None = None,
         draft: str | Model | LM | DraftSource | None = None,
+        scorer: Any = None,
+        constraint: Any = None,
         budget: Budget | None = None,
         seed: int = 0,
         max_tokens: int = MAX_TOKENS,
@@ -120,19 +123,20 @@ class LM:
             method = Greedy() if temperature == 0 else Sample()
         chosen = catalog.parse(method) if isinstance(method, str) else method
         tokens = self.encode(prompt, chat=chat)
-        submission = Submission(self.model, tokens, options, self.draft(draft, chosen))
+        given = self.draft(draft, chosen), scorer, constraint, self._named_models(chosen)
+        submission = Submission(self.model, tokens, options, *given)
         return self.engine.submit(chosen, submission, trace=trace)
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """Answers a prompt and returns the result.
 
         **Arguments:** `method` is a name, with options if need be (`"beam:width=8"`), or a method object; by default
-        `greedy` at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts. `budget` caps
-        what is spent. `seed` fixes every random draw. `max_tokens` (256) counts new tokens. `temperature` (0),
-        `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`, `logit_bias` have the meaning of
-        `transformers`. `stop`: strings that end the text, which is cut before them. `ignore_eos` goes on past end
-        tokens. `logprobs`: how many of the most probable tokens to report for each token. `trace` is called with each
-        event of the run.
+        `greedy` at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts; `scorer` and
+        `constraint` are for methods that take one. `budget` caps what is spent. `seed` fixes every random draw.
+        `max_tokens` (256) counts new tokens. `temperature` (0), `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+        `presence_penalty`, `logit_bias` have the meaning of `transformers`. `stop`: strings that end the text, which is
+        cut before them. `ignore_eos` goes on past end tokens. `logprobs`: how many of the most probable tokens to
+        report for each token. `trace` is called with each event of the run.
 
         Raises `UsageError` for an argument that can't be used and `FailureError` where the run fails.
         """
@@ -192,6 +196,21 @@ class LM:
             refuse_other_tokens(draft, self.model)
             return model_draft(draft)
         return draft
+
+    def _named_models(self, method: Method) -> dict[str, Model]:
+        """Returns the models that a method's options name, by option, each loaded once; none for an option of None."""
+        found: dict[str, Model] = {}
+        for option in method.about.models:
+            given = getattr(method, option)
+            if isinstance(given, str):
+                if given not in self._models:
+                    self._models[given] = load_model(given, device=str(self.model.decoder.device))
+                found[option] = self._models[given]
+            elif isinstance(given, Model):
+                found[option] = given
+            elif given is not None:
+                raise UsageError(f"option {option!r} of {method.about.name} must be a model or its name, not {given!r}")
+        return found
 
 
 def load(

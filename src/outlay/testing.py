@@ -34,6 +34,16 @@ from outlay.models.load import Model
 from outlay.models.quantized import QuantizedWeight
 from outlay.models.tokenizer import Tokenizer
 
+BOOKED = (
+    *("target_passes", "draft_passes", "score_passes", "side_passes"),
+    *("target_tokens", "draft_tokens", "score_tokens", "side_tokens"),
+    *("scores", "checks", "executions", "flops", "weight_bytes", "kv_bytes"),
+)  # entries of the ledger that workers count
+ENDING = (
+    "tokens_out",
+    "rounds",
+    *(name for name in BOOKED if not name.startswith("draft_")),
+)  # at their cap a run ends
 PROMPTS = ("The first", "A second prompt, which is longer", "3", "fourth: Ω and 漢字", "five\nlines", "six six six")
 
 
@@ -136,11 +146,19 @@ class MethodProperties:
     method: ClassVar[Method | str]
     options: ClassVar[Mapping[str, Any]] = {}
     draft: ClassVar[str | Model | None] = None
+    scorer: ClassVar[Any] = None
+    constraint: ClassVar[Any] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What every request gives beside its prompt and its limits."""
+        beside = {"draft": self.draft, "scorer": self.scorer, "constraint": self.constraint}
+        return {"method": self.method, "ignore_eos": True} | beside | dict(self.options)
 
     def run(self, lm: LM, prompts: Sequence[str], **options: Any) -> list[Any]:
         """Runs all prompts together, the i-th with seed i."""
-        every = {"max_tokens": 24, "ignore_eos": True, "draft": self.draft} | dict(self.options) | options
-        handles = [lm.submit(prompt, method=self.method, seed=seed, **every) for seed, prompt in enumerate(prompts)]
+        every = {"max_tokens": 24} | self.given | options
+        handles = [lm.submit(prompt, seed=seed, **every) for seed, prompt in enumerate(prompts)]
         return [handle.result(60) for handle in handles]
 
     def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_batch(self) -> None:
@@ -148,8 +166,7 @@ class MethodProperties:
         together = self.run(tiny_lm(), PROMPTS)
         lm = tiny_lm()
         for seed, prompt in enumerate(PROMPTS):
-            every = {"max_tokens": 24, "ignore_eos": True, "draft": self.draft} | dict(self.options)
-            alone = lm.generate(prompt, method=self.method, seed=seed, **every)
+            alone = lm.generate(prompt, seed=seed, **{"max_tokens": 24} | self.given)
             assert alone.tokens == together[seed].tokens
             assert alone.text == together[seed].text
 
@@ -165,8 +182,7 @@ class MethodProperties:
         lm = tiny_lm()
         whole = self.run(lm, PROMPTS[:1])[0]
         spent = whole.ledger.as_dict()
-        capped = ("target_passes", "target_tokens", "tokens_out", "flops", "weight_bytes", "kv_bytes", "rounds")
-        for name in capped:
+        for name in ENDING:
             for share in (0.2, 0.6):
                 cap = int(spent[name] * share)
                 if cap == 0:
@@ -190,16 +206,14 @@ class MethodProperties:
     def test_streamed_pieces_join_to_the_text(self) -> None:
         """What is streamed is what is returned."""
         lm = tiny_lm()
-        every = {"max_tokens": 40, "ignore_eos": True, "draft": self.draft} | dict(self.options)
-        stream = lm.stream(PROMPTS[3], method=self.method, **every)
+        stream = lm.stream(PROMPTS[3], **{"max_tokens": 40} | self.given)
         pieces = list(stream)
         assert "".join(pieces) == stream.result.text
 
     def test_cancelling_frees_all_slots(self) -> None:
         """A cancelled run ends with the text so far and leaves nothing in the cache."""
         lm = tiny_lm(prefix_cache=False)
-        every = {"max_tokens": 400, "ignore_eos": True, "draft": self.draft} | dict(self.options)
-        handles = [lm.submit(prompt, method=self.method, **every) for prompt in PROMPTS]
+        handles = [lm.submit(prompt, **{"max_tokens": 400} | self.given) for prompt in PROMPTS]
         time.sleep(0.02)
         for handle in handles:
             handle.cancel()
@@ -214,25 +228,16 @@ class MethodProperties:
         lm = tiny_lm()
         total = sum((result.ledger for result in self.run(lm, PROMPTS)), start=Ledger())
         work = sum((worker.ledger for worker in lm.engine.workers), start=Ledger())
-        for name in (
-            "target_passes",
-            "draft_passes",
-            "target_tokens",
-            "draft_tokens",
-            "flops",
-            "weight_bytes",
-            "kv_bytes",
-        ):
+        for name in BOOKED:
             assert getattr(total, name) == getattr(work, name)
         passes = sum(worker.passes for worker in lm.engine.models)
-        assert passes <= total.target_passes + total.draft_passes
+        assert passes <= total.target_passes + total.draft_passes + total.score_passes + total.side_passes
 
     def test_nothing_is_computed_twice(self) -> None:
         """Every position is computed at most once: the cache never holds fewer tokens than were computed and kept."""
         lm = tiny_lm(prefix_cache=False)
         events: list[dict[str, Any]] = []
-        every = {"max_tokens": 24, "ignore_eos": True, "draft": self.draft} | dict(self.options)
-        lm.submit(PROMPTS[1], method=self.method, trace=events.append, **every).result(60)
+        lm.submit(PROMPTS[1], trace=events.append, **{"max_tokens": 24} | self.given).result(60)
         target = [
             node
             for event in events

@@ -243,6 +243,8 @@ def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
         row["origins"] = result.origins
     if result.alternatives:
         row["alternatives"] = [asdict(alternative) for alternative in result.alternatives]
+    if result.facts:
+        row["facts"] = result.facts
     if result.logprobs is not None:
         row["logprobs"] = [
             {**_logprob(lm, chosen.token, chosen.logprob), "top": [_logprob(lm, *best) for best in chosen.top]}

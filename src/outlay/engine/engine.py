@@ -17,7 +17,7 @@ import torch
 
 from outlay.engine.handle import Handle
 from outlay.engine.loop import RunLoop, Waiting
-from outlay.engine.method import Method
+from outlay.engine.method import Method, refuse_misfit
 from outlay.engine.registry import Workers
 from outlay.engine.request import Worker
 from outlay.engine.session import Session
@@ -86,6 +86,7 @@ class Engine:
         Raises:
             UsageError: Where the submission doesn't fit the method.
         """
+        refuse_misfit(method.about, submission)
         method.check(submission)
         handle = Handle(self._wake)
         tracer = Trace(trace, submission.model.tokenizer) if trace is not None else None

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from outlay.budget import Ledger
 from outlay.engine.session import Alternative, TokenLogprob
@@ -35,6 +35,8 @@ class Result:
     """Log-probabilities of each token, if they were asked for."""
     alternatives: list[Alternative] = field(default_factory=list)
     """Texts to choose from, the best first, if the method proposes several."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the method found out, by name: weights, a verdict, whatever doesn't add up over runs as the ledger does."""
 
 
 class TextChunk(NamedTuple):

@@ -202,10 +202,8 @@ class RunLoop:
 
     def _resume(self, live: Live) -> None:
         """Sends a run its results and takes its next requests; a run that is finished, fails or returns is ended."""
-        if (
-            error := live.error
-        ) is not None:  # never inside the method, where a StopIteration would look like its own end
-            self._end(live, error)
+        if live.error is not None:  # never inside the method, where a StopIteration would look like its own end
+            self._end(live, live.error)
             return
         try:
             asked = live.go_on()
@@ -217,6 +215,8 @@ class RunLoop:
         else:
             live.alone = isinstance(asked, Request)
             live.waiting = [asked] if isinstance(asked, Request) else list(asked)
+        if live.session.ends_with is not None:
+            live.run.close(live.session.ends_with)
         if live.session.finish_reason is not None:
             self._end(live)
 
@@ -247,4 +247,5 @@ class RunLoop:
             origins=session.origins,
             logprobs=session.logprobs if session.submission.options.logprobs is not None else None,
             alternatives=session.alternatives,
+            facts=session.facts,
         )

@@ -11,6 +11,8 @@ from outlay.engine.request import Request
 from outlay.engine.run import Run
 from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
+from outlay.errors import UsageError
+from outlay.models.load import Model
 
 Work = Generator[Request | list[Request], Any, None]
 
@@ -19,8 +21,9 @@ Work = Generator[Request | list[Request], Any, None]
 class About:
     """A method's entry in the catalogue.
 
-    `needs` names what a submission must give or have, `takes` what it may give, such as a "draft". `exact` says that
-    the text is distributed as the target model's own.
+    `needs` names what a submission must give or have, `takes` what it may give: a "draft", a "scorer", a "constraint".
+    `models` names the options that hold a model, or a name to load it by. `exact` says that the text is distributed as
+    the target model's own.
     """
 
     name: str
@@ -32,6 +35,7 @@ class About:
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     exact: bool = True
+    models: tuple[str, ...] = ()
 
 
 class Method(ABC):
@@ -60,5 +64,16 @@ class Method(ABC):
         return self.about.name + (":" + ",".join(options) if options else "")
 
 
+def refuse_misfit(about: About, submission: Submission) -> None:
+    """Raises `UsageError` for a scorer or constraint that a method needs and doesn't get, or gets and doesn't take."""
+    for name, given in (("scorer", submission.scorer), ("constraint", submission.constraint)):
+        if given is None and name in about.needs:
+            raise UsageError(f"{about.name} needs a {name}: give one with {name}=")
+        if given is not None and name not in (*about.needs, *about.takes):
+            raise UsageError(f"{about.name} takes no {name}; leave {name}= out, or choose a method that takes one")
+
+
 def _written(value: object) -> str:
+    if isinstance(value, Model):
+        return value.name
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

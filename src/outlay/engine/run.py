@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from outlay.budget import Account, Ledger
 from outlay.engine.random import RandomStreams
 from outlay.engine.registry import Wake
 from outlay.engine.request import Request, Worker
-from outlay.engine.seat import Seats
+from outlay.engine.seat import Seat, Seats
 from outlay.engine.session import Session
 from outlay.engine.submission import RunOptions, Submission
+from outlay.engine.worker import Role
 from outlay.models.load import Model
 
 AnyWorker = TypeVar("AnyWorker", bound=Worker)
@@ -83,6 +84,11 @@ class Run:
         """Why the text has ended; None as long as it goes on."""
         return self._session.finish_reason
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the method found out and no ledger can add up, by name: it goes into `Result.facts`."""
+        return self._session.facts
+
     def left(self, entry: str) -> float:
         """Returns what the budget leaves of a ledger entry; infinity where it has no cap."""
         return self._session.account.left(entry)
@@ -96,7 +102,25 @@ class Run:
             else:
                 ledger.extras[name] = ledger.extras.get(name, 0) + amount
         if "rounds" in amounts and self.left("rounds") <= 0:
-            self._session.end("budget")
+            self._session.end_soon("budget")
+
+    def seat(self, name: str, tokens: Sequence[int], role: Role = "side") -> Seat:
+        """Opens a seat at another model, with a tree of its own; the engine frees it at the end of the run.
+
+        Args:
+            name: An option of the method that `About.models` names; the model that it was given is loaded already.
+            tokens: What the seat's tree holds to begin with, in the other model's tokens.
+            role: What the model is to the run, and so the ledger's entries that its passes fill.
+
+        Raises:
+            UsageError: Where the other model can't read that many tokens.
+            FailureError: Where they don't fit into its cache.
+        """
+        models = self.submission.models
+        if name not in models:
+            named = f"it names {', '.join(models)}" if models else "it names none"
+            raise ValueError(f"no model {name!r} was loaded for this run: `About.models` must name the option; {named}")
+        return self._seats.open(models[name], role, tokens)
 
     def service(self, key: Hashable, make: Callable[[Wake], AnyWorker]) -> AnyWorker:
         """Returns a worker that all runs of the engine share.

@@ -12,6 +12,7 @@ from outlay.engine.forward import Forward
 from outlay.engine.registry import Workers
 from outlay.engine.request import PassReport
 from outlay.engine.worker import ModelWorker, Role
+from outlay.errors import UsageError
 from outlay.models.load import Model
 from outlay.tree.token_tree import Node, Tree
 
@@ -134,8 +135,12 @@ class Seats:
             hidden_states: Whether the model's cache keeps hidden states from now on.
 
         Raises:
-            FailureError: Where the tokens don't fit into the model's cache.
+            UsageError: Where the model can't read that many tokens.
+            FailureError: Where they don't fit into its cache.
         """
+        if not 1 <= len(tokens) <= model.decoder.config.max_positions:
+            limit = model.decoder.config.max_positions
+            raise UsageError(f"{model.name} reads 1 to {limit} tokens of a text, not {len(tokens)}")
         worker = self.workers.model(model, role)
         if hidden_states:
             worker.keep_hidden_states()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Session:
     """The text of one submission as it grows, and everything that can end it.
 
     `deliver(text, origin)` is called with each chunk of text. `finish_reason` is None as long as the text goes on.
+    `ends_with` is the reason to end the run at the method's next request, None where there is none.
     """
 
     def __init__(self, submission: Submission, deliver: Callable[[str, str], None], trace: Trace | None = None) -> None:
@@ -46,7 +48,9 @@ class Session:
         self.origins: list[str] = []
         self.logprobs: list[TokenLogprob] = []
         self.alternatives: list[Alternative] = []
+        self.facts: dict[str, Any] = {}
         self.finish_reason: str | None = None
+        self.ends_with: str | None = None
         self.max_tokens, self.eos_token_ids = submission.max_tokens, submission.eos_token_ids
         self._deliver = deliver
         self._text = TextStream(submission.model.tokenizer, submission.options.stop)
@@ -94,9 +98,9 @@ class Session:
         text = self.submission.model.tokenizer.decode([token for token in tokens if token not in self.eos_token_ids])
         self.alternatives.append(Alternative(text, list(tokens), score))
 
-    def end(self, reason: str) -> None:
-        """Says why the text ends here; a reason that stands already stays."""
-        self.finish_reason = self.finish_reason or reason
+    def end_soon(self, reason: str) -> None:
+        """Has the run end at the method's next request; what it commits until then is kept."""
+        self.ends_with = self.ends_with or reason
 
     def tick(self) -> None:
         """Brings the ledger's seconds up to date."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,9 @@ class DraftSource:
 class Submission:
     """A prompt with its options, checked against the model.
 
+    `scorer` and `constraint` are what the caller gives to methods that take one. `models` holds those that the method's
+    options name, by option.
+
     Raises:
         UsageError: For a prompt that is empty, too long for the model's context, or not of its vocabulary.
     """
@@ -50,6 +53,9 @@ class Submission:
     prompt: Sequence[int]
     options: RunOptions
     draft: DraftSource | None = None
+    scorer: Any = None
+    constraint: Any = None
+    models: Mapping[str, Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompt:
