@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from outlay.engine.passes import LogitsWanted, PassOutput, join
 from outlay.engine.request import Request
 from outlay.kernels import Top
-from outlay.tree.token_tree import Node
+from outlay.tree.token_tree import Node, Tree
 
 
 @dataclass(eq=False)
@@ -18,11 +19,17 @@ class Forward(Request):
     """Logits of `nodes`: the result is float32 [len(nodes), vocab], in their order.
 
     With `topk` it is a `Top` of each node's largest logits, with their log-sum-exp if `lse`. Where tokens are `named`
-    for each node, it is a list of their `NamedLogprobs`. What lies above a node and is not computed yet, such as the
-    prompt, is computed first, in chunks.
+    for each node, it is a list of their `NamedLogprobs`. With `layer_states` it is a pair, the logits and the hidden
+    states after every layer. What lies above a node and is not computed yet, such as the prompt, is computed first, in
+    chunks.
     """
 
     nodes: tuple[Node, ...]
+    trees: Sequence[Tree] = ()
+    """The trees of the run that asks. Each node is in the tree that grew it, or in one of these."""
+    owed: Sequence[Node] = ()
+    """Computed nodes whose hidden states were not kept, and are to be."""
+    layer_states: bool = False
     topk: int = 0
     lse: bool = False
     named: Sequence[Sequence[int]] = ()
@@ -39,9 +46,20 @@ class Forward(Request):
     def update_pending(self) -> None:
         """Finds out what is to be computed: at the first call all of it, then what nobody computed meanwhile."""
         if not self.pending and not self._rows:
-            self.pending = uncomputed(self.nodes)
+            self.pending = list(dict.fromkeys([*self.owed, *uncomputed(self.nodes)]))
         elif self.pending and self.pending[0].computed:
             self.pending = self._still_pending()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is known what is to be computed."""
+        return bool(self.pending or self._rows)
+
+    def tree_of(self, node: Node) -> Tree | None:
+        """Returns a tree that holds a node: the one that grew it may have given it up. None where no other does."""
+        if node.tree.sees(node):
+            return node.tree
+        return next((tree for tree in self.trees if tree.sees(node)), None)
 
     def settle(self, computed: Sequence[Node], output: PassOutput, places: Mapping[Node, int]) -> None:
         """Takes in the rows of a pass, and finishes the request when it has all of them.
@@ -64,13 +82,17 @@ class Forward(Request):
             if self.pending:
                 return
             rows = [self._rows[node] for node in self.nodes]
-        self.result = [each.named[row] for each, row in rows] if self.named else gather_rows(rows, self.topk)
-        self.done = True
+        result = [each.named[row] for each, row in rows] if self.named else gather_rows(rows, self.topk)
+        self.finish((result, gather_layer_states(rows)) if self.layer_states else result)
 
     def _still_pending(self) -> list[Node]:
-        """Returns pending nodes that were not computed meanwhile, or whose row is asked for and missing."""
-        asked = set(self.nodes)
-        return [node for node in self.pending if not node.computed or (node in asked and node not in self._rows)]
+        """Returns pending nodes that were not computed meanwhile, or lack their state or a row that is asked for."""
+        missing, owed = set(self.nodes) - self._rows.keys(), set(self.owed)
+        return [
+            node
+            for node in self.pending
+            if not node.computed or node in missing or (node in owed and not node.has_state)
+        ]
 
 
 def uncomputed(nodes: Sequence[Node]) -> list[Node]:
@@ -98,6 +120,7 @@ def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> LogitsWante
         max(forward.topk for forward in forwards),
         any(forward.lse for forward in forwards),
         [named.get(node, ()) for node in heads] if named else (),
+        any(forward.layer_states for forward in forwards),
     )
 
 
@@ -107,3 +130,10 @@ def gather_rows(rows: Sequence[tuple[PassOutput, int]], topk: int) -> Tensor | T
     if all(output is first and place == begin + index for index, (output, place) in enumerate(rows)):
         return first.rows(begin, begin + len(rows), topk)
     return join([output.rows(place, place + 1, topk) for output, place in rows])
+
+
+def gather_layer_states(rows: Sequence[tuple[PassOutput, int]]) -> Tensor:
+    """Returns the hidden states after every layer of rows of one or several passes, [rows, layers + 1, hidden_size]."""
+    states = [output.layer_states[place] for output, place in rows if output.layer_states is not None]
+    assert len(states) == len(rows), "the passes were asked for them"
+    return torch.stack(states)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ class LogitsWanted(NamedTuple):
     """The log-sum-exp of all logits, beside the largest ones."""
     named: Sequence[Sequence[int]] = ()
     """The tokens of each row whose log-probabilities are wanted; empty if there are none at all."""
+    layer_states: bool = False
+    """The hidden states after every layer."""
 
 
 ALL_LOGITS = LogitsWanted()
@@ -53,6 +55,9 @@ class PassOutput(NamedTuple):
     """The k largest of each row, [rows, k]."""
     named: Sequence[NamedLogprobs] = ()
     """One for each row, if tokens were named."""
+    layer_states: Tensor | None = None
+    """Float32 [rows, layers + 1, hidden_size]: the first layer's input, then what each layer gives to the next, before
+    the final norm."""
 
     def rows(self, begin: int, end: int, top: int) -> Tensor | Top:
         """Returns rows [begin, end): the `top` largest logits of each, or all of them if that is 0."""
@@ -94,26 +99,30 @@ class LayeredPass:
             wanted: what is computed of their logits.
         """
         decoder, device = self._decoder, self._decoder.device
-        x = self._hidden(plan)
+        rows = torch.tensor(logit_rows, dtype=torch.int64, device=device)
+        states: list[Tensor] = []
+        x = self._hidden(plan, (lambda x: states.append(x[rows].float())) if wanted.layer_states else None)
         if self._cache.hidden_states is not None:
             self._cache.hidden_states[torch.tensor(plan.slots, device=device)] = decoder.hidden_states(x).float()
 
         every_row = len(logit_rows) == len(plan.keys_seen)
-        logits = decoder.logits(x if every_row else x[torch.tensor(logit_rows, dtype=torch.int64, device=device)])
+        logits = decoder.logits(x if every_row else x[rows])
         named_tokens, named = _named_tokens(wanted), []
         if named_tokens is not None:  # the float32 sum of `log_softmax`, and no better one, is what others compare with
             logprobs = logits.log_softmax(1).gather(1, named_tokens.to(device))
             named = _named_logprobs(wanted, logits.argmax(1), logprobs)
-        return PassOutput(logits if wanted.logits else None, _top(logits, wanted) if wanted.top else None, named)
+        top = _top(logits, wanted) if wanted.top else None
+        return PassOutput(logits if wanted.logits else None, top, named, torch.stack(states, 1) if states else None)
 
-    def _hidden(self, plan: PassPlan) -> Tensor:
-        """Returns the last layer's output, [n, hidden_size]."""
+    def _hidden(self, plan: PassPlan, watch: Callable[[Tensor], None] | None) -> Tensor:
+        """Returns the last layer's output, [n, hidden_size]; `watch` is called with what each layer reads and gives."""
         decoder = self._decoder
         attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype)
         tokens, positions = _tokens_and_positions(plan, decoder.device)
-        if self._graphed is not None and not plan.inputs_embeds:
+        if self._graphed is not None and not plan.inputs_embeds and watch is None:
             return self._graphed(tokens, positions, attend)
-        return decoder.hidden(decoder.inputs(tokens, positions, _inputs_embeds(plan)), positions, attend)
+        x = decoder.inputs(tokens, positions, _inputs_embeds(plan))
+        return decoder.hidden(x, positions, attend) if watch is None else decoder.hidden(x, positions, attend, watch)
 
 
 class FusedPass:
@@ -133,14 +142,17 @@ class FusedPass:
         if self._bound_to != self._memory():
             self._bound_to, self._fused = self._memory(), self._bind()
         inputs: Tensor | PassInputs = PassInputs(plan.tokens, plan.inputs_embeds)
-        if self._weights.embed is None:
+        if self._weights.embed is None or wanted.layer_states:
             inputs = self._decoder.inputs(*_tokens_and_positions(plan, self._decoder.device), _inputs_embeds(plan))
 
-        n = len(plan.tokens)
+        n, layers, states = len(plan.tokens), (0, len(self._plan_of_layer)), list[Tensor]()
         plans = [
             kernels.AttentionPlan([_for_kernels(span, n) for span in plan.kv_spans[window]], n)
             for window in self._windows
         ]
+        if wanted.layer_states:
+            assert isinstance(inputs, Tensor)
+            states, layers = self._run_layers(plan, inputs, plans, logit_rows), (layers[1], layers[1])
         named_tokens, named = _named_tokens(wanted), []
         top_k, lse = (wanted.top, wanted.lse) if named_tokens is None else (max(wanted.top, 1), True)
         logits, top = self._fused.run(
@@ -153,10 +165,21 @@ class FusedPass:
             top_k=top_k,
             lse=lse,
             picks=named_tokens,
+            layers=layers,
         )
         if top is not None and top.picked is not None and top.lse is not None:
             named = _named_logprobs(wanted, top.tokens[:, 0], top.picked - top.lse[:, None])
-        return PassOutput(logits, top, named)
+        return PassOutput(logits, top, named, torch.stack(states, 1) if states else None)
+
+    def _run_layers(
+        self, plan: PassPlan, x: Tensor, plans: Sequence[kernels.AttentionPlan], rows: Sequence[int]
+    ) -> list[Tensor]:
+        """Runs one layer after the other, in place of x [n, hidden_size]; returns the rows before and after each."""
+        at, states = torch.tensor(rows), [x[rows]]
+        for layer in range(len(self._plan_of_layer)):
+            self._fused.run(x, plan.positions, plan.slots, plans, logits=False, layers=(layer, layer + 1))
+            states.append(x[at])
+        return states
 
     def _memory(self) -> tuple[int, bool]:
         """Returns what decides where the cache's memory lies: its capacity, and whether it keeps hidden states."""

@@ -38,9 +38,8 @@ def group_by_tree(shares: Sequence[Share]) -> list[tuple[Tree, list[Node]]]:
     groups: dict[Tree, list[Node]] = {}
     for forward, nodes in shares:
         for node in nodes:
-            tree = node.tree
-            if not tree.sees(node):  # it may have released the node, and a fork of it still hold it
-                tree = next(asked.tree for asked in forward.nodes if asked.tree.sees(node))
+            tree = forward.tree_of(node)
+            assert tree is not None, "a request for a node that is in no tree was refused"
             groups.setdefault(tree, []).append(node)
     return list(groups.items())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,12 +20,23 @@ State = TypeVar("State")
 
 
 class Seat:
-    """The token `tree` of a run at one model. `raw_logits`: whether the logits of each pass are kept for the run's
-    log-probabilities.
+    """The token `tree` of a run at one model.
+
+    `raw_logits` says whether the logits of each pass are kept for the run's log-probabilities. `owed` are nodes that
+    were computed before hidden states were kept: the first pass computes them anew.
     """
 
-    def __init__(self, account: Account, worker: ModelWorker, tree: Tree, *, raw_logits: bool = False) -> None:
+    def __init__(
+        self,
+        account: Account,
+        worker: ModelWorker,
+        tree: Tree,
+        *,
+        raw_logits: bool = False,
+        owed: Sequence[Node] = (),
+    ) -> None:
         self.tree = tree
+        self._owed = owed
         self._account, self._worker, self._raw_logits = account, worker, raw_logits
         self._trees = [tree]
         worker.seated += 1
@@ -60,10 +71,24 @@ class Seat:
         """
         return self._ask(nodes, named=tuple(tokens))
 
+    def forward_with_states(self, nodes: Sequence[Node]) -> Forward:
+        """Asks for the logits of `nodes` and for their hidden states after every layer.
+
+        The result is a pair: logits float32 [len(nodes), vocab], and float32 [len(nodes), layers + 1, hidden_size]: the
+        first layer's input, then each layer's output, the last one before the final norm.
+        """
+        return self._ask(nodes, layer_states=True)
+
+    @property
+    def owes_states(self) -> bool:
+        """Whether hidden states are still missing for nodes that were computed before anybody asked for them."""
+        self._owed = [node for node in self._owed if not node.has_state]
+        return bool(self._owed)
+
     def hidden_states(self, nodes: Sequence[Node]) -> list[Tensor]:
         """Returns what the LM head read for computed nodes, float32 [hidden_size] each, in the cache's own memory.
 
-        They are zeros for nodes that were computed before `Cache.keep_hidden_states`.
+        They are there for the nodes of a run that reads them, as soon as it no longer `owes_states`.
         """
         store = self._worker.cache.hidden_states
         assert store is not None, "hidden states are kept where a draft head starts from them"
@@ -101,10 +126,10 @@ class Seat:
         for tree in trees:
             tree.release()
 
-    def _ask(
-        self, nodes: Sequence[Node], topk: int = 0, lse: bool = False, named: Sequence[Sequence[int]] = ()
-    ) -> Forward:
-        return Forward(self._account, self._worker, tuple(nodes), topk, lse, named, self._raw_logits)
+    def _ask(self, nodes: Sequence[Node], **wanted: Any) -> Forward:
+        owed = tuple(self._owed) if self.owes_states else ()
+        keep = self._raw_logits
+        return Forward(self._account, self._worker, tuple(nodes), self._trees, owed, keep_raw_logits=keep, **wanted)
 
 
 class Seats:
@@ -144,7 +169,11 @@ class Seats:
         worker = self.workers.model(model, role)
         if hidden_states:
             worker.keep_hidden_states()
-        seat = Seat(self.account, worker, worker.plant(tokens, reserve), raw_logits=raw_logits)
+        tree = worker.plant(tokens, reserve)
+        owed: list[Node] = []
+        if hidden_states and tree.tip is not None:
+            owed = [node for node in tree.tip.path() if node.computed and not node.has_state]
+        seat = Seat(self.account, worker, tree, raw_logits=raw_logits, owed=owed)
         self._seats.append(seat)
         return seat
 

@@ -19,7 +19,7 @@ from outlay.models.load import Model
 from outlay.tree.cache import Cache
 from outlay.tree.plan import PassPlan, plan_pass
 from outlay.tree.prefix import PrefixCache
-from outlay.tree.token_tree import Node, Tree
+from outlay.tree.token_tree import NO_TOKEN, Node, Tree
 
 Role = Literal["target", "draft", "score", "side"]
 """What a model is to a run, and the ledger's entries that it fills: the one that writes, one that drafts for it, one
@@ -53,6 +53,8 @@ class ModelWorker(Worker):
         if self.prefixes is not None:
             self.cache.reclaim = self.prefixes.evict
         self._pass = pass_for(decoder, self.cache)
+        # A draft head reads more tokens than it writes.
+        self._vocab = decoder.embed.table.shape[0] if decoder.reads_hidden_states else decoder.config.vocab_size
         self._cost = PassCost(decoder, self.cache, role, self._pass.name)
         self.shared_state: dict[Hashable, Any] = {}
         self.last = PassReport(0, 0, 0, 0.0, 0)
@@ -104,7 +106,10 @@ class ModelWorker(Worker):
         Requests whose share of the pass is above their budget are refused, and the pass is planned without them.
         """
         for forward in requests:
-            forward.update_pending()
+            if forward.begun:
+                forward.update_pending()
+            else:
+                self._begin(forward)
         while shares := schedule([forward for forward in requests if not forward.done]):
             groups = group_by_tree(shares)
             plan = plan_pass(groups, self.cache.positions, self.decoder.config.windows)
@@ -117,6 +122,21 @@ class ModelWorker(Worker):
                 if forward.account in over:
                     forward.refuse()
         return None
+
+    def _begin(self, forward: Forward) -> None:
+        """Finds out what a request computes; fails it where that can't be computed, so that no other fails with it."""
+        if any(forward.tree_of(node) is None for node in forward.nodes):
+            forward.fail(ValueError("a pass is asked over a node that no tree of the run holds any more"))
+            return
+        forward.update_pending()
+        reach, vocab = self.decoder.config.max_positions, self._vocab
+        for node in forward.pending:
+            if node.position >= reach:
+                forward.fail(FailureError(f"{self.model.name} reads at most {reach} tokens of a text"))
+                return
+            if not NO_TOKEN <= node.token < vocab:
+                forward.fail(ValueError(f"token {node.token} is not among the {vocab} that {self.model.name} reads"))
+                return
 
     def _run_pass(
         self, shares: Sequence[Share], plan: PassPlan, order: list[Node], costs: dict[Account, Ledger]
@@ -138,8 +158,10 @@ class ModelWorker(Worker):
         for account, cost in costs.items():
             account.charge(cost)
             self.ledger += cost
+        keeps_states = self.cache.hidden_states is not None
         for node in order:
             node.computed = True
+            node.has_state = keeps_states
 
         places = {order[row]: index for index, row in enumerate(heads)}
         computed: dict[Account, list[Node]] = {account: [] for account in costs}

@@ -112,11 +112,27 @@ class Decoder:
         return self.logits(x if rows is None else x[rows])
 
     @torch.inference_mode()
-    def hidden(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Runs all layers: x [n, hidden_size] at positions int64 [n] -> [n, hidden_size], before the final norm."""
+    def hidden(
+        self, x: Tensor, positions: Tensor, attend: Attend, watch: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
+        """Runs all layers.
+
+        Args:
+            x: the first layer's input, [n, hidden_size].
+            positions: int64 [n].
+            attend: called once a layer, in order.
+            watch: called with the first layer's input and each layer's output, [n, hidden_size].
+
+        Returns:
+            The last layer's output, [n, hidden_size], before the final norm.
+        """
         rotation = self.rotation(positions)
+        if watch is not None:
+            watch(x)
         for index in range(len(self.layers)):
             x = self.after_attention(index, x, attend(index, *self.before_attention(index, x, rotation)))
+            if watch is not None:
+                watch(x)
         return x
 
     def inputs(self, tokens: Tensor, positions: Tensor, inputs_embeds: InputsEmbeds | None = None) -> Tensor:

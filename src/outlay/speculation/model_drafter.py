@@ -39,9 +39,9 @@ class ModelDrafter(Drafter):
         self.name = "head" if self._is_head else "draft"
 
     def sync(self) -> bool:
-        """Catches up with the run. A draft head can't draft before the target's prefill."""
-        above = self._run.tip.parent
-        if self._is_head and above is not None and not above.computed:
+        """Catches up with the run. A draft head can't draft before the target has computed what it starts from."""
+        above, target = self._run.tip.parent, self._run.target
+        if self._is_head and ((above is not None and not above.computed) or target.owes_states):
             return False
         self._keep_committed()
         tip = self._tree.tip

@@ -31,14 +31,15 @@ class Node:
         position: how many tokens precede it in its text.
         slot: where its key and value lie in the cache.
         computed: whether they lie there already.
+        has_state: whether its hidden state was kept when it was computed.
         origin: what proposed the token; empty for the model's own choice.
         input_embed: input embedding [hidden_size] that the model reads with the token or in its place, if any: see
             `Decoder.inputs`.
     """
 
     __slots__ = (
-        "children", "computed", "input_embed", "origin", "parent", "pins", "position", "region", "slot", "token",
-        "tree",
+        "children", "computed", "has_state", "input_embed", "origin", "parent", "pins", "position", "region", "slot",
+        "token", "tree",
     )  # fmt: skip
 
     def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region, origin: str = "") -> None:
@@ -47,7 +48,7 @@ class Node:
         self.slot = region.allocate(self.position)
         self.children = 0
         self.pins = 1  # the tree's own
-        self.computed = False
+        self.computed = self.has_state = False
         self.input_embed: Tensor | None = None
         if parent is not None:
             parent.children += 1
