@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import outlay
 from outlay import About, Budget, Ledger, Method
 from outlay.engine.functions import FunctionWorker, ProcessWorker, ThreadWorker
 from outlay.engine.request import Request, Worker
@@ -131,6 +134,27 @@ def test_a_slow_function_does_not_hold_the_others():
     gate.opened.set()
     result = slow.result(20)
     assert (result.tokens, result.ledger.executions) == ([65], 1)
+
+
+def nap(seconds):
+    time.sleep(seconds)
+    return 65
+
+
+@pytest.mark.slow
+def test_the_gaps_between_passes_beside_a_scorer_of_seconds_are_at_most_twice_their_median(default_path):
+    """On a machine that does other things too: the best of some texts."""
+    lm, ratios = outlay.load(default_path), []
+    scorer = Jobs(lambda wake: ThreadWorker(nap, wake, counts="scores"), arguments=(2.0,))
+    for _ in range(8):
+        events = []
+        scored = lm.submit("x", method=scorer, max_tokens=1)
+        lm.submit("Once", max_tokens=40, ignore_eos=True, trace=events.append).result(60)
+        times = [event["time"] for event in events if event["event"] == "pass"][1:]
+        gaps = [after - before for before, after in itertools.pairwise(times)]
+        ratios.append(max(gaps) / statistics.median(gaps))
+        assert scored.result(20).ledger.scores == 1
+    assert min(ratios) <= 2
 
 
 def test_jobs_of_several_runs_and_of_one_go_on_together():

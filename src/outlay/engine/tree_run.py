@@ -124,11 +124,20 @@ class TreeRun(Run):
         super().close(reason)
 
 
+Edit = Callable[[Tensor, Node, Sequence[int]], Tensor]
+"""(logits [vocab], the node and the tokens after it that they stand behind) -> logits [vocab], its input unchanged."""
+
+
 class Sampler:
-    """Chooses tokens from logits by the run's sampling options and its random streams."""
+    """Chooses tokens from logits by the run's sampling options and its random streams.
+
+    The order is fixed: raw logits, bias and penalties, the `edits` of constraints and steering, temperature,
+    truncation. It holds wherever a distribution is made, of the target's logits or a draft's.
+    """
 
     def __init__(self, run: TreeRun) -> None:
         self._run, self._options = run, run.options.sampling
+        self.edits: list[Edit] = []
 
     @property
     def greedy(self) -> bool:
@@ -137,12 +146,17 @@ class Sampler:
 
     @property
     def raw(self) -> bool:
-        """Whether the logits are used as they are, before temperature: without bias and penalties."""
+        """Whether the logits are used as they are, before temperature: without bias, penalties and edits."""
         options = self._options
-        return not options.logit_bias and options.repetition_penalty == 1 and options.presence_penalty == 0
+        return (
+            not self.edits
+            and not options.logit_bias
+            and options.repetition_penalty == 1
+            and options.presence_penalty == 0
+        )
 
     def penalized(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
-        """Applies bias and penalties to logits, before temperature and truncation.
+        """Applies bias, penalties and edits to logits, before temperature and truncation.
 
         Args:
             logits: Raw logits [vocab].
@@ -152,7 +166,10 @@ class Sampler:
         text: list[int] = []
         if self._options.repetition_penalty != 1 or self._options.presence_penalty:
             text = [*self._run.text_tokens(node or self._run.tip), *then]
-        return penalize(logits, self._options, self._run.prompt, text)
+        logits = penalize(logits, self._options, self._run.prompt, text)
+        for edit in self.edits:
+            logits = edit(logits, node or self._run.tip, then)
+        return logits
 
     def probs(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
         """Returns the distribution, float32 [vocab], of the token after `node` and `then`."""
