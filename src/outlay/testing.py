@@ -5,7 +5,8 @@
     class TestMine(MethodProperties):
         method = Mine(width=3)
 
-The class is collected by pytest. Set `options` for what the method needs of a request, such as a temperature.
+The class is collected by pytest. Set `options` for what the method needs of a request, such as a temperature,
+and `draft`, `scorer` or `constraint` where it takes one.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -208,14 +210,20 @@ def test_what_is_submitted_while_the_engine_sleeps_starts_at_once():
 
 
 def token_of(text):
-    return ord(text)
+    return ord(text) if len(text) == 1 else os._exit(1)
+
+
+def token_in_process(wake):
+    return ProcessWorker(token_of, wake, processes=1, counts="executions")
 
 
 @pytest.mark.slow
-def test_a_function_may_run_in_processes():
+def test_a_function_may_run_in_processes_and_one_that_dies_is_replaced():
     lm = tiny_lm()
-    method = Jobs(lambda wake: ProcessWorker(token_of, wake, processes=1), arguments=("A",))
-    assert lm.generate("x", method=method, max_tokens=5).tokens == [65]
+    assert lm.generate("x", method=Jobs(token_in_process, arguments=("A",)), max_tokens=5).tokens == [65]
+    with pytest.raises(BrokenProcessPool):
+        lm.generate("x", method=Jobs(token_in_process, arguments=("die",)), max_tokens=5)
+    assert lm.generate("x", method=Jobs(token_in_process, arguments=("B",)), max_tokens=5).tokens == [66]
     lm.engine.close()
 
 

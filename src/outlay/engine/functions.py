@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -151,10 +153,12 @@ class ThreadWorker(PoolWorker):
         super().__init__(function, pool, wake, counts=counts, role=role)
 
 
-class ProcessWorker(PoolWorker):
+class ProcessWorker(ThreadWorker):
     """Calls a slow function that computes in Python. It and its arguments are pickled, so it is one of a module.
 
-    The processes are started anew, not forked: a fork of a process with threads may hang.
+    The processes are started anew, not forked: a fork of a process with threads may hang. Starting one takes tens of
+    milliseconds, so a thread waits for each, and the tick doesn't. Where one dies, the calls at work fail, and the next
+    ones get new processes.
     """
 
     def __init__(
@@ -166,8 +170,28 @@ class ProcessWorker(PoolWorker):
         counts: str | None = None,
         role: str = "job",
     ) -> None:
-        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-        super().__init__(function, pool, wake, counts=counts, role=role)
+        super().__init__(self._call_elsewhere, wake, threads=processes, counts=counts, role=role)
+        self._called, self._count = function, processes
+        self._guard = threading.Lock()
+        self._processes = self._start_processes()
+
+    def close(self) -> None:
+        super().close()
+        self._processes.shutdown(wait=False, cancel_futures=True)
+
+    def _call_elsewhere(self, *arguments: Any) -> Any:
+        with self._guard:
+            processes = self._processes
+        try:
+            return processes.submit(self._called, *arguments).result()
+        except BrokenProcessPool:
+            with self._guard:
+                if self._processes is processes:
+                    self._processes = self._start_processes()
+            raise
+
+    def _start_processes(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"))
 
 
 def _in_turns(calls: Sequence[Call]) -> Sequence[Call]:

@@ -99,14 +99,14 @@ class LayeredPass:
             wanted: what is computed of their logits.
         """
         decoder, device = self._decoder, self._decoder.device
-        rows = torch.tensor(logit_rows, dtype=torch.int64, device=device)
+        every_row = len(logit_rows) == len(plan.keys_seen)
+        rows = slice(None) if every_row else torch.tensor(logit_rows, dtype=torch.int64, device=device)
         states: list[Tensor] = []
-        x = self._hidden(plan, (lambda x: states.append(x[rows].float())) if wanted.layer_states else None)
+        x = self._hidden(plan, (lambda x: states.append(x[rows].clone().float())) if wanted.layer_states else None)
         if self._cache.hidden_states is not None:
             self._cache.hidden_states[torch.tensor(plan.slots, device=device)] = decoder.hidden_states(x).float()
 
-        every_row = len(logit_rows) == len(plan.keys_seen)
-        logits = decoder.logits(x if every_row else x[rows])
+        logits = decoder.logits(x[rows])
         named_tokens, named = _named_tokens(wanted), []
         if named_tokens is not None:  # the float32 sum of `log_softmax`, and no better one, is what others compare with
             logprobs = logits.log_softmax(1).gather(1, named_tokens.to(device))

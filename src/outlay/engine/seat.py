@@ -92,6 +92,8 @@ class Seat:
         """
         store = self._worker.cache.hidden_states
         assert store is not None, "hidden states are kept where a draft head starts from them"
+        if not all(node.has_state for node in nodes):
+            raise ValueError("hidden states are there after the pass that computes their nodes, not before")
         return [store[node.slot] for node in nodes]
 
     def fork(self, tree: Tree, node: Node | None = None) -> Tree:
@@ -171,7 +173,7 @@ class Seats:
             worker.keep_hidden_states()
         tree = worker.plant(tokens, reserve)
         owed: list[Node] = []
-        if hidden_states and tree.tip is not None:
+        if worker.cache.hidden_states is not None and tree.tip is not None:
             owed = [node for node in tree.tip.path() if node.computed and not node.has_state]
         seat = Seat(self.account, worker, tree, raw_logits=raw_logits, owed=owed)
         self._seats.append(seat)

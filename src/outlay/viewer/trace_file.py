@@ -39,7 +39,7 @@ class Pass:
     """A forward pass that a run took part in."""
 
     model: str
-    """"target" or "draft"."""
+    """"target", "draft", "score" or "side"."""
     number: int
     """Among the model's passes; runs with the same number shared the pass."""
     time: float
