@@ -138,6 +138,24 @@ def test_models_are_loaded_by_name_once_before_the_run(monkeypatch):
     assert loaded == [("judge-3", "cpu")]
 
 
+def test_a_seat_at_a_model_that_no_option_gave_is_refused_and_a_loaded_model_needs_none():
+    @dataclass(frozen=True)
+    class Seats(Method):
+        given: str | Model
+
+        about: ClassVar[About] = About("seats", "", "", "test", "", "")
+
+        def decode(self, run):
+            seat = run.seat(self.given, run.prompt)
+            run.commit(int((yield seat.topk([seat.tree.tip], 1)).tokens))
+
+    lm, other = tiny_lm(), tiny_model(1)
+    with pytest.raises(ValueError, match="option 'judge' gave this run no model"):
+        lm.generate("Once", method=Seats("judge"))
+    expected = LM(other, Engine()).generate("Once", max_tokens=1).tokens
+    assert lm.generate("Once", method=Seats(other), max_tokens=1).tokens == expected
+
+
 def test_what_is_no_model_and_a_text_that_a_model_cannot_read_are_refused():
     with pytest.raises(UsageError, match="option 'judge' of agree must be a model or its name, not 3"):
         tiny_lm().generate("Once", method=Agree(3))

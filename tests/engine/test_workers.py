@@ -377,3 +377,19 @@ def test_an_error_while_a_method_is_stopped_fails_its_run_alone():
         lm.generate("x", method=Untidy(), budget=Budget(target_passes=2))
     assert len(other.result(20).tokens) == 20
     assert lm.engine.models[0].seated == 0
+
+
+@pytest.mark.parametrize("junk", [None, 3, [None]])
+def test_a_method_that_yields_no_request_fails_alone(junk):
+    @dataclass(frozen=True)
+    class Junk(Method):
+        about: ClassVar[About] = ABOUT
+
+        def decode(self, run):
+            yield junk
+
+    lm = tiny_lm()
+    other = lm.submit("Once", max_tokens=20, ignore_eos=True)
+    with pytest.raises(TypeError, match="yields a request or a list of them"):
+        lm.generate("x", method=Junk())
+    assert len(other.result(20).tokens) == 20

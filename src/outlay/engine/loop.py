@@ -56,14 +56,19 @@ class Live:
         """Whether the run waits, and for jobs only."""
         return not self.ready and all(request.done or request.worker.stage == "job" for request in self.waiting)
 
-    def go_on(self) -> Request | list[Request]:
-        """Sends the method its results and returns what it asks for next. Raises `StopIteration` at its end."""
-        if not self.begun:
-            self.begun = True
-            return next(self.work)
-        results = [request.result for request in self.waiting]
-        self.run.receive(self.waiting)
-        return self.work.send(results[0] if self.alone else results)
+    def go_on(self) -> None:
+        """Sends the method its results and takes what it asks for next. Raises `StopIteration` at its end."""
+        answer = None
+        if self.begun:
+            results = [request.result for request in self.waiting]
+            self.run.receive(self.waiting)
+            answer = results[0] if self.alone else results
+        self.begun = True
+        asked = self.work.send(answer)
+        requests = [asked] if isinstance(asked, Request) else asked
+        if not isinstance(requests, list) or not all(isinstance(request, Request) for request in requests):
+            raise TypeError(f"a method yields a request or a list of them, not {asked!r}")
+        self.alone, self.waiting = isinstance(asked, Request), requests
 
     def abandon(self) -> None:
         """Tells the workers that nobody waits for this run's requests any more."""
@@ -105,10 +110,10 @@ class RunLoop:
             self._police(live)
         until = time.perf_counter() + NOW_SECONDS
         self._serve_now(until)
-        self._serve("job")
-        self._serve("draft")
+        self._serve("job", self.live)
+        self._serve("draft", self.live)
         self._serve_now(until)
-        self._serve("pass")
+        self._serve("pass", self.live)
 
     def fail(self, admitted: Sequence[Waiting], failure: Exception) -> None:
         """Ends all runs with an error, and those that were to be admitted: a mistake of ours that all must hear of."""
@@ -126,18 +131,23 @@ class RunLoop:
 
     def _serve_now(self, until: float) -> None:
         """Serves quick work, and what its runs ask for then, until there is none or the time is up."""
-        while self._serve("now") and time.perf_counter() < until:
-            pass
+        asking = self._serve("now", self.live)
+        while asking and time.perf_counter() < until:
+            asking = self._serve("now", asking)
 
-    def _serve(self, stage: Stage) -> bool:
+    def _serve(self, stage: Stage, runs: Sequence[Live]) -> list[Live]:
         """Has each worker of a stage do a step, and lets each run go on that then has all that it waited for.
 
+        Args:
+            stage: The stage.
+            runs: Those whose requests are served.
+
         Returns:
-            Whether anything was asked of the stage.
+            Those that asked for something and have not ended.
         """
         batches: dict[Worker, list[Request]] = {}
         asking = []
-        for live in self.live:
+        for live in runs:
             asked = [request for request in live.waiting if not request.done and request.worker.stage == stage]
             for request in asked:
                 batches.setdefault(request.worker, []).append(request)
@@ -151,7 +161,7 @@ class RunLoop:
                 self._end(live)
             elif live.ready:
                 self._resume(live)
-        return bool(asking)
+        return [live for live in asking if not live.handle.done]
 
     def _advance(self, worker: Worker, requests: Sequence[Request]) -> None:
         try:
@@ -206,15 +216,12 @@ class RunLoop:
             self._end(live, live.error)
             return
         try:
-            asked = live.go_on()
+            live.go_on()
         except StopIteration:
             live.run.close("stop")
         except Exception as failure:  # whatever a method raises belongs to its caller, and must not stop the others
             self._end(live, failure)
             return
-        else:
-            live.alone = isinstance(asked, Request)
-            live.waiting = [asked] if isinstance(asked, Request) else list(asked)
         if live.session.ends_with is not None:
             live.run.close(live.session.ends_with)
         if live.session.finish_reason is not None:

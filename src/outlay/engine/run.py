@@ -104,11 +104,12 @@ class Run:
         if "rounds" in amounts and self.left("rounds") <= 0:
             self._session.end_soon("budget")
 
-    def seat(self, name: str, tokens: Sequence[int], role: Role = "side") -> Seat:
+    def seat(self, model: str | Model, tokens: Sequence[int], role: Role = "side") -> Seat:
         """Opens a seat at another model, with a tree of its own; the engine frees it at the end of the run.
 
         Args:
-            name: An option of the method that `About.models` names; the model that it was given is loaded already.
+            model: An option of the method that `About.models` names, whose model is loaded already; or a loaded model,
+                such as a scorer's.
             tokens: What the seat's tree holds to begin with, in the other model's tokens.
             role: What the model is to the run, and so the ledger's entries that its passes fill.
 
@@ -116,11 +117,15 @@ class Run:
             UsageError: Where the other model can't read that many tokens.
             FailureError: Where they don't fit into its cache.
         """
-        models = self.submission.models
-        if name not in models:
-            named = f"it names {', '.join(models)}" if models else "it names none"
-            raise ValueError(f"no model {name!r} was loaded for this run: `About.models` must name the option; {named}")
-        return self._seats.open(models[name], role, tokens)
+        if isinstance(model, str):
+            models = self.submission.models
+            if model not in models:
+                known = ", ".join(models) or "none"
+                raise ValueError(
+                    f"option {model!r} gave this run no model; those in `About.models` that did: {known}"
+                )
+            model = models[model]
+        return self._seats.open(model, role, tokens)
 
     def service(self, key: Hashable, make: Callable[[Wake], AnyWorker]) -> AnyWorker:
         """Returns a worker that all runs of the engine share.
