@@ -1,21 +1,32 @@
 """Layers with random weights, and attention in float64."""
 
 import math
+from itertools import pairwise
 
 import torch
 
 from outlay import kernels
 
-FORMATS = ("q4", "q8", "bf16", "f32")
+FORMATS = ("q4", "q8", "bf16", "f32", "mixed")
 
 
 def make_layer(form, m, k, seed=0):
+    """A layer in one format; "mixed": of parts in all of them, which end within a tile of channels if m is large."""
+    if form == "mixed":
+        parts = [(each, part) for each, part in zip(FORMATS, cut(m, 4), strict=False) if part]
+        return kernels.stack([make_layer(each, part, k, seed + i) for i, (each, part) in enumerate(parts)])
     weight = torch.randn(m, k, generator=torch.Generator().manual_seed(seed)) * 0.05
     if form == "q4":
         return kernels.pack_q4(*kernels.quantize_q4(weight))
     if form == "q8":
         return kernels.pack_q8(*kernels.quantize_q8(weight))
     return kernels.pack_bf16(weight) if form == "bf16" else kernels.pack_f32(weight)
+
+
+def cut(m, n):
+    """Cuts m into n numbers that are no multiples of each other."""
+    bounds = [m * i * i // (n * n) for i in range(n + 1)]
+    return [end - begin for begin, end in pairwise(bounds)]
 
 
 def rows_of(n, k, seed=1):

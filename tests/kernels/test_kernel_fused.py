@@ -83,7 +83,7 @@ def make_weights(form, kind=LLAMA):
     return FusedWeights(
         layers,
         make_norm(),
-        make_layer("q8" if form == "q4" else form, VOCAB, HIDDEN, 99),
+        make_layer("q8" if form in ("q4", "mixed") else form, VOCAB, HIDDEN, 99),
         HEADS,
         KV_HEADS,
         DIM,
@@ -176,7 +176,7 @@ def run_in_chunks(decoder, hidden, bounds):
     return torch.cat(out)
 
 
-@pytest.mark.parametrize(("form", "bound"), [("f32", 1e-5), ("bf16", 1e-5), ("q8", 3e-2), ("q4", 3e-2)])
+@pytest.mark.parametrize(("form", "bound"), [("f32", 1e-5), ("bf16", 1e-5), ("q8", 3e-2), ("q4", 3e-2), ("mixed", 3e-2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_torch(form, bound, kind):
     weights, hidden = make_weights(form, KINDS[kind]), rows_of(37, HIDDEN)
@@ -196,7 +196,8 @@ def test_a_narrow_cache_stays_near(dtype, bound):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("form", "dtype"),
-    [("q4", torch.float32), ("q8", torch.bfloat16), ("q4", torch.int8), ("bf16", torch.int8), ("f32", torch.float32)],
+    [("q4", torch.float32), ("q8", torch.bfloat16), ("q4", torch.int8), ("bf16", torch.int8), ("f32", torch.float32)]
+    + [("mixed", torch.float32)],
 )
 def test_same_bits_stepping_and_in_chunks_on_one_and_two_threads(form, dtype, kind):
     weights, hidden = make_weights(form, KINDS[kind]), rows_of(70, HIDDEN)
@@ -329,7 +330,7 @@ def test_tokens_and_input_embeddings_are_the_rows_that_they_stand_for(scale, thr
     assert torch.equal(decoder.run(inputs, at, at, causal(0, 9))[0], expected)
 
 
-@pytest.mark.parametrize("form", ["q4", "q8", "f32"])
+@pytest.mark.parametrize("form", ["q4", "q8", "f32", "mixed"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_draft_head_fuses_an_input_embedding_with_its_tokens_or_takes_it_alone(form, threads):
     kernels.set_threads(threads)
@@ -367,6 +368,7 @@ def test_rows_that_can_not_be_read_are_refused():
     wide = Table(torch.zeros(4, HIDDEN + 32, dtype=torch.int8), torch.ones(4, HIDDEN // 32 + 1).half())
     for wrong in (
         {"embed": wide},
+        {"lm_head": make_layer("mixed", VOCAB, HIDDEN)},
         {"fuse": FusedLinear(make_layer("q4", HIDDEN, HIDDEN, 5))},
         {"fuse": FusedLinear(make_layer("q4", HIDDEN, 2 * HIDDEN, 5), vector[1:])},
     ):

@@ -6,7 +6,7 @@ from outlay import kernels
 
 # Inputs are rounded to 8 bits in groups of 32: an error of at most half a step in each product. The bounds are on the
 # whole result's relative error.
-BOUNDS = {"q4": 8e-3, "q8": 8e-3, "bf16": 1e-6, "f32": 1e-6}
+BOUNDS = {"q4": 8e-3, "q8": 8e-3, "bf16": 1e-6, "f32": 1e-6, "mixed": 8e-3}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -89,6 +89,18 @@ def test_zero_and_tiny_inputs(form):
     layer = make_layer(form, 32, 64)
     for size in (0.0, 1e-38, 1e-44):
         assert layer(torch.full((2, 64), size)).abs().max() < 1e-30
+
+
+def test_parts_give_the_bits_that_they_give_alone():
+    layers, x = [make_layer(form, m, 96) for form, m in (("q8", 5), ("f32", 33), ("q4", 100), ("q8", 1))], rows_of(9, 96)
+    whole, bias, base = kernels.stack(layers), rows_of(1, 139)[0], rows_of(9, 139, seed=2)
+    alone = torch.cat([layer(x) for layer in layers], dim=1)
+    assert torch.equal(whole(x), alone)
+    assert torch.equal(whole(x, bias=bias, add_to=base.clone()), base + (alone + bias))
+    assert torch.equal(whole.dequantize(), torch.cat([layer.dequantize() for layer in layers]))
+    assert whole.nbytes == sum(layer.nbytes for layer in layers)
+    with pytest.raises(ValueError, match="one input"):
+        kernels.stack([make_layer("q8", 5, 96), make_layer("q8", 5, 64)])
 
 
 def test_refuses_wrong_shapes():

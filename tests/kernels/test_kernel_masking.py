@@ -16,6 +16,7 @@ if kernels.available():
     w, x = torch.randn(90, 96), torch.randn(37, 96)
     layers = [kernels.pack_q4(*kernels.quantize_q4(w)), kernels.pack_q8(*kernels.quantize_q8(w))]
     layers += [kernels.pack_bf16(w), kernels.pack_f32(w)]
+    layers += [kernels.stack(layers)]
     results = [layer(part) for layer in layers for width in (1, 3, 6, 10, 12, 18, 37) for part in x.split(width)]
     q, k, v = torch.randn(7, 4, 40), torch.randn(2, 90, 40), torch.randn(2, 90, 40)
     plan = AttentionPlan([AttentionSpan(0, 70), AttentionSpan(75, 13, mask=torch.rand(7, 13) < 0.5)], 7)

@@ -12,9 +12,14 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
 
+from outlay import kernels
+from outlay.engine.passes import FusedPass, LayeredPass, Pass, pass_for
 from outlay.errors import UsageError
 from outlay.models.gguf_file import GgufFile
 from outlay.models.load import load_model
+from outlay.tree.cache import Cache
+from outlay.tree.plan import plan_pass
+from outlay.tree.token_tree import Tree
 
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 EXACT = ["Q4_0", "Q4_1", "Q5_0", "Q8_0"]
@@ -295,8 +300,62 @@ def test_quantized_files_run_near_their_dequantized_selves(
     tokens = list(range(3, 23))
     exact = dense.logits(load_model(tmp_path / "x.gguf", dtype="float32").decoder, tokens)
     model = load_model(tmp_path / "x.gguf")
-    assert model.format in ("int4", "int8")
+    assert model.format.split("+")[0] == ("int4" if kinds[0].startswith("Q4") else "int8")
     assert (dense.logits(model.decoder, tokens) - exact).norm() < 0.06 * exact.norm()
+
+
+def mixed_file(path: Path, arch: str, family: str, options: dict[str, Any], metadata: dict[str, Any]) -> Path:
+    """A file like Q4_K_M's: 4 bits, but for the values, every other MLP's output and the embeddings."""
+    tensors = {}
+    rng = np.random.default_rng(0)
+    for name, tensor in converted(network(family, initializer_range=0.05, **options), arch).items():
+        wide = "attn_v" in name or "blk.0.ffn_down" in name or "token_embd" in name or "output.weight" in name
+        kind = "F32" if tensor.dim() == 1 else "Q6_K" if wide else "Q4_K"
+        if kind == "F32":
+            tensors[name] = (tensor.numpy(), kind)
+        else:
+            tensors[name] = (blocks(kind, *tensor.shape, rng), kind)
+    write(path, tensors, common(arch, **metadata), arch)
+    return path
+
+
+MIXED = {"hidden_size": 256, "intermediate_size": 512}
+MIXED_METADATA = {"embedding_length": 256, "feed_forward_length": 512}
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen2"])
+def test_a_mixed_file_runs_in_one_native_call_with_the_same_bits_at_any_width(case: str, tmp_path: Path) -> None:
+    if not kernels.available():
+        pytest.skip("the native kernels are not built")
+    path = mixed_file(tmp_path / "x.gguf", case, case.capitalize(), MIXED, MIXED_METADATA)
+    model = load_model(path)
+    assert model.format == "int4+int8"
+    assert model.decoder.layers[0].qkv.format == "int4+int8"
+    decoder, tokens = model.decoder, list(range(3, 23))
+    cache = Cache(decoder.config, torch.float32, torch.device("cpu"), limit=256)
+    native, layered = pass_for(decoder, cache), LayeredPass(decoder, cache)
+    assert isinstance(native, FusedPass)
+    stepped = logits_of(native, cache, tokens, 1)
+    for width in (3, 20):
+        assert torch.equal(logits_of(native, cache, tokens, width), stepped)
+    assert (logits_of(layered, cache, tokens, 20) - stepped).norm() < 0.05 * stepped.norm()
+
+
+def logits_of(run: Pass, cache: Cache, tokens: list[int], width: int) -> torch.Tensor:
+    """The logits of a sequence, in passes of `width` tokens over a tree of its own."""
+    tree, parts = Tree(cache), []
+    tree.append(tokens)
+    path = tree.tip.path()
+    for first in range(0, len(path), width):
+        nodes = path[first : first + width]
+        plan = plan_pass([(tree, nodes)], cache.positions, run._decoder.config.windows)
+        logits = run(plan, list(range(len(nodes)))).logits
+        assert logits is not None
+        parts.append(logits)
+        for node in nodes:
+            node.computed = True
+    tree.release()
+    return torch.cat(parts)
 
 
 def test_types_that_are_not_read_are_named(tmp_path: Path) -> None:

@@ -14,17 +14,30 @@ from tree.test_token_tree import TreeProperties
 
 from outlay import kernels
 from outlay.engine.passes import FusedPass, pass_for
+from outlay.models.linear import pack, stack
+from outlay.models.mlp import Mlp
 from outlay.testing import tiny_model
 from outlay.tree.cache import Cache
 from outlay.tree.plan import plan_pass
 from outlay.tree.token_tree import Tree
 
 
+def in_parts(layer):
+    """A layer whose products have parts in formats of their own, as mixed files have."""
+    qkv, gate_up = (linear.packed.dequantize() for linear in (layer.qkv, layer.mlp.gate_up))
+    keys, values = pack(qkv[:48], "int4"), pack(qkv[48:], "int8")
+    gate, up = pack(gate_up[:64], "bfloat16"), pack(gate_up[64:], "int4")
+    mlp = Mlp(stack([gate, up]), layer.mlp.down, layer.mlp.activation_name, gated=True)
+    return replace(layer, qkv=stack([keys, values]), mlp=mlp)
+
+
 class Native:
     """A tiny decoder in int4 on the native kernels, with what a row gets alone, one token at a time, to compare."""
 
-    def __init__(self, windows=(None, None)):
+    def __init__(self, windows=(None, None), mixed=False):
         self.decoder = tiny_model(dtype="int4", context=1024).decoder
+        if mixed:
+            self.decoder.layers = tuple(map(in_parts, self.decoder.layers))
         self.decoder.config = replace(self.decoder.config, windows=windows)
         self._passes = WeakKeyDictionary()
         self._stepped = self.cache(capacity=4096)
@@ -103,7 +116,15 @@ class SameBitsInWindows(SameBits):
     toy = Native(windows=(5, None))
 
 
+class SameBitsInParts(SameBits):
+    """The same where a layer's products have parts in several formats."""
+
+    toy = Native(mixed=True) if kernels.available() else None
+
+
 if kernels.available():
+    TestSameBitsInParts = SameBitsInParts.TestCase
+    TestSameBitsInParts.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
     TestSameBits = SameBits.TestCase
     TestSameBits.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
     TestSameBitsInWindows = SameBitsInWindows.TestCase

@@ -9,12 +9,14 @@ from outlay.kernels.fused import FusedDecoder, FusedLayer, FusedLinear, FusedNor
 from outlay.kernels.native import available, isa, set_threads, threads
 from outlay.kernels.packing import (
     PackedLinear,
+    PackedPart,
     pack_bf16,
     pack_f32,
     pack_q4,
     pack_q8,
     quantize_q4,
     quantize_q8,
+    stack,
 )
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "FusedWeights",
     "KeyValues",
     "PackedLinear",
+    "PackedPart",
     "PassInputs",
     "Table",
     "Top",
@@ -44,6 +47,7 @@ __all__ = [
     "quantize_q8",
     "rms_norm",
     "set_threads",
+    "stack",
     "store",
     "threads",
 ]

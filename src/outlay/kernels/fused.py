@@ -15,12 +15,12 @@ from outlay.kernels.attention import AttentionPlan, KeyValues
 from outlay.kernels.functions import ACTIVATIONS, Table
 from outlay.kernels.native import (
     AttentionPlanStruct,
-    BiasedLinearStruct,
     KVCacheStruct,
     LayerStruct,
     ModelStruct,
     NormStruct,
     PassStruct,
+    StackStruct,
     TableStruct,
     address,
     check,
@@ -87,6 +87,7 @@ class FusedWeights:
     final_norm: FusedNorm | None
 
     lm_head: PackedLinear
+    """Of one part."""
 
     num_heads: int
 
@@ -354,7 +355,7 @@ def _model_struct(weights: FusedWeights, layers: Array[LayerStruct], hidden_size
         embed_scale=weights.embed_scale,
         layers=layers,
         final_norm=_norm_struct(weights.final_norm),
-        lm_head=weights.lm_head.struct,
+        lm_head=weights.lm_head.parts[0].struct,
         cos=address(weights.cos),
         sin=address(weights.sin),
         embed=TableStruct() if weights.embed is None else weights.embed.struct,
@@ -366,10 +367,8 @@ def _norm_struct(norm: FusedNorm | None) -> NormStruct:
     return NormStruct() if norm is None else NormStruct(weight=address(norm.weight), bias=address(norm.bias))
 
 
-def _linear_struct(linear: FusedLinear | None) -> BiasedLinearStruct:
-    if linear is None:
-        return BiasedLinearStruct()
-    return BiasedLinearStruct(linear=linear.packed.struct, bias=address(linear.bias))
+def _linear_struct(linear: FusedLinear | None) -> StackStruct:
+    return StackStruct() if linear is None else linear.packed.struct(linear.bias)
 
 
 def _indices(values: Indices, n: int, end: int | None) -> array[int]:
@@ -397,6 +396,8 @@ def _check_weights(weights: FusedWeights, hidden_size: int) -> None:
     if weights.head_dim % 8:
         raise ValueError(f"head_dim must be a multiple of 8, not {weights.head_dim}")
     _check_norm(weights.final_norm, hidden_size)
+    if len(weights.lm_head.parts) != 1:
+        raise ValueError(f"expected an LM head of one part, not {len(weights.lm_head.parts)}")
     if weights.embed is not None and weights.embed.q.shape[1] != hidden_size:
         raise ValueError(f"expected rows of {hidden_size} in the table of token embeddings")
     if weights.fuse is not None:

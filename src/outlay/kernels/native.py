@@ -9,13 +9,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 7
+_ABI = 8
 
 
 class LinearStruct(Structure):
-    """A linear layer's weights."""
+    """The weights of output channels that share a format."""
 
     _fields_ = [("weights", c_void_p), ("format", c_int32), ("m", c_int32), ("k", c_int32)]
+
+
+class StackStruct(Structure):
+    """A linear layer of parts, with its bias."""
+
+    _fields_ = [
+        ("parts", POINTER(LinearStruct)),
+        ("n_parts", c_int32),
+        ("m", c_int32),
+        ("k", c_int32),
+        ("bias", c_void_p),
+    ]
 
 
 class TableStruct(Structure):
@@ -65,25 +77,19 @@ class NormStruct(Structure):
     _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
 
 
-class BiasedLinearStruct(Structure):
-    """A linear layer with its bias."""
-
-    _fields_ = [("linear", LinearStruct), ("bias", c_void_p)]
-
-
 class LayerStruct(Structure):
     """One layer of a decoder with its KV cache."""
 
     _fields_ = [
         ("attn_norm", NormStruct),
-        ("qkv", BiasedLinearStruct),
+        ("qkv", StackStruct),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),
-        ("out", BiasedLinearStruct),
+        ("out", StackStruct),
         ("post_attn_norm", NormStruct),
         ("mlp_norm", NormStruct),
-        ("gate_up", BiasedLinearStruct),
-        ("down", BiasedLinearStruct),
+        ("gate_up", StackStruct),
+        ("down", StackStruct),
         ("post_mlp_norm", NormStruct),
         ("kv", KVCacheStruct),
         ("plan", c_int64),
@@ -114,7 +120,7 @@ class ModelStruct(Structure):
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("embed", TableStruct),
-        ("fuse", BiasedLinearStruct),
+        ("fuse", StackStruct),
     ]
 
 
@@ -151,7 +157,7 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_choose": ([c_char_p], c_char_p),
     "outlay_set_threads": ([c_int32], None),
     "outlay_threads": ([], c_int32),
-    "outlay_linear": ([POINTER(LinearStruct), c_void_p, c_int64, c_void_p, c_int32, c_void_p], c_int32),
+    "outlay_linear": ([POINTER(StackStruct), c_void_p, c_int64, c_int32, c_void_p], c_int32),
     "outlay_rms_norm": ([c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p], c_int32),
     "outlay_layer_norm": ([*[c_void_p] * 3, c_int64, c_int32, c_float, c_void_p], c_int32),
     "outlay_activate": ([c_int32, c_void_p, c_void_p, c_int32, c_void_p], c_int32),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ctypes import Array
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from outlay.kernels.memory import weights
-from outlay.kernels.native import LinearStruct, address, check, library
+from outlay.kernels.native import LinearStruct, StackStruct, address, check, library
 
 _FORMATS = {"q4": 0, "q8": 1, "bf16": 2, "f32": 3}
 _TILE = 16  # output channels that are interleaved
@@ -17,11 +19,8 @@ _GROUP = 32  # weights that share a scale
 
 
 @dataclass(frozen=True)
-class PackedLinear:
-    """A linear layer in one of the kernels' formats.
-
-    A row's result has the same bits however many rows are computed with it, in any order, on any number of threads.
-    """
+class PackedPart:
+    """The weights of consecutive output channels, in one of the kernels' formats."""
 
     data: Tensor
     """The weights, uint8, in the layout of the format."""
@@ -40,9 +39,66 @@ class PackedLinear:
 
     @cached_property
     def struct(self) -> LinearStruct:
-        """The layer as native calls take it."""
+        """The part as native calls take it."""
         return LinearStruct(
             weights=self.data.data_ptr(), format=_FORMATS[self.format], m=self.out_features, k=self.in_features
+        )
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Returns the weights of the output channels `index`, int64 [n], as float32 [n, in_features]."""
+        tile, place = index // _TILE, index % _TILE
+        groups = self.in_features // _GROUP
+        if self.format == "q4":
+            blocks = self.data.view(-1, groups, 320)
+            scales, minima = (blocks[..., i : i + 32].view(torch.float16)[tile, :, place].float() for i in (0, 32))
+            packed = blocks[..., 64:].unflatten(2, (4, _TILE, 4))[tile, :, :, place]
+            q = torch.stack([packed & 15, packed >> 4], dim=2).flatten(2)
+            return (scales[..., None] * q + minima[..., None]).flatten(1)
+        if self.format == "q8":
+            blocks = self.data.view(-1, groups, 544)
+            scales = blocks[..., :32].view(torch.float16)[tile, :, place].float()
+            q = blocks[..., 32:].view(torch.int8).unflatten(2, (8, _TILE, 4))[tile, :, :, place].flatten(2)
+            return (scales[..., None] * q).flatten(1)
+        dtype = torch.bfloat16 if self.format == "bf16" else torch.float32
+        return self.data.view(dtype).view(-1, self.in_features, _TILE)[tile, :, place].float()
+
+
+class PackedLinear:
+    """A linear layer of one or more parts that read the same input, their output channels one after the other.
+
+    A row's result has the same bits however many rows are computed with it, in any order, on any number of threads.
+    """
+
+    def __init__(self, parts: Sequence[PackedPart]) -> None:
+        """Makes a layer of its parts.
+
+        Raises:
+            ValueError: Where the parts read inputs of different sizes, or there are none.
+        """
+        self.parts = tuple(parts)
+        sizes = {part.in_features for part in parts}
+        if len(sizes) != 1:
+            raise ValueError(f"expected parts that read one input, not inputs of sizes {sorted(sizes)}")
+        self.in_features = sizes.pop()
+        self.out_features = sum(part.out_features for part in parts)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the weights, which one pass reads."""
+        return sum(part.nbytes for part in self.parts)
+
+    @cached_property
+    def _parts(self) -> Array[LinearStruct]:
+        return (LinearStruct * len(self.parts))(*(part.struct for part in self.parts))
+
+    def struct(self, bias: Tensor | None = None) -> StackStruct:
+        """Returns the layer as native calls take it, with a bias, contiguous float32 [out_features]."""
+        return StackStruct(
+            parts=self._parts,
+            n_parts=len(self.parts),
+            m=self.out_features,
+            k=self.in_features,
+            bias=address(bias),
         )
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:
@@ -69,34 +125,27 @@ class PackedLinear:
         if bias is not None and (bias.shape != shape[1:] or bias.dtype != torch.float32):
             raise ValueError(f"expected a float32 bias [{self.out_features}]")
         bias = None if bias is None else bias.contiguous()
-        check(
-            library().outlay_linear(
-                self.struct, x.data_ptr(), x.shape[0], address(bias), add_to is not None, out.data_ptr()
-            )
-        )
+        struct = self.struct(bias)
+        check(library().outlay_linear(struct, x.data_ptr(), x.shape[0], add_to is not None, out.data_ptr()))
         return out
 
     def rows(self, index: Tensor) -> Tensor:
         """Returns the weights of the output channels `index`, int64 [n], as float32 [n, in_features]."""
-        tile, place = index // _TILE, index % _TILE
-        groups = self.in_features // _GROUP
-        if self.format == "q4":
-            blocks = self.data.view(-1, groups, 320)
-            scales, minima = (blocks[..., i : i + 32].view(torch.float16)[tile, :, place].float() for i in (0, 32))
-            packed = blocks[..., 64:].unflatten(2, (4, _TILE, 4))[tile, :, :, place]
-            q = torch.stack([packed & 15, packed >> 4], dim=2).flatten(2)
-            return (scales[..., None] * q + minima[..., None]).flatten(1)
-        if self.format == "q8":
-            blocks = self.data.view(-1, groups, 544)
-            scales = blocks[..., :32].view(torch.float16)[tile, :, place].float()
-            q = blocks[..., 32:].view(torch.int8).unflatten(2, (8, _TILE, 4))[tile, :, :, place].flatten(2)
-            return (scales[..., None] * q).flatten(1)
-        dtype = torch.bfloat16 if self.format == "bf16" else torch.float32
-        return self.data.view(dtype).view(-1, self.in_features, _TILE)[tile, :, place].float()
+        out, first = torch.empty(len(index), self.in_features), 0
+        for part in self.parts:
+            here = (index >= first) & (index < first + part.out_features)
+            out[here] = part.rows(index[here] - first)
+            first += part.out_features
+        return out
 
     def dequantize(self) -> Tensor:
         """Returns the weights as float32 [out_features, in_features]."""
         return self.rows(torch.arange(self.out_features))
+
+
+def stack(layers: Sequence[PackedLinear]) -> PackedLinear:
+    """Returns one layer of the parts of all layers, which read the same input. The weights are not copied."""
+    return PackedLinear([part for layer in layers for part in layer.parts])
 
 
 def _pad(rows: Tensor) -> Tensor:
@@ -127,7 +176,7 @@ def pack_q4(q: Tensor, scales: Tensor, minima: Tensor) -> PackedLinear:
     halves = _pad(q.to(torch.uint8)).view(-1, _TILE, k // _GROUP, 2, 4, 4)
     packed = (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).permute(0, 2, 3, 1, 4).flatten(2)
     data = torch.cat([_pack_scales(scales), _pack_scales(minima), packed], dim=2)
-    return PackedLinear(weights.hold(data), "q4", m, k)
+    return PackedLinear([PackedPart(weights.hold(data), "q4", m, k)])
 
 
 def pack_q8(q: Tensor, scales: Tensor) -> PackedLinear:
@@ -136,21 +185,21 @@ def pack_q8(q: Tensor, scales: Tensor) -> PackedLinear:
     m, k = q.shape
     packed = _pad(q.to(torch.int8)).view(-1, _TILE, k // _GROUP, 8, 4).permute(0, 2, 3, 1, 4).flatten(2)
     data = torch.cat([_pack_scales(scales), packed.contiguous().view(torch.uint8)], dim=2)
-    return PackedLinear(weights.hold(data), "q8", m, k)
+    return PackedLinear([PackedPart(weights.hold(data), "q8", m, k)])
 
 
 def pack_bf16(weight: Tensor) -> PackedLinear:
     """Packs a weight [m, k], rounded to bfloat16."""
     m, k = weight.shape
     data = _pad(weight.to(torch.bfloat16)).transpose(1, 2).contiguous().view(torch.uint8)
-    return PackedLinear(weights.hold(data), "bf16", m, k)
+    return PackedLinear([PackedPart(weights.hold(data), "bf16", m, k)])
 
 
 def pack_f32(weight: Tensor) -> PackedLinear:
     """Packs a weight [m, k] in float32."""
     m, k = weight.shape
     data = _pad(weight.float()).transpose(1, 2).contiguous().view(torch.uint8)
-    return PackedLinear(weights.hold(data), "f32", m, k)
+    return PackedLinear([PackedPart(weights.hold(data), "f32", m, k)])
 
 
 def quantize_q4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

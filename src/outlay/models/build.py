@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from outlay.models.config import DecoderConfig
 from outlay.models.decoder import Decoder, Layer
 from outlay.models.embedding import Embedding
 from outlay.models.experts import ExpertMlp
-from outlay.models.linear import FLOATS, Linear, SplitLinear, pack
+from outlay.models.linear import FLOATS, Linear, pack, stack
 from outlay.models.mlp import Mlp
 from outlay.models.names import Names
 from outlay.models.norm import LayerNorm, Norm, RMSNorm
@@ -165,13 +166,14 @@ class Builder:
         return self._pack_parts(weights, biases)
 
     def _pack_parts(self, weights: list[Tensor | QuantizedWeight], bias: Tensor | None) -> Linear:
-        formats = [self._format_of(weight) for weight in weights]
-        if len(set(formats)) == 1:
-            return pack(_stack(weights), formats[0], bias, device=self.device)
-        sizes = [weight.shape[0] for weight in weights]
-        biases = bias.split(sizes) if bias is not None else [None] * len(weights)
-        packed = [pack(w, f, b, device=self.device) for w, f, b in zip(weights, formats, biases, strict=True)]
-        return SplitLinear(packed)
+        """Packs weights, one below the other; neighbours that are held in one format become one part."""
+        packed, rows = [], 0
+        for format, run in groupby(weights, self._format_of):
+            weight = _joined_rows(list(run))
+            end = rows + weight.shape[0]
+            packed.append(pack(weight, format, None if bias is None else bias[rows:end], device=self.device))
+            rows = end
+        return stack(packed)
 
     def _format_of(self, weight: Tensor | QuantizedWeight) -> str:
         if self.format != "own":
@@ -268,7 +270,7 @@ class Builder:
         return weight.to(FLOATS[self.float_format if self.format == "own" else self.format])
 
 
-def _stack(weights: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
+def _joined_rows(weights: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
     if len(weights) == 1:
         return weights[0]
     quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]

@@ -45,6 +45,11 @@ class ExpertMlp:
         counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
         return order // self.per_token, order, counts
 
+    @property
+    def linears(self) -> list[Linear]:
+        """The linear layers of its experts."""
+        return [linear for expert in self.experts for linear in expert.linears]
+
     def pass_bytes(self, tokens: int) -> int:
         """Returns the bytes of weights that a pass over `tokens` rows reads, if no two rows share an expert."""
         used = min(len(self.experts), tokens * self.per_token)

@@ -102,7 +102,7 @@ class Int8Linear(Linear):
 
 
 class NativeLinear(Linear):
-    """A weight in the layout of our own kernels; float32 activations, and the same bits for a row at any width."""
+    """Weights in the layouts of our own kernels; float32 activations, and the same bits for a row at any width."""
 
     def __init__(self, packed: PackedLinear, bias: Tensor | None, format: str) -> None:
         self.packed, self.bias, self.format = packed, bias, format
@@ -115,7 +115,7 @@ class NativeLinear(Linear):
 
 
 class SplitLinear(Linear):
-    """Parts that are held in different formats, one below the other."""
+    """Parts that are held in different formats, one below the other, of which torch multiplies at least one."""
 
     def __init__(self, parts: Sequence[Linear]) -> None:
         self.parts = tuple(parts)
@@ -127,6 +127,20 @@ class SplitLinear(Linear):
     def __call__(self, x: Tensor) -> Tensor:
         """x [n, in] -> [n, out], in the dtype of x."""
         return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+def stack(layers: Sequence[Linear]) -> Linear:
+    """Returns one layer of the output channels of all layers, which read the same input: native if all of them are."""
+    if len(layers) == 1:
+        return layers[0]
+    native = [layer for layer in layers if isinstance(layer, NativeLinear)]
+    if len(native) < len(layers):
+        return SplitLinear(layers)
+    packed = kernels.stack([layer.packed for layer in native])
+    biases = [layer.bias for layer in native if layer.bias is not None]
+    assert len(biases) in (0, len(native)), "either all parts have a bias or none"
+    formats = dict.fromkeys(layer.format for layer in native)
+    return NativeLinear(packed, torch.cat(biases) if biases else None, "+".join(formats))
 
 
 def pack(

@@ -143,8 +143,15 @@ def _load_gguf(path: Path, dtype: str, device: torch.device, progress: Progress 
         plus_one=False,
     )
     decoder = builder.build(progress)
-    held = decoder.layers[0].out.format if format == "own" else format
+    held = _held(decoder) if format == "own" else format
     return Model(path.stem, decoder, tokenizer, _fingerprint(store.identity(), sampled(path)), held)
+
+
+def _held(decoder: Decoder) -> str:
+    """Returns the formats in which the layers hold their weights, the narrowest first, joined by "+"."""
+    linears = [linear for layer in decoder.layers for linear in (layer.qkv, layer.out, *layer.mlp.linears)]
+    held = {format for linear in linears for format in linear.format.split("+")}
+    return "+".join(format for format in reversed(FORMATS) if format in held)
 
 
 def _folder_tokenizer(folder: Path, config: DecoderConfig) -> Tokenizer:

@@ -36,6 +36,11 @@ class Mlp:
         gate = self.activation(inner[:, : self.width])
         return self.down(gate.mul_(inner[:, self.width :]))
 
+    @property
+    def linears(self) -> list[Linear]:
+        """Its linear layers."""
+        return [self.gate_up, self.down]
+
     def pass_bytes(self, tokens: int) -> int:
         """Returns the bytes of weights that a pass over `tokens` rows reads."""
         return self.nbytes

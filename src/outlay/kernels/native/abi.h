@@ -13,11 +13,21 @@
 //   f32  [k][16] float
 enum OutlayFormat : int32_t { kQ4 = 0, kQ8 = 1, kBf16 = 2, kF32 = 3 };
 
+// The weights of output channels that share a format.
 struct OutlayLinear {
     const uint8_t* weights;
     int32_t format;
     int32_t m;  // output channels
     int32_t k;  // input channels
+};
+
+// A linear layer: parts that read the same input, the channels of each after those of the one before, in its own format.
+struct OutlayStack {
+    const OutlayLinear* parts;
+    int32_t n_parts;    // 0: there is no such layer
+    int32_t m;          // output channels of all parts
+    int32_t k;          // input channels
+    const float* bias;  // [m] or null
 };
 
 // A table of quantized rows [rows, k]: signed integers where there are no minima, with a half scale (and minimum) for each
@@ -69,22 +79,16 @@ struct OutlayNorm {
     const float* bias;
 };
 
-// A linear layer with its bias, or null.
-struct OutlayBiasedLinear {
-    OutlayLinear linear;
-    const float* bias;
-};
-
 struct OutlayLayer {
     OutlayNorm attn_norm;
-    OutlayBiasedLinear qkv;  // rows: all of q, then k, then v
+    OutlayStack qkv;         // rows: all of q, then k, then v
     const float* q_norm;     // [head_dim] or null: RMSNorm of every query head before its rotation
     const float* k_norm;
-    OutlayBiasedLinear out;
+    OutlayStack out;
     OutlayNorm post_attn_norm;  // of the attention output before it joins the residual stream
     OutlayNorm mlp_norm;
-    OutlayBiasedLinear gate_up;  // rows: all of gate, if the model is gated, then up
-    OutlayBiasedLinear down;
+    OutlayStack gate_up;  // rows: all of gate, if the model is gated, then up
+    OutlayStack down;
     OutlayNorm post_mlp_norm;
     OutlayKVCache kv;
     int64_t plan;  // index of this layer's plan among those of the pass
@@ -102,8 +106,8 @@ struct OutlayModel {
     const float* cos;  // [positions, rope_dim / 2], or null: no rotary embedding
     const float* sin;
     OutlayTable embed;        // the token embeddings [vocab, hidden_size]; q is null: passes take no tokens
-    OutlayBiasedLinear fuse;  // a draft head's [2 hidden_size] -> [hidden_size], of a hidden state beside its token's
-                              // embedding; its weights are null: none
+    OutlayStack fuse;         // a draft head's [2 hidden_size] -> [hidden_size], of a hidden state beside its token's
+                              // embedding; or none
 };
 
 struct OutlayPass {

@@ -162,7 +162,7 @@ OUTLAY_API const char* outlay_choose(const char* limit) {
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 7; }
+OUTLAY_API int32_t outlay_abi() { return 8; }
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
@@ -181,12 +181,11 @@ static int32_t guarded(const Body& body) {
 }
 
 // out[rows, m] = x[rows, k] times the layer (+ bias), or added to out.
-OUTLAY_API int32_t outlay_linear(const OutlayLinear* layer, const float* x, int64_t rows, const float* bias,
-                                 int32_t accumulate, float* out) {
+OUTLAY_API int32_t outlay_linear(const OutlayStack* layer, const float* x, int64_t rows, int32_t accumulate, float* out) {
     return guarded([&] {
         static Scratch* memory = new Scratch;
         const Activations in = quantize_rows(*layer, x, rows, *memory);
-        run_linear(*layer, in, rows, {out, layer->m, bias, accumulate != 0});
+        run_linear(*layer, in, rows, {out, layer->m, layer->bias, accumulate != 0});
     });
 }
 

@@ -62,10 +62,8 @@ float* fuse_rows(const OutlayModel& model, const OutlayPass& pass, PassMemory& m
     }
     if (!n) return rows;
 
-    const OutlayLinear& layer = model.fuse.linear;
     float* fused = memory.fused.get<float>(n * hidden);
-    run_linear(layer, quantize_rows(layer, inputs, n, memory.quantized), n,
-               {fused, hidden, model.fuse.bias, false});
+    run_linear(model.fuse, quantize_rows(model.fuse, inputs, n, memory.quantized), n, {fused, hidden, model.fuse.bias, false});
     for (int64_t row = 0; row < pass.n; ++row) {
         if (pass.tokens[row] < 0) continue;
         std::copy(fused, fused + hidden, rows + row * hidden);
@@ -93,22 +91,22 @@ void rope_and_store_kv(const OutlayModel& model, const OutlayLayer& layer, float
 }
 
 // Adds a linear layer's output to the residual stream, through a norm where the model has one there.
-void add_to_residual(const OutlayModel& model, const OutlayBiasedLinear& part, const OutlayNorm& norm, const Activations& in,
+void add_to_residual(const OutlayModel& model, const OutlayStack& layer, const OutlayNorm& norm, const Activations& in,
                      const OutlayPass& pass, PassMemory& memory) {
     const int hidden = model.hidden_size;
     if (!norm.weight) {
-        run_linear(part.linear, in, pass.n, {pass.residual, hidden, part.bias, true});
+        run_linear(layer, in, pass.n, {pass.residual, hidden, layer.bias, true});
         return;
     }
     float* change = memory.change.get<float>(pass.n * hidden);
-    run_linear(part.linear, in, pass.n, {change, hidden, part.bias, false});
+    run_linear(layer, in, pass.n, {change, hidden, layer.bias, false});
     for_each_row(pass.n, [&](int64_t row) {
         apply_norm(norm, model, change + row * hidden, change + row * hidden);
         active_kernels()->add(change + row * hidden, hidden, pass.residual + row * hidden);
     });
 }
 
-Activations normed_residual(const OutlayModel& model, const OutlayNorm& norm, const OutlayLinear& reader,
+Activations normed_residual(const OutlayModel& model, const OutlayNorm& norm, const OutlayStack& reader,
                             const OutlayPass& pass, PassMemory& memory) {
     return make_activations(reader, pass.n, memory, [&](int64_t row, float* out) {
         apply_norm(norm, model, pass.residual + row * model.hidden_size, out);
@@ -117,9 +115,9 @@ Activations normed_residual(const OutlayModel& model, const OutlayNorm& norm, co
 
 void run_attention_block(const OutlayModel& model, const OutlayLayer& layer, const OutlayPass& pass, PassMemory& memory) {
     const int q_size = model.n_heads * model.head_dim, qkv_size = q_size + 2 * model.n_kv_heads * model.head_dim;
-    const Activations in = normed_residual(model, layer.attn_norm, layer.qkv.linear, pass, memory);
+    const Activations in = normed_residual(model, layer.attn_norm, layer.qkv, pass, memory);
     float* qkv = memory.qkv.get<float>(pass.n * qkv_size);
-    run_linear(layer.qkv.linear, in, pass.n, {qkv, qkv_size, layer.qkv.bias, false});
+    run_linear(layer.qkv, in, pass.n, {qkv, qkv_size, layer.qkv.bias, false});
     for_each_row(pass.n, [&](int64_t row) {
         rope_and_store_kv(model, layer, qkv + row * qkv_size, pass.positions[row], pass.slots[row]);
     });
@@ -128,19 +126,19 @@ void run_attention_block(const OutlayModel& model, const OutlayLayer& layer, con
     const AttentionCall call = {qkv, qkv_size, layer.kv, model.n_heads, model.n_kv_heads, model.head_dim,
                                 model.attention_scale, model.attention_softcap, attention, q_size, nullptr};
     run_attention(call, pass.plans[layer.plan], memory.spans[layer.plan], pass.n, memory.scores);
-    const Activations attended = quantize_rows(layer.out.linear, attention, pass.n, memory.quantized);
+    const Activations attended = quantize_rows(layer.out, attention, pass.n, memory.quantized);
     add_to_residual(model, layer.out, layer.post_attn_norm, attended, pass, memory);
 }
 
 void run_mlp_block(const OutlayModel& model, const OutlayLayer& layer, const OutlayPass& pass, PassMemory& memory) {
     const Kernels& kernels = *active_kernels();
     const int wide = model.intermediate_size;
-    const Activations in = normed_residual(model, layer.mlp_norm, layer.gate_up.linear, pass, memory);
-    const int64_t stride = padded_stride(layer.gate_up.linear.m);
+    const Activations in = normed_residual(model, layer.mlp_norm, layer.gate_up, pass, memory);
+    const int64_t stride = padded_stride(layer.gate_up.m);
     float* gate_up = memory.gate_up.get<float>(pass.n * stride);
-    run_linear(layer.gate_up.linear, in, pass.n, {gate_up, stride, layer.gate_up.bias, false});
+    run_linear(layer.gate_up, in, pass.n, {gate_up, stride, layer.gate_up.bias, false});
 
-    const Activations activated = make_activations(layer.down.linear, pass.n, memory, [&](int64_t row, float* out) {
+    const Activations activated = make_activations(layer.down, pass.n, memory, [&](int64_t row, float* out) {
         const float* gate = gate_up + row * stride;
         kernels.activate(model.activation, gate, model.gated ? gate + wide : nullptr, wide, out);
     });
@@ -160,7 +158,7 @@ void store_hidden_states(const OutlayModel& model, const OutlayPass& pass) {
 void run_pass(const OutlayModel& model, const OutlayPass& asked) {
     PassMemory& memory = pass_memory();
     OutlayPass pass = asked;
-    const auto first_inputs = model.fuse.linear.weights ? fuse_rows : embed_rows;
+    const auto first_inputs = model.fuse.n_parts ? fuse_rows : embed_rows;
     if (!pass.residual) pass.residual = first_inputs(model, pass, memory);
     if (int64_t(memory.spans.size()) < pass.n_plans) memory.spans.resize(pass.n_plans);
     for (int64_t i = 0; i < pass.n_plans; ++i) memory.spans[i].build(pass.plans[i], pass.n);

@@ -15,10 +15,10 @@ struct PassMemory {
 
 void apply_norm(const OutlayNorm& norm, const OutlayModel& model, const float* x, float* out);
 
-// The inputs of a linear layer: `make(row, out)` writes the floats of a row. A quantized layer gets them quantized while
-// the row is in the first-level cache.
+// The inputs of a linear layer: `make(row, out)` writes the floats of a row. They are quantized for the parts that need it
+// while the row is in the first-level cache.
 template <class Make>
-Activations make_activations(const OutlayLinear& layer, int64_t rows, PassMemory& memory, const Make& make) {
+Activations make_activations(const OutlayStack& layer, int64_t rows, PassMemory& memory, const Make& make) {
     const Kernels& kernels = *active_kernels();
     const int k = layer.k;
     float* x = memory.floats.get<float>(rows * k);

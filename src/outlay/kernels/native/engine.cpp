@@ -56,7 +56,7 @@ void dequantize_row(const OutlayTable& table, int64_t row, float* out) {
     }
 }
 
-Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory) {
+Activations quantize_rows(const OutlayStack& layer, const float* x, int64_t rows, Scratch& memory) {
     if (!is_quantized(layer)) return {x, nullptr};
     const Kernels& kernels = *active_kernels();
     const int64_t groups = layer.k / kGroup;
@@ -65,25 +65,60 @@ Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t row
     return {x, q};
 }
 
-void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const LinearOutput& to) {
-    const Kernels& kernels = *active_kernels();
-    const int tiles = tiles_of(layer);
+namespace {
+
+// The products of one part of a layer with all rows, cut into items of work.
+class PartProducts {
+  public:
+    PartProducts(const OutlayLinear& part, int first_channel, const Activations& in, int64_t rows, int threads,
+                 const LinearOutput& to)
+        : part_(part), in_(in), to_(to), rows_(rows), tiles_(tiles_of(part)) {
+        to_.out += first_channel;
+        if (to_.bias) to_.bias += first_channel;
+
+        // Many rows are split among the threads, so that a core reads again in the next step what it has written.
+        const int64_t even = (rows + threads - 1) / threads;
+        panel_ = even < kRowsToSplit ? rows : (even + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
+
+        // A chunk is a few microseconds of work: long against claiming it, short against waiting for the last one.
+        const int64_t work = int64_t(tile_bytes(part)) * (1 + panel_ / 4);
+        chunk_ = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles_));
+        if (!is_quantized(part)) chunk_ = (chunk_ + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
+        chunks_ = (tiles_ + chunk_ - 1) / chunk_;
+    }
+
+    int64_t items() const { return (rows_ + panel_ - 1) / panel_ * chunks_; }
+
+    void run(int64_t item) const {
+        const int64_t row = item / chunks_ * panel_;
+        const int first = int(item % chunks_) * chunk_;
+        active_kernels()->linear(part_, in_, row, std::min(row + panel_, rows_), first, std::min(first + chunk_, tiles_), to_);
+    }
+
+  private:
+    const OutlayLinear& part_;
+    const Activations& in_;
+    LinearOutput to_;
+    int64_t rows_, panel_, chunks_;
+    int tiles_, chunk_;
+};
+
+}  // namespace
+
+void run_linear(const OutlayStack& layer, const Activations& in, int64_t rows, const LinearOutput& to) {
     Pool& pool = Pool::get();
-
-    // Many rows are split among the threads, so that a core reads again in the next step what it has written.
-    const int64_t even = (rows + pool.threads() - 1) / pool.threads();
-    const int64_t panel = even < kRowsToSplit ? rows : (even + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
-
-    // A chunk is a few microseconds of work: long against claiming it, short against waiting for the last one.
-    const int64_t work = int64_t(tile_bytes(layer)) * (1 + panel / 4);
-    int chunk = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles));
-    if (!is_quantized(layer)) chunk = (chunk + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
-
-    const int64_t chunks = (tiles + chunk - 1) / chunk, panels = (rows + panel - 1) / panel;
-    pool.run(panels * chunks, [&](int64_t i) {
-        const int64_t row = i / chunks * panel;
-        const int first = int(i % chunks) * chunk;
-        kernels.linear(layer, in, row, std::min(row + panel, rows), first, std::min(first + chunk, tiles), to);
+    std::vector<PartProducts> parts;
+    parts.reserve(layer.n_parts);
+    int64_t items = 0;
+    for (int i = 0, channel = 0; i < layer.n_parts; channel += layer.parts[i++].m) {
+        parts.emplace_back(layer.parts[i], channel, in, rows, pool.threads(), to);
+        items += parts.back().items();
+    }
+    // One run for all parts, because every run ends with a wait.
+    pool.run(items, [&](int64_t item) {
+        const PartProducts* part = parts.data();
+        for (; item >= part->items(); ++part) item -= part->items();
+        part->run(item);
     });
 }
 

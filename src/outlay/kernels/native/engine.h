@@ -10,7 +10,14 @@ namespace outlay {
 // The kernels in use; null where the extension has none for this processor.
 const Kernels* active_kernels();
 
-inline bool is_quantized(const OutlayLinear& layer) { return layer.format == kQ4 || layer.format == kQ8; }
+inline bool is_quantized(const OutlayLinear& part) { return part.format == kQ4 || part.format == kQ8; }
+
+// Whether any part reads quantized inputs.
+inline bool is_quantized(const OutlayStack& layer) {
+    for (int i = 0; i < layer.n_parts; ++i)
+        if (is_quantized(layer.parts[i])) return true;
+    return false;
+}
 
 // Memory that grows and is never freed before the end, aligned for the widest vectors.
 class Scratch {
@@ -50,11 +57,11 @@ struct AttentionCall {
 };
 
 // The caller holds the pool's pass mutex for all of these.
-void run_linear(const OutlayLinear& layer, const Activations& in, int64_t rows, const LinearOutput& to);
+void run_linear(const OutlayStack& layer, const Activations& in, int64_t rows, const LinearOutput& to);
 // One row of a table, as floats [k].
 void dequantize_row(const OutlayTable& table, int64_t row, float* out);
-// The rows in the form that the layer reads; `memory` holds it.
-Activations quantize_rows(const OutlayLinear& layer, const float* x, int64_t rows, Scratch& memory);
+// The rows in the forms that the layer's parts read; `memory` holds them.
+Activations quantize_rows(const OutlayStack& layer, const float* x, int64_t rows, Scratch& memory);
 void run_attention(const AttentionCall& call, const OutlayAttentionPlan& plan, const RowSpans& spans, int64_t n,
                    Scratch& scratch);
 void run_pass(const OutlayModel& model, const OutlayPass& pass);

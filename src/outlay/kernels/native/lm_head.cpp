@@ -21,7 +21,7 @@ class LMHead {
           rows_(pass.n_lm_head_rows),
           vocab_(model.lm_head.m),
           blocks_((vocab_ + kBlock - 1) / kBlock) {
-        in_ = make_activations(model.lm_head, rows_, memory, [&](int64_t row, float* out) {
+        in_ = make_activations({&model.lm_head, 1, model.lm_head.m, model.lm_head.k, nullptr}, rows_, memory, [&](int64_t row, float* out) {
             const int64_t from = pass.lm_head_rows ? pass.lm_head_rows[row] : row;
             apply_norm(model.final_norm, model, pass.residual + from * model.hidden_size, out);
         });
