@@ -176,7 +176,9 @@ def run_in_chunks(decoder, hidden, bounds):
     return torch.cat(out)
 
 
-@pytest.mark.parametrize(("form", "bound"), [("f32", 1e-5), ("bf16", 1e-5), ("q8", 3e-2), ("q4", 3e-2), ("mixed", 3e-2)])
+@pytest.mark.parametrize(
+    ("form", "bound"), [("f32", 1e-5), ("bf16", 1e-5), ("q8", 3e-2), ("q4", 3e-2), ("mixed", 3e-2)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_torch(form, bound, kind):
     weights, hidden = make_weights(form, KINDS[kind]), rows_of(37, HIDDEN)
@@ -196,8 +198,14 @@ def test_a_narrow_cache_stays_near(dtype, bound):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("form", "dtype"),
-    [("q4", torch.float32), ("q8", torch.bfloat16), ("q4", torch.int8), ("bf16", torch.int8), ("f32", torch.float32)]
-    + [("mixed", torch.float32)],
+    [
+        ("q4", torch.float32),
+        ("q8", torch.bfloat16),
+        ("q4", torch.int8),
+        ("bf16", torch.int8),
+        ("f32", torch.float32),
+        ("mixed", torch.float32),
+    ],
 )
 def test_same_bits_stepping_and_in_chunks_on_one_and_two_threads(form, dtype, kind):
     weights, hidden = make_weights(form, KINDS[kind]), rows_of(70, HIDDEN)

@@ -92,7 +92,10 @@ def test_zero_and_tiny_inputs(form):
 
 
 def test_parts_give_the_bits_that_they_give_alone():
-    layers, x = [make_layer(form, m, 96) for form, m in (("q8", 5), ("f32", 33), ("q4", 100), ("q8", 1))], rows_of(9, 96)
+    layers, x = (
+        [make_layer(form, m, 96) for form, m in (("q8", 5), ("f32", 33), ("q4", 100), ("q8", 1))],
+        rows_of(9, 96),
+    )
     whole, bias, base = kernels.stack(layers), rows_of(1, 139)[0], rows_of(9, 139, seed=2)
     alone = torch.cat([layer(x) for layer in layers], dim=1)
     assert torch.equal(whole(x), alone)

@@ -15,14 +15,17 @@ from gguf import GGMLQuantizationType as Kind
 from outlay import kernels
 from outlay.engine.passes import FusedPass, LayeredPass, Pass, pass_for
 from outlay.errors import UsageError
+from outlay.models.gguf_blocks import HELD
 from outlay.models.gguf_file import GgufFile
 from outlay.models.load import load_model
 from outlay.tree.cache import Cache
 from outlay.tree.plan import plan_pass
 from outlay.tree.token_tree import Tree
 
-QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
-EXACT = ["Q4_0", "Q4_1", "Q5_0", "Q8_0"]
+QUANTIZED = [kind.name for kind in gguf.quants._type_traits if kind.name != "BF16"]
+EXACT = ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "IQ4_NL", "MXFP4", "TQ1_0", "TQ2_0"]
+# Where the float16 scale of a block lies, for types that `gguf` cannot write.
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "IQ1_M": ()}
 VOCAB, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 320, 64, 96, 2, 4, 2
 
 
@@ -30,19 +33,21 @@ def blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> np.n
     """Random bytes of a type that `gguf` cannot write, with scales of a sensible size: uint8 [rows, bytes]."""
     per_block, size = gguf.GGML_QUANT_SIZES[Kind[kind]]
     data = rng.integers(0, 256, (rows * columns // per_block, size), dtype=np.uint8)
-    scales = rng.uniform(1e-4, 1e-3, (len(data), 2)).astype(np.float16).view(np.uint8)
-    if kind == "Q6_K":
-        data[:, -2:] = scales[:, :2]
-    else:
-        data[:, :4] = scales
+    for at in SCALES.get(kind, (0, 2) if kind in ("Q4_K", "Q5_K") else (0,)):
+        data[:, at : at + 2] = rng.uniform(1e-4, 1e-3, (len(data), 1)).astype(np.float16).view(np.uint8)
+    if kind == "IQ1_M":  # the scale's four half bytes lie in the upper ones of the last four words
+        data[:, 49:56:2] = data[:, 49:56:2] & 15 | np.array([0x00, 0x00, 0x80, 0x10], np.uint8)
+    if kind == "NVFP4":
+        data[:, :4] = rng.integers(1, 64, (len(data), 4), dtype=np.uint8)
     return data.reshape(rows, -1)
 
 
 def encoded(kind: str, rows: int, columns: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    if kind in ("Q4_K", "Q5_K", "Q6_K"):
+    try:
+        return gguf.quants.quantize(rng.normal(0, 0.05, (rows, columns)).astype(np.float32), Kind[kind])
+    except NotImplementedError:
         return blocks(kind, rows, columns, rng)
-    return gguf.quants.quantize(rng.normal(0, 0.05, (rows, columns)).astype(np.float32), Kind[kind])
 
 
 def write(
@@ -76,12 +81,14 @@ def test_blocks_mean_what_gguf_says(kind: str, tmp_path: Path) -> None:
     expected = torch.from_numpy(gguf.quants.dequantize(data, Kind[kind]))
     assert file.shape("w") == (6, 512)
     torch.testing.assert_close(file.floats("w"), expected, atol=0, rtol=0)
-    ours = file.integers("w").dequantize()
+    held = file.integers("w")
+    assert kind in HELD[held.kind]
+    ours = held.dequantize()
     if kind in EXACT:
         torch.testing.assert_close(ours, expected, atol=0, rtol=0)
     else:
-        # Q4_K: float16 scales and minimums, each within 2^-11; the others: half a step of q8, and its float16 scale.
-        group, limit = (256, 2**-10) if kind == "Q4_K" else (32, 0.52 / 127)
+        # q4: float16 scales and minimums, each within 2^-11; q8: half a step, and its float16 scale.
+        group, limit = (256, 2**-10) if held.kind == "q4" else (32, 0.52 / 127)
         largest = expected.unflatten(1, (-1, group)).abs().amax(-1)
         assert (ours - expected).unflatten(1, (-1, group)).abs().amax(-1).le(limit * largest).all()
 
@@ -359,10 +366,60 @@ def logits_of(run: Pass, cache: Cache, tokens: list[int], width: int) -> torch.T
 
 
 def test_types_that_are_not_read_are_named(tmp_path: Path) -> None:
-    data = np.zeros((2, gguf.GGML_QUANT_SIZES[Kind.Q2_K][1]), np.uint8)
-    write(tmp_path / "x.gguf", {"w": (data, "Q2_K")}, {})
-    with pytest.raises(UsageError, match="Q2_K"):
+    data = np.zeros((2, gguf.GGML_QUANT_SIZES[Kind.Q8_1][1]), np.uint8)
+    write(tmp_path / "x.gguf", {"w": (data, "Q8_1")}, {})
+    with pytest.raises(UsageError, match="Q8_1"):
         GgufFile(tmp_path / "x.gguf").floats("w")
+
+
+@pytest.mark.parametrize("kind", ["NVFP4", "Q4_0"])
+def test_a_tensors_factor_beside_it_is_used(kind: str, tmp_path: Path) -> None:
+    data = encoded(kind, 6, 512)
+    factors = np.array([0.5, 3.0], np.float32)
+    tensors = {"w.weight": (data.reshape(2, 3, -1), kind), "w.scale": (factors, "F32")}
+    write(tmp_path / "x.gguf", tensors, {})
+    file = GgufFile(tmp_path / "x.gguf")
+    expected = torch.from_numpy(gguf.quants.dequantize(data, Kind[kind])).view(2, 3, 512)
+    expected *= torch.tensor([0.5, 3.0]).view(2, 1, 1)
+    assert torch.equal(file.floats("w.weight"), expected)
+    ours = file.integers("w.weight").dequantize().view(2, 3, 512)
+    assert (ours - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+def split(path: Path, tensors: dict[str, tuple[np.ndarray, str]], metadata: dict[str, Any], count: int) -> list[Path]:
+    """A model in `count` files, the metadata in the first."""
+    names, paths = list(tensors), []
+    for number in range(count):
+        mine = {name: tensors[name] for name in names[number::count]}
+        about = {"split.no": number, "split.count": count, "split.tensors.count": len(names)}
+        paths.append(path.with_name(f"{path.stem}-{number + 1:05}-of-{count:05}.gguf"))
+        write(paths[-1], mine, about | (metadata if number == 0 else {}))
+    return paths
+
+
+def test_a_split_model_is_read_from_any_of_its_files(tmp_path: Path, dense: Any) -> None:
+    tensors = {name: (tensor.numpy(), "F32") for name, tensor in converted(network("Llama"), "llama").items()}
+    write(tmp_path / "whole.gguf", tensors, common("llama"))
+    paths = split(tmp_path / "x.gguf", tensors, common("llama"), 3)
+    tokens = list(range(3, 23))
+    expected = dense.logits(load_model(tmp_path / "whole.gguf", dtype="float32").decoder, tokens)
+    models = [load_model(path, dtype="float32") for path in (paths[0], paths[2])]
+    for model in models:
+        assert torch.equal(dense.logits(model.decoder, tokens), expected)
+    assert models[0].fingerprint == models[1].fingerprint
+
+
+def test_what_is_wrong_with_a_split_model_is_said(tmp_path: Path) -> None:
+    tensors = {name: (np.zeros((2, 32), np.float32), "F32") for name in "abc"}
+    first, second = split(tmp_path / "x.gguf", tensors, {}, 2)
+    second.rename(tmp_path / "y.gguf")
+    with pytest.raises(UsageError, match=r"x-00002-of-00002\.gguf is not beside it"):
+        GgufFile(first)
+    with pytest.raises(UsageError, match=r"must end in -00001-of-00002\.gguf"):
+        GgufFile(tmp_path / "y.gguf")
+    write(second, {}, {"split.no": 1, "split.count": 2, "split.tensors.count": 3})
+    with pytest.raises(UsageError, match="lack 1 tensors"):
+        GgufFile(first)
 
 
 def test_the_default_model_answers_in_every_format(default_path: Path, dense: Any) -> None:

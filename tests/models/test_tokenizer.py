@@ -15,7 +15,8 @@ from tokenizers import decoders, models, normalizers
 from outlay.errors import UsageError
 from outlay.models.chat import ChatTemplate, template_source
 from outlay.models.gguf_file import GgufFile
-from outlay.models.gguf_tokenizer import PRE, gguf_tokenizer
+from outlay.models.gguf_pretokenizers import PRE_TOKENIZERS
+from outlay.models.gguf_tokenizer import gguf_tokenizer
 from outlay.models.tokenizer import Tokenizer
 
 TEXTS = [
@@ -190,21 +191,36 @@ def test_decoders_that_are_not_read_are_refused() -> None:
         Tokenizer(inner).decode([1])
 
 
-@pytest.mark.parametrize("pre", PRE)
-def test_every_pretokenizer_keeps_all_text(pre: str) -> None:
+def bpe(pre: str, **more: Any) -> dict[str, Any]:
+    """A GGUF file's metadata of a tokenizer that has a token for each byte, and a few more."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    metadata = {
+    if not PRE_TOKENIZERS[pre].byte_level:
+        alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+        alphabet += [chr(byte) for byte in range(33, 127)] + ["\u2581"]
+    return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": [*alphabet, "12", "123"],
+        "tokenizer.ggml.tokens": [*alphabet, "12", "123", "abc", "<s>"],
         "tokenizer.ggml.merges": ["1 2", "12 3"],
-    }
-    tokenizer = Tokenizer(gguf_tokenizer(metadata))
+        "tokenizer.ggml.bos_token_id": len(alphabet) + 3,
+    } | more
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_every_pretokenizer_keeps_all_text(pre: str) -> None:
+    tokenizer = Tokenizer(gguf_tokenizer(bpe(pre, **{"tokenizer.ggml.add_bos_token": False})))
     for text in TEXTS:
-        if PRE[pre] != "qwen2" or "e\u0301" not in text:
+        if not PRE_TOKENIZERS[pre].nfc or "e\u0301" not in text:
             assert tokenizer.decode(tokenizer.encode(text)) == text
-    whole = tokenizer.inner.token_to_id("123")
-    assert (whole in tokenizer.encode("1234")) == (PRE[pre] in ("gpt2", "llama3"))
+    assert (tokenizer.inner.token_to_id("abc") in tokenizer.encode("abc")) == PRE_TOKENIZERS[pre].ignore_merges
+
+
+@pytest.mark.parametrize(("pre", "begins"), [("gpt-2", False), ("llama-bpe", True)])
+def test_a_text_begins_as_the_pretokenizers_models_begin_it(pre: str, begins: bool) -> None:
+    metadata = bpe(pre)
+    bos = metadata["tokenizer.ggml.bos_token_id"]
+    assert (gguf_tokenizer(metadata).encode("1234").ids[0] == bos) == begins
+    assert bos not in gguf_tokenizer(metadata | {"tokenizer.ggml.add_bos_token": False}).encode("1234").ids
 
 
 def test_gguf_tokenizers_that_are_not_read_are_named() -> None:
@@ -215,6 +231,10 @@ def test_gguf_tokenizers_that_are_not_read_are_named() -> None:
     with pytest.raises(UsageError, match="'chatglm'"):
         gguf_tokenizer(
             {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.pre": "chatglm"}
+        )
+    with pytest.raises(UsageError, match="no merges"):
+        gguf_tokenizer(
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.pre": "kimi-k2"}
         )
 
 

@@ -37,6 +37,8 @@ def _facts() -> dict[str, Any]:
     from outlay.lm import DEFAULT_MODEL
     from outlay.models import hub
     from outlay.models.config import FAMILIES
+    from outlay.models.gguf_blocks import HELD
+    from outlay.models.quantized import FORMAT_OF_KIND
 
     paths = hub.on_disk()
     return {
@@ -53,6 +55,7 @@ def _facts() -> dict[str, Any]:
         ],
         "cache": str(hub.cache_folder()),
         "architectures": list(FAMILIES),
+        "gguf_types": {FORMAT_OF_KIND[kind]: list(types) for kind, types in HELD.items()},
         "kernels": kernels.isa() if kernels.available() else None,
     }
 
@@ -71,6 +74,7 @@ def _page(facts: dict[str, Any]) -> str:
     machine = [
         ("kept in", _short(facts["cache"])),
         ("runs", ", ".join(facts["architectures"])),
+        *((f"GGUF in {format}", ", ".join(types)) for format, types in facts["gguf_types"].items()),
         ("passes", f"native {facts['kernels']}" if facts["kernels"] else "torch"),
     ]
     parts = [

@@ -18,10 +18,9 @@ from outlay.models.linear import FLOATS, Linear, pack, stack
 from outlay.models.mlp import Mlp
 from outlay.models.names import Names
 from outlay.models.norm import LayerNorm, Norm, RMSNorm
-from outlay.models.quantized import QuantizedWeight, fits, quantize, stack_rows
+from outlay.models.quantized import FORMAT_OF_KIND, QuantizedWeight, fits, quantize, stack_rows
 
 Progress = Callable[[str, int, int], None]
-_KINDS = {"q4": "int4", "q8": "int8"}
 
 
 class Store(Protocol):
@@ -178,7 +177,7 @@ class Builder:
     def _format_of(self, weight: Tensor | QuantizedWeight) -> str:
         if self.format != "own":
             return self.format
-        return _KINDS[weight.kind] if isinstance(weight, QuantizedWeight) else self.float_format
+        return FORMAT_OF_KIND[weight.kind] if isinstance(weight, QuantizedWeight) else self.float_format
 
     def _matrix(
         self, part: str, i: int, expert: int | None = None, format: str | None = None
@@ -194,7 +193,7 @@ class Builder:
             raise UsageError(f"tensor {name} has shape {list(shape)}, which is not a matrix's")
         if self.store.is_quantized(name) and format in ("own", "int4", "int8"):
             blocks = self.store.integers(name)
-            if format in ("own", _KINDS[blocks.kind]):
+            if format in ("own", FORMAT_OF_KIND[blocks.kind]):
                 return blocks.take(_span(expert, shape[1])) if stacked else blocks
         weight = self.store.floats(name)
         if stacked:

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file carries: byte-level BPE with merges, or SentencePiece's BPE with scores."""
+"""The tokenizer that a GGUF file carries: BPE with merges, or SentencePiece's BPE with scores."""
 
 from __future__ import annotations
 
@@ -8,31 +8,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from outlay.errors import UsageError
+from outlay.models.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-# llama.cpp's name of a pre-tokenizer -> how text is split before BPE.
-PRE = {
-    "gpt-2": "gpt2",
-    "default": "gpt2",
-    "phi-2": "gpt2",
-    "olmo": "gpt2",
-    "smollm": "digits",
-    "starcoder": "digits",
-    "refact": "digits",
-    "command-r": "digits",
-    "codeshell": "digits",
-    "llama-bpe": "llama3",
-    "llama3": "llama3",
-    "llama-v3": "llama3",
-    "smaug-bpe": "llama3",
-    "qwen2": "qwen2",
-    "deepseek-r1-qwen": "qwen2",
-}
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 
@@ -46,12 +23,12 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     pieces = metadata.get("tokenizer.ggml.tokens")
     if not kind or not pieces:
         raise UsageError("this GGUF file has no tokenizer")
-    if kind == "gpt2":
-        tokenizer = _byte_level(metadata, pieces)
+    if kind in ("gpt2", "gemma4"):
+        tokenizer = _bpe(metadata, pieces)
     elif kind == "llama":
         tokenizer = _sentencepiece(metadata, pieces)
     else:
-        raise UsageError(f"tokenizer kind {kind!r} is not one that outlay reads from GGUF files (gpt2, llama)")
+        raise UsageError(f"tokenizer kind {kind!r} is not one that outlay reads from GGUF files (gpt2, gemma4, llama)")
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(pieces)
     added = []
     for piece, sort in zip(pieces, types, strict=True):
@@ -64,25 +41,34 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(metadata: Mapping[str, Any], pieces: Sequence[str]) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in PRE:
-        raise UsageError(f"pre-tokenizer {pre!r} is not one that outlay reads from GGUF files ({', '.join(PRE)})")
-    style = PRE[pre]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", ())]
+def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
+    default = "gemma4" if metadata["tokenizer.ggml.model"] == "gemma4" else "default"
+    name = metadata.get("tokenizer.ggml.pre", default)
+    if name not in PRE_TOKENIZERS:
+        known = ", ".join(sorted(PRE_TOKENIZERS))
+        raise UsageError(f"pre-tokenizer {name!r} is not one that outlay reads from GGUF files ({known})")
+    return PRE_TOKENIZERS[name]
+
+
+def _bpe(metadata: Mapping[str, Any], pieces: Sequence[str]) -> Tokenizer:
+    pre = _pre_tokenizer(metadata)
+    if "tokenizer.ggml.merges" not in metadata:
+        raise UsageError("this GGUF file's tokenizer has no merges")
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     vocab = {piece: token for token, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=style == "llama3"))
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=style in ("gpt2", "digits"))
-    if style == "digits":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
-    elif style == "gpt2":
-        tokenizer.pre_tokenizer = whole
+    model = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
+    tokenizer = Tokenizer(model)
+    steps: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits]
+    if pre.byte_level:
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        tokenizer.decoder = decoders.ByteLevel()
     else:
-        words = pre_tokenizers.Split(Regex(_LLAMA3 if style == "llama3" else _QWEN2), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
-    if style == "qwen2":
+        tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+        ends = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        tokenizer.decoder = decoders.Sequence(ends)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -119,7 +105,8 @@ def _merges(
 
 def _add_beginning(tokenizer: Tokenizer, metadata: Mapping[str, Any], pieces: Sequence[str]) -> None:
     bos = metadata.get("tokenizer.ggml.bos_token_id")
-    if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama"):
+    usual = metadata["tokenizer.ggml.model"] == "llama" or _pre_tokenizer(metadata).add_bos
+    if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", usual):
         return
     # In its own form a template may only name words without brackets or colons; ids may be any.
     tokenizer.post_processor = processors.TemplateProcessing(

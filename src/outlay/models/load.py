@@ -144,7 +144,7 @@ def _load_gguf(path: Path, dtype: str, device: torch.device, progress: Progress 
     )
     decoder = builder.build(progress)
     held = _held(decoder) if format == "own" else format
-    return Model(path.stem, decoder, tokenizer, _fingerprint(store.identity(), sampled(path)), held)
+    return Model(path.stem, decoder, tokenizer, _fingerprint(store.identity(), sampled(store.path)), held)
 
 
 def _held(decoder: Decoder) -> str:

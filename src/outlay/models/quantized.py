@@ -16,6 +16,7 @@ from torch import Tensor
 from outlay import kernels
 
 GROUP = 32
+FORMAT_OF_KIND = {"q4": "int4", "q8": "int8"}
 
 
 @dataclass(frozen=True)
