@@ -117,34 +117,6 @@ def test_chats_read_as_transformers_writes_them(ours: Tokenizer, transformers_to
             assert ours.render_chat(messages, add_generation_prompt=prompt) == expected
 
 
-def test_templates_have_what_transformers_gives_them() -> None:
-    source = """{%- for m in messages %}
-    {%- if m.role == 'skip' %}{% continue %}{% endif %}
-    {% generation %}{{ m | tojson }}{% endgeneration %}
-{% endfor %}{{ bos_token }}{{ strftime_now('%Y') | length }}"""
-    rendered = ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "skip"}, {"role": "u", "content": "<é>"}])
-    assert '{"role": "u", "content": "<é>"}' in rendered
-    assert rendered.endswith("<s>4")
-    assert "skip" not in rendered
-
-
-@pytest.mark.parametrize(
-    "source",
-    ["{{ raise_exception('roles must alternate') }}", "{{ messages[0].content + 1 }}", "{{ ''.__class__.__mro__ }}"],
-)
-def test_templates_that_refuse_or_reach_out_end_in_one_line(source: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        ChatTemplate(source, {}).render([{"role": "user", "content": "x"}])
-    assert "\n" not in str(caught.value)
-
-
-def test_a_broken_template_and_a_bad_message_are_refused() -> None:
-    with pytest.raises(UsageError, match="not valid"):
-        ChatTemplate("{% for %}", {})
-    with pytest.raises(UsageError, match="role"):
-        ChatTemplate("x", {}).render([{"content": "x"}])
-
-
 def test_the_default_of_several_templates_is_taken() -> None:
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     assert [template_source(entry) for entry in (named, "s", None)] == ["d", "s", None]

@@ -141,7 +141,7 @@ class OutlayLM(TemplateLM):
         template = self.lm.model.tokenizer.template
         if template is None:
             raise UsageError(f"{self.lm.name} has no chat template: leave --apply_chat_template out")
-        return template.render(chat_history, add_generation_prompt)
+        return str.__str__(template.render(chat_history, add_generation_prompt))
 
     def get_model_info(self) -> dict[str, Any]:
         """Returns what lm_eval records with its results: the weights, the version, and the ledger of all requests."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import tokenizers
 
 from outlay.errors import UsageError
-from outlay.models.chat import ChatTemplate, Message
+from outlay.models.chat import ChatTemplate, Tools
+from outlay.models.content import MESSAGE, marks_of
+from outlay.models.messages import Message
 
 
 class Tokenizer:
@@ -31,15 +35,19 @@ class Tokenizer:
         bos_token_id: int | None = None,
         template: ChatTemplate | None = None,
     ) -> None:
+        self.eos_token_ids = tuple(eos_token_ids)
+        inner = _with_special(inner, {*self.eos_token_ids, bos_token_id})
         inner.no_truncation()
         inner.no_padding()
         self.inner = inner
-        self.eos_token_ids = tuple(eos_token_ids)
         self.bos_token_id = bos_token_id
         self.template = template
         added = inner.get_added_tokens_decoder()
         self.special_token_ids = frozenset(token for token, entry in added.items() if entry.special)
-        self._special_text = _any_of(entry.content for entry in added.values() if entry.special)
+        self._special = {entry.content: entry for entry in added.values() if entry.special}
+        self._special_text = _any_of(self._special)
+        # Then a special token may be spelled in ways that only `tokenizers` sees.
+        self._normalizes = inner.normalizer is not None and any(entry.normalized for entry in self._special.values())
         self._added = {token: entry.content for token, entry in added.items()}
         self._bytes = dict.fromkeys(self.special_token_ids, b"")  # of the tokens that were decoded so far
 
@@ -58,10 +66,14 @@ class Tokenizer:
 
         Args:
             text: the text.
-            special: whether special tokens that are spelled out in it become special tokens.
+            special: whether special tokens that are spelled out in it become special tokens. Those that a message
+                spells out, as the marks of a `Content` tell, never do.
         """
-        plain = not special and self._special_text is not None and self._special_text.search(text)
-        return (self._plain if plain else self.inner).encode(text, add_special_tokens=False).ids
+        spelled = list(self._spelled(text))
+        owned = [(at, content) for at, content, own in spelled if own and special]
+        if len(owned) == len(spelled) and not self._normalizes:
+            return self.inner.encode(str.__str__(text), add_special_tokens=False).ids
+        return self._literal.encode(text, owned)
 
     def encode_prompt(self, text: str, special: bool = False) -> list[int]:
         """Returns the tokens of a text as a prompt, after the ones that the model expects first (Llama's <s>)."""
@@ -76,19 +88,33 @@ class Tokenizer:
         """Returns a decoder that takes token by token; its chunks join to what `decode` returns."""
         return DecoderStream(self)
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Returns the tokens of a conversation in the model's own format.
-
-        Args:
-            messages: mappings with "role" and "content".
-            add_generation_prompt: whether the text ends where the model's reply begins.
+    def chat_text(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Tools | None = None,
+        switches: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+    ) -> str:
+        """Returns a conversation in the model's own format, as `ChatTemplate.render` does.
 
         Raises:
             UsageError: if the model has no chat template, or the template refuses the messages.
         """
         if self.template is None:
             raise UsageError("this model has no chat template: give it a plain prompt (chat=False)")
-        return self.encode(self.template.render(messages, add_generation_prompt), special=True)
+        return self.template.render(
+            messages,
+            add_generation_prompt,
+            tools=tools,
+            switches=switches,
+            continue_final_message=continue_final_message,
+        )
+
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Returns the tokens of `chat_text`, in which special tokens come from the template alone."""
+        return self.encode(self.chat_text(messages, add_generation_prompt), special=True)
 
     def bytes_of(self, token: int) -> bytes:
         """Returns the bytes of a token; b"" for special tokens and unknown ids."""
@@ -102,11 +128,19 @@ class Tokenizer:
         """Returns the name of an added token, such as "<|im_end|>"; "" for other tokens."""
         return self._added.get(token, "")
 
+    def _spelled(self, text: str) -> Iterator[tuple[int, str, bool]]:
+        """Yields where a special token is spelled out, what it is, and whether no message wrote any of it."""
+        if self._special_text is None:
+            return
+        marks, at = marks_of(text), 0
+        while found := self._special_text.search(text, at):
+            own = MESSAGE not in marks[found.start() : found.end()]
+            yield found.start(), found[0], own
+            at = found.end() if own else found.start() + 1
+
     @cached_property
-    def _plain(self) -> tokenizers.Tokenizer:
-        plain = tokenizers.Tokenizer.from_str(self.inner.to_str())
-        plain.encode_special_tokens = True
-        return plain
+    def _literal(self) -> _LiteralTokenizer:
+        return _LiteralTokenizer(self.inner, self._special)
 
     @cached_property
     def _prefix(self) -> list[int]:
@@ -128,6 +162,37 @@ class Tokenizer:
         if "ByteFallback" in self._decoder or "Metaspace" in self._decoder:
             return _sentencepiece
         raise UsageError("this tokenizer does not decode by ByteLevel, ByteFallback or Metaspace, as outlay does")
+
+
+class _LiteralTokenizer:
+    """Reads special tokens as the letters that they are spelled with, but for those whose places are given.
+
+    It is a copy of the tokenizer which knows each special token under a second name that nobody can guess, so that
+    texts are cut, normalized and encoded exactly as the original does it.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, special: Mapping[str, tokenizers.AddedToken]) -> None:
+        self._inner = tokenizers.Tokenizer.from_str(inner.to_str())
+        self._inner.encode_special_tokens = True
+        nonce = secrets.randbits(64)
+        self._names = {content: f"\ufdd0{nonce}-{number}\ufdd1" for number, content in enumerate(special)}
+        self._inner.add_tokens([
+            tokenizers.AddedToken(
+                self._names[content], special=False, normalized=token.normalized, single_word=token.single_word,
+                lstrip=token.lstrip, rstrip=token.rstrip,
+            )
+            for content, token in special.items()
+        ])  # fmt: skip
+        self._ids = {self._inner.token_to_id(name): inner.token_to_id(content) for content, name in self._names.items()}
+
+    def encode(self, text: str, special: Iterable[tuple[int, str]]) -> list[int]:
+        """Returns the tokens of a text, in which `special` are the places and texts of special tokens, in order."""
+        parts, end = [], 0
+        for at, content in special:
+            parts += [text[end:at], self._names[content]]
+            end = at + len(content)
+        ids = self._inner.encode("".join([*parts, text[end:]]), add_special_tokens=False).ids
+        return [self._ids.get(token, token) for token in ids]
 
 
 class DecoderStream:
@@ -162,8 +227,19 @@ def load_tokenizer_json(text: str) -> tokenizers.Tokenizer:
         raise UsageError(f"tokenizer.json is not valid: {' '.join(str(error).split())[:200]}") from None
 
 
+def _with_special(inner: tokenizers.Tokenizer, control: Collection[int | None]) -> tokenizers.Tokenizer:
+    """Returns the tokenizer with these added tokens as special ones; some files do not say that they are."""
+    if all(token.special for id, token in inner.get_added_tokens_decoder().items() if id in control):
+        return inner
+    state = json.loads(inner.to_str())
+    for entry in state["added_tokens"]:
+        entry["special"] = entry["special"] or entry["id"] in control
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+
 def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
-    pattern = "|".join(re.escape(word) for word in words if word)
+    """Returns a pattern that finds the longest of the words at the first place that has one."""
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True) if word)
     return re.compile(pattern) if pattern else None
 
 
