@@ -10,7 +10,7 @@ import outlay
 
 SOURCE = Path(outlay.__file__).parent
 LAYERS = [  # each may import those before it
-    {"errors", "budget", "kernels", "python_sources", "machine", "spread", "progress", "prompts"},
+    {"errors", "budget", "kernels", "python_sources", "machine", "spread", "progress", "messages", "prompts"},
     {"tables", "problems"},
     {"models"},
     {"tree"},

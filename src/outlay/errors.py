@@ -18,6 +18,10 @@ class FailureError(OutlayError, RuntimeError):
     """What was asked for is right but could not be done; the command line exits with status 1."""
 
 
+class OutlayWarning(UserWarning):
+    """One line that a user should read; what was asked for goes on."""
+
+
 def one_line(error: BaseException) -> str:
     """Returns an error's text on one line; the type comes first if it is not our own."""
     text = str(error) if isinstance(error, OutlayError) else f"{type(error).__name__}: {error}"

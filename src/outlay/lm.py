@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method
 from outlay.engine.sampling import Sampling
 from outlay.engine.submission import DraftSource, RunOptions, Submission
-from outlay.errors import UsageError, nearest
+from outlay.errors import OutlayWarning, UsageError, nearest
+from outlay.models.chat import Tools
+from outlay.models.content import content_of
 from outlay.models.load import Model, load_model
 from outlay.tree.cache import KV_DTYPES
 
-Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 MAX_TOKENS = 256
+ENCODING = ("chat", "special_tokens", "tools", "template", "continue_final_message")  # options of `LM.encode`
+SHOWN = 5  # characters that a warning names
 
 
 class Stream:
@@ -52,9 +57,9 @@ class Stream:
 class LM:
     """A language model with an engine. Every method of this class may be called from any thread.
 
-    A prompt is a string, a list of chat messages (`{"role": ..., "content": ...}`) or a list of token ids. A string is
-    one message of a user when the model has a chat template, unless `chat=False`; then, and without a template, it is
-    the beginning of the text.
+    A prompt is a string, a list of chat messages as OpenAI's clients send them (`{"role": ..., "content": ...}`) or a
+    list of token ids. A string is one message of a user when the model has a chat template, unless `chat=False`; then,
+    and without a template, it is the beginning of the text.
     """
 
     def __init__(self, model: Model, engine: Engine) -> None:
@@ -67,24 +72,72 @@ class LM:
         """The model's name."""
         return self.model.name
 
-    def encode(self, prompt: Prompt, *, chat: bool = True) -> list[int]:
-        """Returns the token ids of a prompt. Raises `UsageError` for an empty one."""
-        tokenizer = self.model.tokenizer
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise UsageError("the prompt is empty; give it some text")
-            if chat and tokenizer.has_chat_template:
-                return tokenizer.render_chat([{"role": "user", "content": prompt}])
-            return tokenizer.encode_prompt(prompt, special=True)
-        if not prompt:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        chat: bool = True,
+        special_tokens: bool = False,
+        tools: Tools | None = None,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        strict: bool = False,
+    ) -> list[int]:
+        """Returns the token ids of a prompt. What the user wrote is text: special tokens come from the template alone.
+
+        Args:
+            prompt: a string, chat messages as OpenAI's clients send them, or token ids, which are returned as they are.
+            chat: whether a string is one message of a user, where the model has a chat template.
+            special_tokens: whether special tokens that are spelled out in a string outside a chat are special tokens.
+            tools: the functions that the model may call, as OpenAI's clients send them, for the chat template.
+            template: values of the chat template's own switches, such as `enable_thinking`.
+            continue_final_message: whether the prompt ends inside the last message, which is the assistant's.
+            strict: whether characters that the model has no token for are refused; a warning names them otherwise.
+
+        Raises:
+            UsageError: For a prompt that is empty or can't be read, or that the chat template has no place for.
+        """
+        if not isinstance(prompt, str) and prompt and all(isinstance(part, int) for part in prompt):
+            return [part for part in prompt if isinstance(part, int)]
+        tokenizer, messages = self.model.tokenizer, self._messages(prompt, chat)
+        if messages is not None:
+            text = tokenizer.chat_text(
+                messages, tools=tools, switches=template, continue_final_message=continue_final_message
+            )
+            self._look_at(content_of(text), strict)
+            return tokenizer.encode(text, special=True)
+        if tools or template or continue_final_message:
+            raise UsageError("tools, template and continue_final_message are for a chat; give messages, or chat=True")
+        assert isinstance(prompt, str)
+        self._look_at(prompt, strict)
+        return tokenizer.encode_prompt(prompt, special=special_tokens)
+
+    def _messages(self, prompt: Prompt, chat: bool) -> list[Mapping[str, Any]] | None:
+        """Returns the conversation that a prompt is; None where it is a text to go on with."""
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
             raise UsageError("the prompt is empty; give it some text, messages or token ids")
-        messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
-        tokens = [part for part in prompt if isinstance(part, int)]
-        if len(messages) == len(prompt):
-            return tokenizer.render_chat(messages)
-        if len(tokens) == len(prompt):
-            return tokens
-        raise UsageError("a prompt is a string, a list of chat messages or a list of token ids")
+        if isinstance(prompt, str):
+            in_chat = chat and self.model.tokenizer.has_chat_template
+            return [{"role": "user", "content": prompt}] if in_chat else None
+        messages = [part for part in prompt if isinstance(part, Mapping)]
+        if len(messages) < len(prompt):
+            raise UsageError("a prompt is a string, a list of chat messages or a list of token ids")
+        return messages
+
+    def _look_at(self, text: str, strict: bool) -> None:
+        """Refuses half characters; warns of characters that the model has no token for, or refuses them too."""
+        half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+        if half is not None:
+            raise UsageError(f"the prompt has half a character (U+{ord(half):04X}), which is no text")
+        unreadable = self.model.tokenizer.unreadable(text)
+        if not unreadable:
+            return
+        shown = ", ".join(f"{letter!a} (U+{ord(letter):04X})" for letter in unreadable[:SHOWN])
+        more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
+        fact = f"{self.name} has no tokens for {shown}{more}"
+        if strict:
+            raise UsageError(f"{fact}; leave them out of the prompt")
+        warnings.warn(f"{fact}; it reads the prompt without", OutlayWarning, stacklevel=3)
 
     def submit(
         self,
@@ -108,6 +161,10 @@ class LM:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         chat: bool = True,
+        special_tokens: bool = False,
+        tools: Tools | None = None,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
         trace: Callable[[dict[str, Any]], None] | None = None,
     ) -> Handle:
         """Starts a run and returns its handle at once; see `generate` for the arguments."""
@@ -122,7 +179,14 @@ class LM:
         if method is None:
             method = Greedy() if temperature == 0 else Sample()
         chosen = catalog.parse(method) if isinstance(method, str) else method
-        tokens = self.encode(prompt, chat=chat)
+        tokens = self.encode(
+            prompt,
+            chat=chat,
+            special_tokens=special_tokens,
+            tools=tools,
+            template=template,
+            continue_final_message=continue_final_message,
+        )
         given = self.draft(draft, chosen), scorer, constraint, self._named_models(chosen)
         submission = Submission(self.model, tokens, options, *given)
         return self.engine.submit(chosen, submission, trace=trace)
@@ -136,7 +200,8 @@ class LM:
         `max_tokens` (256) counts new tokens. `temperature` (0), `top_k`, `top_p`, `min_p`, `repetition_penalty`,
         `presence_penalty`, `logit_bias` have the meaning of `transformers`. `stop`: strings that end the text, which is
         cut before them. `ignore_eos` goes on past end tokens. `logprobs`: how many of the most probable tokens to
-        report for each token. `trace` is called with each event of the run.
+        report for each token. `chat`, `special_tokens`, `tools`, `template` and `continue_final_message` say how the
+        prompt is read (`encode`). `trace` is called with each event of the run.
 
         Raises `UsageError` for an argument that can't be used and `FailureError` where the run fails.
         """
@@ -147,9 +212,10 @@ class LM:
             handle.cancel()
             raise
 
-    def generate_batch(self, prompts: Sequence[Prompt], *, chat: bool = True, **options: Any) -> list[Result]:
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
         """Answers several prompts together; each gets what it would get alone. The options are those of `generate`."""
-        encoded = [self.encode(prompt, chat=chat) for prompt in prompts]
+        encoding = {name: options.pop(name) for name in ENCODING if name in options}
+        encoded = [self.encode(prompt, **encoding) for prompt in prompts]
         with self.engine.together():
             handles = [self.submit(tokens, **options) for tokens in encoded]
         return [handle.result() for handle in handles]

@@ -1,4 +1,4 @@
-"""Reads prompts from files: plain lines, or JSON lines with "prompt" or "messages"."""
+"""Reads prompts from files: plain lines, or JSON lines with "prompt" or "messages", and with "tools" if need be."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from outlay.errors import UsageError
+from outlay.messages import conversation
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 Prompt = str | Messages
 
 
@@ -51,10 +52,29 @@ def with_system(system: str, prompt: Prompt) -> Messages:
     return [{"role": "system", "content": system}, *messages]
 
 
+def encoding_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the options of `LM.encode` that a row has: "tools", and its "chat_template_kwargs" as `template`.
+
+    Raises:
+        UsageError: If they are not a list and an object.
+    """
+    tools, switches = row.get("tools") or [], row.get("chat_template_kwargs") or {}
+    check_tools(tools, f'"tools" in {where}')
+    if not isinstance(switches, dict):
+        raise UsageError(f'"chat_template_kwargs" in {where} must be an object, not {switches!r:.60}')
+    return {name: value for name, value in (("tools", tools), ("template", switches)) if value}
+
+
+def check_tools(tools: Any, where: str) -> None:
+    """Raises `UsageError`, which begins with `where`, unless `tools` is a list of objects."""
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UsageError(f"{where} must be a list of functions, each an object, as OpenAI's clients send them")
+
+
 def _messages(messages: Any, where: str) -> Messages:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UsageError(f'"messages" in {where} must be a list of messages that is not empty')
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise UsageError(f'each of the messages in {where} must have "role" and "content", both text')
-    return list(messages)
+    try:
+        return conversation(messages)
+    except UsageError as error:
+        raise UsageError(f'"messages" in {where}: {error}') from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -144,3 +145,57 @@ def test_a_full_disk_costs_the_trace_but_not_the_text(outlay, tiny):
     status, out, err = outlay("run", "Hi", "--model", tiny, "--max-tokens", 4, "--quiet", "--trace", "/dev/full")
     assert (status, len(out)) == (1, 5)
     assert err == "outlay: the trace /dev/full is not complete: No space left on device\n"
+
+
+def prompt_tokens(outlay, tmp_path, *words, stdin=b""):
+    """How many tokens the model reads."""
+    trace = tmp_path / "trace"
+    status, _, err = outlay("run", *words, "--max-tokens", 1, "--trace", trace, "--quiet", stdin=stdin)
+    assert status == 0, err
+    return len(json.loads(trace.read_text().splitlines()[0])["prompt"])
+
+
+def test_special_tokens_in_a_raw_prompt_are_text_unless_asked_for(outlay, tiny, tmp_path):
+    words = ("Hi<end>", "--model", tiny, "--raw")
+    assert prompt_tokens(outlay, tmp_path, *words) == len("Hi<end>")
+    assert prompt_tokens(outlay, tmp_path, *words, "--special-tokens") == len("Hi") + 1
+
+
+@pytest.fixture
+def switched(tiny, tmp_path):
+    """The tiny model with a template that has tools and a switch."""
+    folder = tmp_path / "switched"
+    shutil.copytree(tiny, folder)
+    template = (
+        "{{ tools | length if tools else '' }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {{ '?' * (think or 0) }}{% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return folder
+
+
+def test_tools_and_switches_reach_the_chat_template(outlay, switched, tmp_path):
+    chat, tools = len("user: Hi\nassistant: "), tmp_path / "tools.json"
+    tools.write_text(json.dumps([{"name": "f"}, {"name": "g"}]))
+    words = ("Hi", "--model", switched)
+    assert prompt_tokens(outlay, tmp_path, *words) == chat
+    assert prompt_tokens(outlay, tmp_path, *words, "--tools", tools) == len("2") + chat
+    assert prompt_tokens(outlay, tmp_path, *words, "--template", "think=3") == chat + len("???")
+    row = {"messages": [{"role": "user", "content": "Hi"}], "tools": [{}], "chat_template_kwargs": {"think": 2}}
+    lines = ("--lines", "--model", switched)
+    assert prompt_tokens(outlay, tmp_path, *lines, stdin=json.dumps(row).encode()) == 1 + chat + 2
+    row = {"messages": [*row["messages"], {"role": "assistant", "content": [{"type": "text", "text": "Well"}]}]}
+    words = (*lines, "--continue-final-message")
+    assert prompt_tokens(outlay, tmp_path, *words, stdin=json.dumps(row).encode()) == chat + len("Well")
+
+
+def test_a_warning_is_one_line_and_the_run_goes_on(outlay, tiny, tmp_path):
+    folder = tmp_path / "gap"
+    shutil.copytree(tiny, folder)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    letter = chr(256 + 4)  # GPT-2's name of byte 4
+    state["model"]["vocab"]["??"] = state["model"]["vocab"].pop(letter)
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    status, out, err = outlay("run", "a\x04b", "--model", folder, "--max-tokens", 3, "--quiet")
+    assert (status, len(out)) == (0, 4)
+    assert err == "outlay: gap has no tokens for '\\x04' (U+0004); it reads the prompt without\n"

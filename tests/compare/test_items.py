@@ -42,6 +42,15 @@ def test_what_is_written_reads_back_with_the_same_hash(file, tmp_path):
     assert digest(items[:1]) != digest(items)
 
 
+def test_messages_with_parts_tools_and_switches_are_read(file):
+    parts = [{"type": "text", "text": "Two"}, {"type": "text", "text": "parts?"}]
+    row = {"messages": [{"role": "user", "content": parts}], "tools": [{"name": "f"}], "chat_template_kwargs": {"x": 1}}
+    items, _ = read_items(file(row, ROWS[0]))
+    assert items[0].text == "Two\nparts?"
+    assert [item.encoding for item in items] == [{"tools": [{"name": "f"}], "template": {"x": 1}}, {}]
+    assert items[0].row == row
+
+
 def test_plain_lines_are_prompts(file):
     items, _ = read_items(file("One?", "", "Two?\r", name="prompts.txt"))
     assert [item.prompt for item in items] == ["One?", "Two?"]
@@ -61,6 +70,8 @@ def test_a_plain_line_is_written_as_a_row(file):
         ('{"prompt": "x", "answer": [1]}', '"answer"'),
         ('{"prompt": "x", "tests": 1}', '"tests"'),
         ('{"messages": [{"role": "user"}]}', "messages"),
+        ('{"prompt": "x", "tools": {}, "chat_template_kwargs": 3}', "chat_template_kwargs"),
+        ('{"prompt": "x", "tools": ["f"]}', '"tools"'),
         ("not even JSON", "is not JSON"),
     ],
 )

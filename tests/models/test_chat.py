@@ -204,7 +204,8 @@ def test_content_is_the_string_that_it_would_be(
     cut = [
         (text.strip(), plain.strip()), (text.lstrip(other), plain.lstrip(other)), (text.rstrip(), plain.rstrip()),
         (text.removeprefix(other), plain.removeprefix(other)), (text * 2, plain * 2), (other + text, other + plain),
-        (text[1:-1], plain[1:-1]), (text[::-1], plain[::-1]), (text.replace(other, new, count), plain.replace(other, new, count)),
+        (text[1:-1], plain[1:-1]), (text[::-1], plain[::-1]),
+        (text.replace(other, new, count), plain.replace(other, new, count)),
         *zip(text.split(None, count), plain.split(None, count), strict=True),
         *zip(text.rsplit(None, count), plain.rsplit(None, count), strict=True),
         *zip(text.splitlines(), plain.splitlines(), strict=True), *zip(text, plain, strict=True),
@@ -219,5 +220,142 @@ def test_content_is_the_string_that_it_would_be(
         assert len(marks_of(ours)) == len(expected)
     # The marks go with their characters: here those of messages are the capitals.
     for piece in [*upper.split(), *upper.splitlines(), upper.strip(), *upper.rsplit(None, 1), *upper.partition("A")]:
-        assert all((mark == MESSAGE[0]) >= letter.isupper() for letter, mark in zip(piece, marks_of(piece), strict=True))
-        assert all((mark == MESSAGE[0]) <= (not letter.islower()) for letter, mark in zip(piece, marks_of(piece), strict=True))
+        assert all(
+            (mark == MESSAGE[0]) >= letter.isupper() for letter, mark in zip(piece, marks_of(piece), strict=True)
+        )
+        assert all(
+            (mark == MESSAGE[0]) <= (not letter.islower()) for letter, mark in zip(piece, marks_of(piece), strict=True)
+        )
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+WITH_TOOLS = """{% if tools %}{{ tools | tojson }}{{ '\\n' }}{% endif %}
+{% for m in messages %}
+{%- if m.role == 'tool' %}{{ '[' + m.name + '] ' + m.content + '\\n' }}
+{%- elif m.role == 'user' or m.role == 'assistant' %}{{ m.role + ': ' + m.content }}
+{%- for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}
+{{- '\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}assistant:{{ '' if enable_thinking else '!' }}{% endif %}"""
+
+
+def rendered(messages: list[dict[str, Any]], source: str = WITH_TOOLS, **options: Any) -> str:
+    return str.__str__(ChatTemplate(source, {}).render(messages, **options))
+
+
+def test_messages_are_read_as_clients_of_openai_send_them() -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "Is it"}, {"type": "text", "text": "warm?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "9 degrees"}]},
+        {"role": "assistant", "content": None, "tool_calls": None},
+    ]
+    before = json.dumps(messages)
+    assert rendered(messages, tools=TOOLS) == (
+        json.dumps(TOOLS) + '\nuser: Is it\nwarm?\nassistant: weather({"city": "Oslo"})\n[weather] 9 degrees\n'
+        "assistant: \nassistant:!"
+    )
+    assert json.dumps(messages) == before
+
+
+def test_a_template_that_wants_the_arguments_of_calls_as_text_gets_them_so() -> None:
+    source = "{{ 'x' + messages[1].tool_calls[0].function.arguments }}{{ messages[0].content }}assistant"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [CALL]}]
+    assert rendered(messages, source) == 'x{"city": "Oslo"}Hiassistant'
+
+
+@pytest.mark.parametrize(
+    ("messages", "refusal"),
+    [
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 has a part of type 'image_url'"),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "'input_audio'.*text alone"),
+        ([{"role": "user", "content": [{"text": "x"}]}], "must be a mapping with 'type'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "must have its text under 'text'"),
+        ([{"role": "user", "content": None}], r"message 1 \(user\) has no content"),
+        ([{"role": "user", "content": 3}], "text or a list of parts, not 3"),
+        ([{"content": "x"}], "mapping with 'role'"),
+        (["x"], "mapping with 'role'"),
+        ([{"role": "wizard", "content": "x"}], "does not know the role 'wizard'; it knows user, assistant, tool"),
+        ([{"role": "system", "content": "x"}], "does not know the role 'system'"),
+        ([{"role": "asistant", "content": "x"}], "did you mean 'assistant'"),
+        ([{"role": "assistant", "tool_calls": [{"id": "1"}]}], "must have a 'function' with 'name'"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "'f' in message 1 are not JSON",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused_by_name(messages: Any, refusal: str) -> None:
+    with pytest.raises(UsageError, match=refusal) as caught:
+        rendered(messages)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_developer_speaks_as_the_system_where_the_template_knows_no_developer() -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert rendered(messages, CHATML).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    knowing = CHATML + "{{ 'developer' if false else '' }}"
+    assert rendered(messages, knowing).startswith("<|im_start|>developer\nBe brief.<|im_end|>")
+
+
+def test_tools_and_switches_that_the_template_has_no_place_for_are_refused() -> None:
+    hi = [{"role": "user", "content": "Hi"}]
+    assert rendered(hi, switches={"enable_thinking": True}) == "user: Hi\nassistant:"
+    assert rendered(hi, switches={"enable_thinking": False}) == "user: Hi\nassistant:!"
+    with pytest.raises(UsageError, match=r"no switch 'enable_thinkin' .did you mean 'enable_thinking'"):
+        rendered(hi, switches={"enable_thinkin": True})
+    with pytest.raises(UsageError, match=r"no switch 'messages'.*; it has none"):
+        rendered(hi, CHATML, switches={"messages": []})
+    with pytest.raises(UsageError, match="no place for tools"):
+        rendered(hi, CHATML, tools=TOOLS)
+    with pytest.raises(UsageError, match="does not write tool calls"):
+        rendered([*hi, {"role": "assistant", "tool_calls": [CALL]}], CHATML)
+
+
+@pytest.mark.parametrize("end", ["Once upon", "Once upon ", "", "<|im_end|>\n"])
+def test_the_last_message_can_be_continued(end: str) -> None:
+    tokenizer = chat_tokenizer()
+    messages = [{"role": "user", "content": "Once upon"}, {"role": "assistant", "content": end}]
+    text = tokenizer.chat_text(messages, continue_final_message=True)
+    assert text == f"<|im_start|>user\nOnce upon<|im_end|>\n<|im_start|>assistant\n{end}"
+    assert of(tokenizer, tokenizer.encode(text, special=True)) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
+def test_only_a_text_of_the_assistant_can_be_continued() -> None:
+    hi = [{"role": "user", "content": "Hi"}]
+    for last in ([], [{"role": "assistant", "content": "", "tool_calls": [CALL]}]):
+        with pytest.raises(UsageError, match="only a text of the assistant"):
+            rendered([*hi, *last], continue_final_message=True)
+    dropping = "{{ messages[0].content }}{{ messages[1].content if messages | length < 3 }}"
+    messages = [*hi, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(UsageError, match="leaves the last message out"):
+        rendered(messages, dropping, continue_final_message=True)
+
+
+def test_templates_have_what_transformers_gives_them() -> None:
+    source = """{%- for m in messages %}
+    {%- if m.content == 'skip' %}{% continue %}{% endif %}
+    {% generation %}{{ m | tojson }}{% endgeneration %}
+{% endfor %}{{ bos_token }}{{ strftime_now('%Y') | length }}"""
+    messages = [{"role": "user", "content": "skip"}, {"role": "user", "content": "<é>"}]
+    text = ChatTemplate(source, {"bos_token": "<s>"}).render(messages)
+    assert '{"role": "user", "content": "<é>"}' in text
+    assert text.endswith("<s>4")
+    assert "skip" not in text
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ raise_exception('roles must alternate') }}", "{{ messages[0].content + 1 }}", "{{ ''.__class__.__mro__ }}"],
+)
+def test_templates_that_refuse_or_reach_out_end_in_one_line(source: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        rendered([{"role": "user", "content": "x"}], source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_template_is_refused() -> None:
+    with pytest.raises(UsageError, match="not valid"):
+        ChatTemplate("{% for %}", {})

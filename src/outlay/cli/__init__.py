@@ -11,14 +11,17 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from outlay.cli import terminal
 from outlay.cli.arguments import Parser
 from outlay.cli.interrupt import Terminated, terminable
-from outlay.errors import OutlayError, UsageError, nearest
+from outlay.errors import OutlayError, OutlayWarning, UsageError, nearest
 
 COMMANDS = {
     "run": "answer a prompt and show what it cost",
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character must not end a run
     try:
-        with terminable():
+        with terminable(), _warnings_in_one_line():
             try:
                 status = _dispatch(words)
             except SystemExit:  # argparse has shown a help
@@ -61,6 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(str(error), 1)
     except Exception as error:  # a user never sees a traceback, whatever a method, a model file or a disk comes up with
         return _report(f"{type(error).__name__}: {error} (OUTLAY_DEBUG=1 shows where)", 1)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Shows our own warnings as errors are shown, without the line of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", OutlayWarning)
+        show = warnings.showwarning
+
+        def show_ours(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, OutlayWarning):
+                _report(str(message), 0)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = show_ours
+        yield
 
 
 def _dispatch(words: list[str]) -> int:

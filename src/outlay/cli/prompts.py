@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from outlay.errors import UsageError
-from outlay.prompts import Prompt, decode, numbered_lines, prompt_of, read_row, with_system
+from outlay.prompts import (
+    Prompt,
+    check_tools,
+    decode,
+    encoding_of,
+    numbered_lines,
+    prompt_of,
+    read_row,
+    with_system,
+)
+
+Asked = tuple[Prompt, dict[str, Any]]  # a prompt, and the options of `LM.encode` that its line gives
 
 
-def read_prompts(text: str | None, file: str | None, *, lines: bool = False, system: str | None = None) -> list[Prompt]:
+def read_prompts(text: str | None, file: str | None, *, lines: bool = False, system: str | None = None) -> list[Asked]:
     """Returns the prompts that the user gave, `system` put before each. Raises `UsageError` where there is none.
 
     `text` is from the command line, `file` names a file; "-" for either means standard input, and so does neither,
@@ -18,10 +32,35 @@ def read_prompts(text: str | None, file: str | None, *, lines: bool = False, sys
     if text is not None and file is not None:
         raise UsageError("give a prompt or --file, not both")
     whole, where = _read(text, file)
-    prompts: list[Prompt] = _split(whole, where) if lines else [whole]
-    if not any(isinstance(prompt, list) or prompt.strip() for prompt in prompts):
+    prompts: list[Asked] = _split(whole, where) if lines else [(whole, {})]
+    if not any(isinstance(prompt, list) or prompt.strip() for prompt, _ in prompts):
         raise UsageError(f"the prompt is empty{f' ({where})' if where else ''}; give it some text")
-    return prompts if system is None else [with_system(system, prompt) for prompt in prompts]
+    return prompts if system is None else [(with_system(system, prompt), options) for prompt, options in prompts]
+
+
+def read_tools(file: str) -> list[dict[str, Any]]:
+    """Returns the functions in a JSON file. Raises `UsageError` where it can't be read as a list of them."""
+    text, _ = _read(None, file)
+    try:
+        tools = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{file} is not JSON: {error}") from error
+    check_tools(tools, file)
+    return list(tools)
+
+
+def read_switches(words: Sequence[str]) -> dict[str, Any]:
+    """Returns the values of switches written as KEY=VALUE; a value is JSON if it can be read as such, else text."""
+    switches = {}
+    for word in words:
+        name, found, value = word.partition("=")
+        if not found or not name:
+            raise UsageError(f"--template is written as KEY=VALUE, such as enable_thinking=false, not {word!r}")
+        try:
+            switches[name] = json.loads(value)
+        except json.JSONDecodeError:
+            switches[name] = value
+    return switches
 
 
 def _read(text: str | None, file: str | None) -> tuple[str, str]:
@@ -39,13 +78,14 @@ def _read(text: str | None, file: str | None) -> tuple[str, str]:
     return decode(content, file).removesuffix("\n"), file
 
 
-def _split(text: str, where: str) -> list[Prompt]:
+def _split(text: str, where: str) -> list[Asked]:
     """Returns a prompt for each line that is not blank; JSON objects if the first of them is one."""
     rows = numbered_lines(text)
     if not rows or not rows[0][1].lstrip().startswith("{"):
-        return [line.removesuffix("\r") for _, line in rows]
+        return [(line.removesuffix("\r"), {}) for _, line in rows]
     return [_from_json(line, f"line {number} of {where or 'the prompt'}") for number, line in rows]
 
 
-def _from_json(line: str, where: str) -> Prompt:
-    return prompt_of(read_row(line, where), where)
+def _from_json(line: str, where: str) -> Asked:
+    row = read_row(line, where)
+    return prompt_of(row, where), encoding_of(row, where)

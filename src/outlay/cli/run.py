@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from outlay.cli import terminal
 from outlay.cli.arguments import number, one_of
 from outlay.cli.interrupt import Interruption
-from outlay.cli.prompts import read_prompts
+from outlay.cli.prompts import Asked, read_prompts, read_switches, read_tools
 from outlay.cli.trace_file import TraceFile
 from outlay.errors import OutlayError, UsageError
-from outlay.prompts import Prompt
 
 if TYPE_CHECKING:
     from outlay.budget import Ledger
@@ -42,6 +41,7 @@ PASSED_ON = (
     "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop",
     "logprobs",
 )  # fmt: skip
+CHAT = ("tools", "template", "continue_final_message")  # options that only a chat has
 PATIENCE = 5.0  # seconds to wait for runs that are given up
 
 
@@ -55,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'a JSON object with "prompt" or "messages"; all are worked on together')  # fmt: skip
     source.add_argument("--system", metavar="TEXT", help="a system message to go before the prompt")
     source.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    source.add_argument("--special-tokens", action="store_true", help="with --raw: special tokens that the prompt "
+                        "spells out are special tokens, not text")  # fmt: skip
+    source.add_argument("--tools", metavar="FILE", help="the functions that the model may call: a JSON list, as "
+                        "OpenAI's clients send it")  # fmt: skip
+    source.add_argument("--template", metavar="KEY=VALUE", action="append", default=[], help="a switch of the chat "
+                        "template, such as enable_thinking=false; repeatable")  # fmt: skip
+    source.add_argument("--continue-final-message", action="store_true", help="go on with the last message of each "
+                        "prompt, which is the assistant's")  # fmt: skip
 
     how = parser.add_argument_group("model and method")
     how.add_argument("--model", metavar="M", help="an alias (see `outlay models`), a folder, a .gguf file or a hub id")
@@ -118,6 +126,11 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses, before anything is loaded, options that don't go together."""
     if args.raw and args.system is not None:
         raise UsageError("--raw leaves no place for --system; put its text into the prompt")
+    chatty = next((name for name in CHAT if getattr(args, name)), None)
+    if args.raw and chatty is not None:
+        raise UsageError(f"--raw leaves no place for --{chatty.replace('_', '-')}, which is for the chat template")
+    if args.special_tokens and not args.raw:
+        raise UsageError("--special-tokens needs --raw; in a chat they come from the chat template alone")
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs needs --json to show them in")
     if "" in args.stop:
@@ -138,11 +151,15 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     options["method"] = catalog.parse(args.method or "auto")
     if args.budget is not None:
         options["budget"] = Budget.parse(args.budget)
-    return options | {"chat": not args.raw}
+    options |= {"chat": not args.raw, "special_tokens": args.special_tokens}
+    options |= {"continue_final_message": args.continue_final_message, "template": read_switches(args.template)}
+    if args.tools is not None:
+        options["tools"] = read_tools(args.tools)
+    return options
 
 
 def _answer(
-    lm: LM, prompts: Sequence[Prompt], options: dict[str, Any], trace: TraceFile | None, args: argparse.Namespace
+    lm: LM, prompts: Sequence[Asked], options: dict[str, Any], trace: TraceFile | None, args: argparse.Namespace
 ) -> int:
     """Runs all prompts together and writes their answers in order; ends early, with what there is, on a signal."""
     started = time.perf_counter()
@@ -171,11 +188,10 @@ def _answer(
     return interruption.status or (1 if len(results) < len(handles) else 0)
 
 
-def _submit(
-    lm: LM, prompt: Prompt, number: int, count: int, options: dict[str, Any], trace: TraceFile | None
-) -> Handle:
+def _submit(lm: LM, asked: Asked, number: int, count: int, options: dict[str, Any], trace: TraceFile | None) -> Handle:
+    prompt, own = asked
     try:
-        return lm.submit(prompt, **options, trace=trace.writer(number) if trace else None)
+        return lm.submit(prompt, **(options | own), trace=trace.writer(number) if trace else None)
     except UsageError as error:
         if count == 1:
             raise

@@ -235,7 +235,7 @@ def _prompts(args: argparse.Namespace, lm: LM) -> list[list[int]] | None:
     from outlay.compare.items import read_items
 
     items, _ = read_items(args.prompts)
-    return [lm.encode(item.prompt) for item in items]
+    return [lm.encode(item.prompt, **item.encoding) for item in items]
 
 
 def _percent(rates: list[float]) -> str:

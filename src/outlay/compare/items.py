@@ -11,7 +11,7 @@ from typing import Any
 
 from outlay import problems
 from outlay.errors import UsageError, nearest
-from outlay.prompts import Prompt, decode, numbered_lines, prompt_of, read_row
+from outlay.prompts import Prompt, decode, encoding_of, numbered_lines, prompt_of, read_row
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class Item:
     @property
     def text(self) -> str:
         """The prompt as people read it: of messages, the last one."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+        return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1]["content"])
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """The options of `LM.encode` that the row has: its tools, and the switches of the chat template."""
+        return encoding_of(self.row, "the prompt")
 
 
 def read_items(source: str, *, skip_bad: bool = False) -> tuple[list[Item], list[str]]:
@@ -92,4 +97,5 @@ def _item(row: dict[str, Any], where: str) -> Item:
     for name in ("tests", "image"):
         if row.get(name) is not None and not isinstance(row[name], str):
             raise UsageError(f'"{name}" in {where} must be text, not {row[name]!r}')
+    encoding_of(row, where)
     return Item(prompt_of(row, where), row)

@@ -36,7 +36,7 @@ def prepare(declaration: Declaration, items: Sequence[Item], progress: ShowProgr
         progress=progress,
     )  # fmt: skip
     lm.draft(declaration.draft)
-    prompt = lm.encode(items[0].prompt, chat=not declaration.raw)
+    prompt = lm.encode(items[0].prompt, chat=not declaration.raw, **items[0].encoding)
     ready = []
     for done, contender in enumerate(every):
         progress(f"warming up {contender.label}", done, len(every))

@@ -141,7 +141,7 @@ class Runner:
 
 def _encoded(lm: LM, item: Item, number: int, declaration: Declaration) -> list[int]:
     try:
-        return lm.encode(item.prompt, chat=not declaration.raw)
+        return lm.encode(item.prompt, chat=not declaration.raw, **item.encoding)
     except UsageError as error:
         raise UsageError(f"prompt {number}: {error}") from error
 

@@ -21,8 +21,8 @@ from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from outlay.errors import UsageError, nearest
+from outlay.messages import Message, conversation, with_written_arguments
 from outlay.models.content import Content, holds_content, join, marked, replace
-from outlay.models.messages import Message, conversation, with_written_arguments
 
 Tools = Sequence[Mapping[str, Any]]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -121,7 +121,9 @@ class ChatTemplate:
 
     def _check(self, messages: Sequence[Message], tools: Tools | None, switches: Mapping[str, Any]) -> None:
         if tools and "tools" not in self._variables:
-            raise UsageError("the model's chat template has no place for tools; leave them out, or describe them in text")
+            raise UsageError(
+                "the model's chat template has no place for tools; leave them out, or describe them in text"
+            )
         if "tool_calls" not in self._words and any(message.get("tool_calls") for message in messages):
             raise UsageError("the model's chat template does not write tool calls; give them as text")
         strange = next((name for name in switches if name not in self.switches), None)
@@ -169,7 +171,7 @@ class ChatTemplate:
 class _ContentGenerator(CodeGenerator):
     """Compiles `~` to the environment's `concat`, which keeps the marks of content."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - jinja2's name
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("concat(map(str, (")
         for part in node.nodes:
             self.visit(part, frame)
@@ -183,10 +185,10 @@ class _ContentEnvironment(ImmutableSandboxedEnvironment):
     code_generator_class = _ContentGenerator
 
     @staticmethod
-    def concat(parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(parts: Iterable[str]) -> str:
         return str(join("", parts))
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, /, *args: Any, **options: Any) -> Any:
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str) and obj.__name__ == "join" and args:
             return join(owner, args[0])

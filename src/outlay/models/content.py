@@ -91,7 +91,8 @@ class Content(str):
 
     def _located(self, pieces: Iterable[str], sep: str | None) -> list[str]:
         """Returns pieces of this text, in order, with their marks; `sep` lies between two, None is any whitespace."""
-        located, at = [], 0
+        located: list[str] = []
+        at = 0
         for piece in pieces:
             if sep is None:
                 at = self.find(piece, at)
@@ -130,6 +131,11 @@ for _name in ("center", "ljust", "rjust", "zfill", "expandtabs", "translate", "f
 def marks_of(text: str) -> bytes:
     """Returns the mark of each character; a plain string is the template's."""
     return text.marks if isinstance(text, Content) else TEMPLATE * len(text)
+
+
+def content_of(text: str) -> str:
+    """Returns the characters that messages wrote."""
+    return "".join([letter for letter, mark in zip(str.__str__(text), marks_of(text), strict=True) if mark])
 
 
 def join(separator: str, parts: Iterable[str]) -> Any:

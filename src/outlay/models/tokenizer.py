@@ -13,9 +13,9 @@ from typing import Any
 import tokenizers
 
 from outlay.errors import UsageError
+from outlay.messages import Message
 from outlay.models.chat import ChatTemplate, Tools
 from outlay.models.content import MESSAGE, marks_of
-from outlay.models.messages import Message
 
 
 class Tokenizer:
@@ -74,6 +74,10 @@ class Tokenizer:
         if len(owned) == len(spelled) and not self._normalizes:
             return self.inner.encode(str.__str__(text), add_special_tokens=False).ids
         return self._literal.encode(text, owned)
+
+    def unreadable(self, text: str) -> list[str]:
+        """Returns the characters of a text, each once, that no token stands for; `encode` drops or garbles them."""
+        return [letter for letter in dict.fromkeys(text) if not self._reads(letter)]
 
     def encode_prompt(self, text: str, special: bool = False) -> list[int]:
         """Returns the tokens of a text as a prompt, after the ones that the model expects first (Llama's <s>)."""
@@ -142,6 +146,17 @@ class Tokenizer:
     def _literal(self) -> _LiteralTokenizer:
         return _LiteralTokenizer(self.inner, self._special)
 
+    def _reads(self, letter: str) -> bool:
+        if "ByteLevel" in self._decoder:
+            normalized = self.inner.normalizer.normalize_str(letter) if self.inner.normalizer is not None else letter
+            return self._missing_bytes.isdisjoint(normalized.encode())
+        unknown = getattr(self.inner.model, "unk_token", None) or "<unk>"
+        return self.inner.token_to_id(unknown) not in self.inner.encode(letter, add_special_tokens=False).ids
+
+    @cached_property
+    def _missing_bytes(self) -> frozenset[int]:
+        return frozenset(byte for letter, byte in _BYTES.items() if self.inner.token_to_id(letter) is None)
+
     @cached_property
     def _prefix(self) -> list[int]:
         return self.inner.encode("", add_special_tokens=True).ids
@@ -183,7 +198,8 @@ class _LiteralTokenizer:
             )
             for content, token in special.items()
         ])  # fmt: skip
-        self._ids = {self._inner.token_to_id(name): inner.token_to_id(content) for content, name in self._names.items()}
+        ids = {entry.content: token for token, entry in inner.get_added_tokens_decoder().items()}
+        self._ids = {self._inner.token_to_id(name): ids[content] for content, name in self._names.items()}
 
     def encode(self, text: str, special: Iterable[tuple[int, str]]) -> list[int]:
         """Returns the tokens of a text, in which `special` are the places and texts of special tokens, in order."""
