@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from outlay.budget import Budget
 from outlay.decode.greedy import Greedy
 from outlay.decode.sample import Sample
 from outlay.drafts import default_draft, model_draft, refuse_other_tokens, resolve
+from outlay.engine.choices import joined
 from outlay.engine.engine import Engine
 from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method
@@ -156,6 +156,7 @@ class LM:
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
@@ -169,7 +170,14 @@ class LM:
     ) -> Handle:
         """Starts a run and returns its handle at once; see `generate` for the arguments."""
         sampling = Sampling(
-            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, dict(logit_bias or {})
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            dict(logit_bias or {}),
         )
         self._check(max_tokens, logprobs, sampling)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -191,25 +199,64 @@ class LM:
         submission = Submission(self.model, tokens, options, *given)
         return self.engine.submit(chosen, submission, trace=trace)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Result:
+    def submit_choices(
+        self,
+        prompt: Prompt,
+        n: int,
+        *,
+        seed: int = 0,
+        traces: Sequence[Callable[[dict[str, Any]], None]] = (),
+        **options: Any,
+    ) -> list[Handle]:
+        """Starts `n` samples of one prompt, which is computed once for all of them, and returns their handles.
+
+        Each is the run of its own seed, and has the text, the ledger and the budget that this run has alone. What the
+        samples share is the prompt up to its last token, by the prefix cache.
+
+        Args:
+            prompt: The prompt, as for `generate`.
+            n: How many samples.
+            seed: The seed of the first; the others have those that follow.
+            traces: For each sample, what is called with each event of its run.
+            **options: The other options of `submit`.
+
+        Raises:
+            UsageError: Where n is below 1, or above 1 at temperature 0, where all texts would be the same.
+        """
+        if n < 1:
+            raise UsageError(f"n must be 1 or more, not {n}")
+        if n > 1 and not options.get("temperature"):
+            raise UsageError("n samples differ only at a temperature above 0; try temperature=0.8")
+        if n > 1 and options.get("trace") is not None:
+            raise UsageError("trace follows one run; give submit_choices a function for each of n in traces")
+        encoding = {name: options.pop(name) for name in ENCODING if name in options}
+        tokens = self.encode(prompt, **encoding)
+        tracing: list[dict[str, Any]] = [{"trace": trace} for trace in traces] or [{}] * n
+        with self.engine.together():
+            return [self.submit(tokens, seed=seed + i, **(options | tracing[i])) for i in range(n)]
+
+    def generate(self, prompt: Prompt, *, n: int = 1, **options: Any) -> Result:
         """Answers a prompt and returns the result.
 
         **Arguments:** `method` is a name, with options if need be (`"beam:width=8"`), or a method object; by default
         `greedy` at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts; `scorer` and
         `constraint` are for methods that take one. `budget` caps what is spent. `seed` fixes every random draw.
         `max_tokens` (256) counts new tokens. `temperature` (0), `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-        `presence_penalty`, `logit_bias` have the meaning of `transformers`. `stop`: strings that end the text, which is
-        cut before them. `ignore_eos` goes on past end tokens. `logprobs`: how many of the most probable tokens to
-        report for each token. `chat`, `special_tokens`, `tools`, `template` and `continue_final_message` say how the
+        `logit_bias` have the meaning of `transformers`, `presence_penalty` and `frequency_penalty` that of OpenAI, over
+        the text written so far. `n` samples with the seeds from `seed` on become the result's `alternatives`, the first
+        of which is its text; a budget holds for each, and the ledger is that of all. `stop`: strings that end the text,
+        which is cut before them. `ignore_eos` goes on past end tokens. `logprobs`: how many of the most probable tokens
+        to report for each token. `chat`, `special_tokens`, `tools`, `template` and `continue_final_message` say how the
         prompt is read (`encode`). `trace` is called with each event of the run.
 
         Raises `UsageError` for an argument that can't be used and `FailureError` where the run fails.
         """
-        handle = self.submit(prompt, **options)
+        handles = self.submit_choices(prompt, n, **options)
         try:
-            return handle.result()
-        except KeyboardInterrupt:
-            handle.cancel()
+            return joined([handle.result() for handle in handles])
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
             raise
 
     def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
@@ -221,16 +268,17 @@ class LM:
         return [handle.result() for handle in handles]
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
-        """Answers a prompt piece by piece; the arguments are those of `generate`."""
+        """Answers a prompt piece by piece; the arguments are those of `generate`, without `n` (`submit_choices`)."""
         return Stream(self.submit(prompt, **options))
 
-    async def agenerate(self, prompt: Prompt, **options: Any) -> Result:
-        """As `generate`, without blocking the event loop; a cancelled task cancels its run."""
-        handle = self.submit(prompt, **options)
+    async def agenerate(self, prompt: Prompt, *, n: int = 1, **options: Any) -> Result:
+        """As `generate`, without blocking the event loop; a cancelled task cancels its runs."""
+        handles = self.submit_choices(prompt, n, **options)
         try:
-            return await handle.wait()
-        except asyncio.CancelledError:
-            handle.cancel()
+            return joined([await handle.wait() for handle in handles])
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
             raise
 
     def _check(self, max_tokens: int, logprobs: int | None, sampling: Sampling) -> None:

@@ -35,6 +35,7 @@ USAGE = {
     "special tokens": (["run", "Hi", "--special-tokens"], "--special-tokens needs --raw"),
     "tools": (["run", "Hi", "--tools", "/nowhere/x"], "can't read /nowhere/x: No such file or directory"),
     "switch": (["run", "Hi", "--template", "think"], "KEY=VALUE, such as enable_thinking=false, not 'think'"),
+    "n": (["run", "Hi", "--n", "2"], "--n samples differ only at a temperature above 0"),
     "empty stop": (["run", "Hi", "--stop", ""], "--stop must be some text"),
     "empty model": (["run", "Hi", "--model", ""], "--model must name a model"),
     "empty prompt": (["run", ""], "the prompt is empty; give it some text"),

@@ -199,3 +199,18 @@ def test_a_warning_is_one_line_and_the_run_goes_on(outlay, tiny, tmp_path):
     status, out, err = outlay("run", "a\x04b", "--model", folder, "--max-tokens", 3, "--quiet")
     assert (status, len(out)) == (0, 4)
     assert err == "outlay: gap has no tokens for '\\x04' (U+0004); it reads the prompt without\n"
+
+
+def test_n_samples_are_texts_of_their_own_and_alternatives_in_json(outlay, tiny):
+    words = ("run", "--lines", "--model", tiny, "--max-tokens", 9, "--temperature", 1.5)
+    stdin = b"One\nTwo\n"
+    alone = [outlay(*words, "--seed", seed, "--quiet", stdin=stdin)[1].split("\n")[::2] for seed in (3, 4)]
+    _, out, err = outlay(*words, "--seed", 3, "--n", 2, stdin=stdin)
+    assert out.split("\n")[:-1:2] == [alone[0][0], alone[1][0], alone[0][1], alone[1][1]]
+    assert "2 prompts" in err
+    rows = [json.loads(line) for line in outlay(*words, "--seed", 3, "--n", 2, "--json", stdin=stdin)[1].splitlines()]
+    assert [[each["text"] for each in row["alternatives"]] for row in rows] == [
+        [alone[0][0], alone[1][0]], [alone[0][1], alone[1][1]]
+    ]  # fmt: skip
+    assert {each["finish_reason"] for row in rows for each in row["alternatives"]} == {"length"}
+    assert [row["ledger"]["tokens_out"] for row in rows] == [18, 18]

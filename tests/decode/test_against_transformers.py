@@ -191,6 +191,14 @@ def test_presence_penalty_is_subtracted_once_from_tokens_of_the_text():
     ]
 
 
+def test_frequency_penalty_is_subtracted_as_often_as_a_token_stands_in_the_text():
+    """OpenAI's rule: logits[t] -= count(t) * frequency_penalty + (count(t) > 0) * presence_penalty."""
+    logits = torch.zeros(6)
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
+    assert penalize(logits, sampling, [1, 2], [3, 3, 4]).tolist() == [0, 0, 0, -1.0, -0.75, 0]
+    assert logits.tolist() == [0] * 6
+
+
 @pytest.mark.parametrize("n", [800, pytest.param(4000, marks=pytest.mark.slow)])
 def test_draws_follow_the_distribution(n):
     """Chi-square over many draws, 5 degrees of freedom; false alarm about once in 10^5."""

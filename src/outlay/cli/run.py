@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -38,8 +39,8 @@ EXAMPLES = """examples:
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 KV_DTYPES = ("auto", "float32", "bfloat16", "int8")
 PASSED_ON = (
-    "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "stop",
-    "logprobs",
+    "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "stop", "logprobs",
 )  # fmt: skip
 CHAT = ("tools", "template", "continue_final_message")  # options that only a chat has
 PATIENCE = 5.0  # seconds to wait for runs that are given up
@@ -91,6 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="divide the logits of tokens seen so far (default: 1)")  # fmt: skip
     text.add_argument("--presence-penalty", type=number(), default=0.0, metavar="X",
                       help="subtract from the logits of tokens written so far (default: 0)")  # fmt: skip
+    text.add_argument("--frequency-penalty", type=number(), default=0.0, metavar="X",
+                      help="the same, as often as the token was written (default: 0)")  # fmt: skip
+    text.add_argument("--n", type=number(1, whole=True), default=1, metavar="N",
+                      help="samples of each prompt, with the seeds from --seed on (default: 1)")  # fmt: skip
 
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object for each prompt instead of the text")
@@ -133,6 +138,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--special-tokens needs --raw; in a chat they come from the chat template alone")
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs needs --json to show them in")
+    if args.n > 1 and args.temperature == 0:
+        raise UsageError("--n samples differ only at a temperature above 0; try --temperature 0.8")
     if "" in args.stop:
         raise UsageError("--stop must be some text")
     for option in ("model", "draft"):
@@ -151,7 +158,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     options["method"] = catalog.parse(args.method or "auto")
     if args.budget is not None:
         options["budget"] = Budget.parse(args.budget)
-    options |= {"chat": not args.raw, "special_tokens": args.special_tokens}
+    options |= {"n": args.n, "chat": not args.raw, "special_tokens": args.special_tokens}
     options |= {"continue_final_message": args.continue_final_message, "template": read_switches(args.template)}
     if args.tools is not None:
         options["tools"] = read_tools(args.tools)
@@ -163,35 +170,40 @@ def _answer(
 ) -> int:
     """Runs all prompts together and writes their answers in order; ends early, with what there is, on a signal."""
     started = time.perf_counter()
-    handles: list[Handle] = []
+    asked: list[list[Handle]] = []  # the samples of each prompt
 
     def stop() -> None:
-        for handle in handles:
+        for handle in itertools.chain(*asked):
             handle.cancel()
 
     with Interruption(stop) as interruption:
         try:
             for prompt in prompts:
-                number = len(handles)
-                handles.append(_submit(lm, prompt, number, len(prompts), options, trace))
+                asked.append(_submit(lm, prompt, len(asked), len(prompts), options, trace))
             if interruption.status:
                 stop()
-            results = _write_json(lm, handles) if args.json else _write_texts(handles, args.show_drafts)
+            results = _write_json(lm, asked) if args.json else _write_texts(asked, args.show_drafts)
         finally:
             stop()
-            _wait(handles)
+            _wait(list(itertools.chain(*asked)))
     if not args.quiet and not args.json and results:
         if args.show_drafts:
             _write_origins(results)
-        _write_alternatives(results)
+        if args.n == 1:
+            _write_alternatives(results)
         _write_ledger(results, time.perf_counter() - started)
-    return interruption.status or (1 if len(results) < len(handles) else 0)
+    return interruption.status or (1 if len(results) < len(asked) else 0)
 
 
-def _submit(lm: LM, asked: Asked, number: int, count: int, options: dict[str, Any], trace: TraceFile | None) -> Handle:
+def _submit(
+    lm: LM, asked: Asked, number: int, count: int, options: dict[str, Any], trace: TraceFile | None
+) -> list[Handle]:
+    """Starts the samples of one prompt, of `count` in all."""
     prompt, own = asked
+    n = options["n"]
+    traces = [trace.writer(number * n + sample) for sample in range(n)] if trace else ()
     try:
-        return lm.submit(prompt, **(options | own), trace=trace.writer(number) if trace else None)
+        return lm.submit_choices(prompt, **(options | own), traces=traces)
     except UsageError as error:
         if count == 1:
             raise
@@ -206,40 +218,51 @@ def _wait(handles: Sequence[Handle]) -> None:
             handle.result(max(0.0, last - time.monotonic()))
 
 
-def _write_texts(handles: Sequence[Handle], show_drafts: bool) -> list[Result]:
+def _write_texts(asked: Sequence[Sequence[Handle]], show_drafts: bool) -> list[Result]:
     """Writes each text as it comes, an empty line between two, what was drafted in colour if that is wanted; returns
-    the results. A run that fails gets a line.
+    the results. A prompt whose run fails gets a line.
     """
+    from outlay.engine.choices import joined
+
     mark = terminal.Palette(sys.stdout) if show_drafts else None
     results = []
-    for index, handle in enumerate(handles):
-        if index:
-            print()
-        text = ""
+    for index, samples in enumerate(asked):
         try:
-            for text, origin in handle.chunks():
-                sys.stdout.write(mark(text, origin) if mark else text)
-                sys.stdout.flush()
-            results.append(handle.result())
+            for sample, handle in enumerate(samples):
+                if index or sample:
+                    print()
+                _write_text(handle, mark)
+            results.append(joined([handle.result() for handle in samples]))
         except OutlayError as error:
-            if len(handles) == 1:
+            if len(asked) == 1:
                 raise
             _write_error(index, error)
-        finally:
-            if not text.endswith("\n"):
-                print(flush=True)
     return results
 
 
-def _write_json(lm: LM, handles: Sequence[Handle]) -> list[Result]:
+def _write_text(handle: Handle, mark: terminal.Palette | None) -> None:
+    """Writes a text as it comes, and ends its last line."""
+    text = ""
+    try:
+        for text, origin in handle.chunks():
+            sys.stdout.write(mark(text, origin) if mark else text)
+            sys.stdout.flush()
+    finally:
+        if not text.endswith("\n"):
+            print(flush=True)
+
+
+def _write_json(lm: LM, asked: Sequence[Sequence[Handle]]) -> list[Result]:
     """Writes an object a line for each prompt, in order; one that fails has `error` instead. Returns the results."""
+    from outlay.engine.choices import joined
+
     results = []
-    for index, handle in enumerate(handles):
+    for index, samples in enumerate(asked):
         try:
-            results.append(handle.result())
+            results.append(joined([handle.result() for handle in samples]))
             line = _as_dict(lm, results[-1])
         except OutlayError as error:
-            if len(handles) == 1:
+            if len(asked) == 1:
                 raise
             _write_error(index, error)
             line = {"error": str(error)}
@@ -293,7 +316,8 @@ def _write_alternatives(results: Sequence[Result]) -> None:
 def _write_ledger(results: Sequence[Result], seconds: float) -> None:
     """Writes what all runs spent together; for several, `seconds` is the time that they took side by side."""
     ledger = results[0].ledger if len(results) == 1 else replace(_total(results), seconds=seconds)
-    reasons = dict.fromkeys(result.finish_reason for result in results)
+    ends = [[result.finish_reason, *(each.finish_reason for each in result.alternatives)] for result in results]
+    reasons = dict.fromkeys(reason for reason in itertools.chain(*ends) if reason is not None)
     count = [f"{len(results)} prompts"] if len(results) > 1 else []
     heading = [results[0].model, results[0].method, *count, "finished: " + ", ".join(reasons)]
     if sys.stdout.isatty():

@@ -34,7 +34,7 @@ class Result:
     logprobs: list[TokenLogprob] | None = None
     """Log-probabilities of each token, if they were asked for."""
     alternatives: list[Alternative] = field(default_factory=list)
-    """Texts to choose from, the best first, if the method proposes several."""
+    """Texts to choose from, if there are several: what the method proposes, the best first, or the `n` samples."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the method found out, by name: weights, a verdict, whatever doesn't add up over runs as the ledger does."""
 

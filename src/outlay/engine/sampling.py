@@ -1,11 +1,12 @@
 """From logits to the distribution that a run samples from, with the meaning that `transformers` gives to each option.
 
-The order is fixed: raw logits, logit bias, repetition and presence penalties, temperature, then truncation by top-k,
-top-p and min-p. At temperature 0 the most probable token is taken, the lowest id among equals.
+The order is fixed: raw logits, logit bias, repetition, presence and frequency penalties, temperature, then truncation
+by top-k, top-p and min-p. At temperature 0 the most probable token is taken, the lowest id among equals.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,8 @@ class Sampling:
     `temperature` 0 is greedy. `top_k` keeps the k most probable tokens, `top_p` the fewest that hold that much
     probability, `min_p` those at least that probable relative to the best. `repetition_penalty` divides (or, below
     zero, multiplies) the logits of tokens in the prompt and the text; `presence_penalty` is subtracted from those of
-    tokens in the text. `logit_bias` adds to the logits of token ids.
+    tokens in the text, and `frequency_penalty` as often as the token stands there. `logit_bias` adds to the logits of
+    token ids.
     """
 
     temperature: float = 0.0
@@ -31,6 +33,7 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -41,6 +44,12 @@ class Sampling:
         _check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p)
         _check(0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0", self.repetition_penalty)
         _check(abs(self.presence_penalty) < float("inf"), "presence_penalty", "finite", self.presence_penalty)
+        _check(abs(self.frequency_penalty) < float("inf"), "frequency_penalty", "finite", self.frequency_penalty)
+
+    @property
+    def counts_text(self) -> bool:
+        """Whether the logits of a token depend on the tokens before it."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 def _check(holds: bool, name: str, wanted: str, value: object) -> None:
@@ -59,9 +68,13 @@ def penalize(logits: Tensor, options: Sampling, prompt: Sequence[int], text: Seq
         values = logits[seen]
         penalty = options.repetition_penalty
         logits = logits.index_put((seen,), torch.where(values < 0, values * penalty, values / penalty))
-    if options.presence_penalty and text:
-        seen = torch.tensor(sorted(set(text)), device=logits.device)
-        logits = logits.index_put((seen,), logits[seen] - options.presence_penalty)
+    if (options.presence_penalty or options.frequency_penalty) and text:
+        counts = sorted(Counter(text).items())
+        seen = torch.tensor([token for token, _ in counts], device=logits.device)
+        amounts = [options.presence_penalty + options.frequency_penalty * count for _, count in counts]
+        logits = logits.index_put(
+            (seen,), logits[seen] - torch.tensor(amounts, dtype=logits.dtype, device=logits.device)
+        )
     return logits
 
 

@@ -27,11 +27,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A text that a method suggests beside others, with its score, higher for better."""
+    """A text beside others: one that a method suggests, with its score, higher for better, or one of `n` samples."""
 
     text: str
     tokens: list[int]
-    score: float
+    score: float | None
+    finish_reason: str | None = None
 
 
 class Session:

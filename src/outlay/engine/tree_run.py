@@ -147,13 +147,7 @@ class Sampler:
     @property
     def raw(self) -> bool:
         """Whether the logits are used as they are, before temperature: without bias, penalties and edits."""
-        options = self._options
-        return (
-            not self.edits
-            and not options.logit_bias
-            and options.repetition_penalty == 1
-            and options.presence_penalty == 0
-        )
+        return not self.edits and not self._options.logit_bias and not self._options.counts_text
 
     def penalized(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
         """Applies bias, penalties and edits to logits, before temperature and truncation.
@@ -164,7 +158,7 @@ class Sampler:
             then: Tokens between `node` and the logits.
         """
         text: list[int] = []
-        if self._options.repetition_penalty != 1 or self._options.presence_penalty:
+        if self._options.counts_text:
             text = [*self._run.text_tokens(node or self._run.tip), *then]
         logits = penalize(logits, self._options, self._run.prompt, text)
         for edit in self.edits:

@@ -84,7 +84,9 @@ def _split(lm: LM, data: Path, count: int) -> tuple[Path, list[list[int]], list[
 def _alternatives(lm: LM, prefix: list[int], method: Superposed) -> Drafted:
     result, seconds = _complete(lm, prefix, method=method)
     alternatives = result.alternatives
-    return Drafted(result, [each.tokens for each in alternatives], [each.score for each in alternatives], seconds)
+    return Drafted(
+        result, [each.tokens for each in alternatives], [each.score or 0.0 for each in alternatives], seconds
+    )
 
 
 def _samples(lm: LM, prefix: list[int]) -> Drafted:
