@@ -225,7 +225,7 @@ def test_same_bits_for_a_tree_as_for_its_paths():
     slots = torch.tensor([50, 41, 77])
     mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.uint8)
     plan = AttentionPlan([AttentionSpan(0, 20), AttentionSpan(0, 3, slots=slots, mask=mask)], 3)
-    logits, _ = tree.run(hidden[20:].clone(), torch.tensor([20, 21, 21]), slots, plan)
+    logits, *_ = tree.run(hidden[20:].clone(), torch.tensor([20, 21, 21]), slots, plan)
     for child in (21, 22):
         path = [*range(21), child]
         assert torch.equal(
@@ -237,11 +237,11 @@ def test_head_rows_layer_ranges_and_hidden():
     weights, hidden = make_weights("q4"), rows_of(9, HIDDEN)
     at, plan = torch.arange(9), causal(0, 9)
     decoder, residual = make_decoder(weights), hidden.clone()
-    logits, _ = decoder.run(residual, at, at, plan)
+    logits, *_ = decoder.run(residual, at, at, plan)
     rows = torch.tensor([8, 2])
     assert torch.equal(decoder.run(hidden.clone(), at, at, plan, lm_head_rows=rows)[0], logits[rows])
     partly = hidden.clone()
-    assert decoder.run(partly, at, at, plan, logits=False, layers=(0, 2)) == (None, None)
+    assert decoder.run(partly, at, at, plan, logits=False, layers=(0, 2))[:2] == (None, None)
     assert torch.equal(decoder.run(partly, at, at, plan, layers=(2, LAYERS))[0], logits)
     assert torch.equal(partly, residual)
 
@@ -256,13 +256,13 @@ def test_top_logits_are_the_largest_the_lower_token_first(vocab):
     for k in sorted({1, 2, 7, 300, vocab}):
         if k > vocab:
             continue
-        logits, top = decoder.run(hidden.clone(), at, at, causal(0, 9), top_k=k, lse=True)
+        logits, top, _ = decoder.run(hidden.clone(), at, at, causal(0, 9), top_k=k, lse=True)
         expected = logits.sort(dim=1, descending=True, stable=True)
         assert torch.equal(top.tokens, expected.indices[:, :k])
         assert torch.equal(top.logits, expected.values[:, :k])
         assert (top.lse - logits.double().logsumexp(1)).abs().max() < 1e-6
         rows = torch.tensor([4])
-        nothing, alone = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=k, lse=True)
+        nothing, alone, _ = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=k, lse=True)
         assert nothing is None
         assert torch.equal(alone.tokens, top.tokens[rows])
         assert torch.equal(alone.lse, top.lse[rows])
@@ -270,12 +270,12 @@ def test_top_logits_are_the_largest_the_lower_token_first(vocab):
 
 def test_picked_logits_are_those_of_the_tokens_asked_for():
     decoder, hidden, at = make_decoder(make_weights("q4")), rows_of(9, HIDDEN), torch.arange(9)
-    logits, _ = decoder.run(hidden.clone(), at, at, causal(0, 9))
+    logits, *_ = decoder.run(hidden.clone(), at, at, causal(0, 9))
     rows, picks = torch.tensor([4, 8]), torch.tensor([[0, 3, 3], [logits.shape[1] - 1, 7, 0]])
-    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=1, picks=picks)
+    nothing, top, _ = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=1, picks=picks)
     assert nothing is None
     assert torch.equal(top.picked, logits[rows].gather(1, picks))
-    _, top = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=1, picks=picks[:, :0])
+    _, top, _ = decoder.run(hidden.clone(), at, at, causal(0, 9), rows, logits=False, top_k=1, picks=picks[:, :0])
     assert top.picked.shape == (2, 0)
 
 
@@ -288,12 +288,30 @@ def test_logits_that_are_not_kept_are_the_same(kind, threads):
     decoder, hidden, at = make_decoder(weights), rows_of(n, HIDDEN), torch.arange(n)
     picks = torch.arange(2 * n).view(n, 2) * 8 % 700
     kernels.set_threads(threads)
-    logits, kept = decoder.run(hidden.clone(), at, at, causal(0, n), top_k=2, lse=True, picks=picks)
-    nothing, top = decoder.run(hidden.clone(), at, at, causal(0, n), logits=False, top_k=2, lse=True, picks=picks)
+    logits, kept, _ = decoder.run(hidden.clone(), at, at, causal(0, n), top_k=2, lse=True, picks=picks)
+    nothing, top, _ = decoder.run(hidden.clone(), at, at, causal(0, n), logits=False, top_k=2, lse=True, picks=picks)
     assert nothing is None
     for name in ("tokens", "logits", "lse", "picked"):
         assert torch.equal(getattr(top, name), getattr(kept, name))
     assert torch.equal(top.picked, logits.gather(1, picks))
+
+
+@pytest.mark.parametrize("n", [3, 40])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tokens_drawn_in_a_pass_are_those_drawn_from_its_logits(n, threads):
+    kernels.set_threads(threads)
+    decoder, hidden, at = make_decoder(make_weights("q4")), rows_of(n, HIDDEN), torch.arange(n)
+    logits, _, nothing = decoder.run(hidden.clone(), at, at, causal(0, n))
+    assert nothing == []
+    options = [kernels.Truncation(0.8), kernels.Truncation(1.0, top_k=9, top_p=0.9)]
+    draws = [(row, kernels.TokenDraw(options[row % 2], row / n + i / 100)) for row in (2, 0, 1) for i in range(5)]
+    found = decoder.run(hidden.clone(), at, at, causal(0, n), logits=False, draws=draws)
+    assert (found.logits, found.top) == (None, None)
+    assert found.drawn == kernels.draw(logits[[row for row, _ in draws]], [draw for _, draw in draws])
+    only = decoder.run(hidden.clone(), at, at, causal(0, n), at[2:3], logits=False, top_k=1, draws=[(0, draws[0][1])])
+    assert only.drawn == found.drawn[:1]
+    with pytest.raises(ValueError, match="indices"):
+        decoder.run(hidden.clone(), at, at, causal(0, n), draws=[(n, draws[0][1])])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -327,13 +345,13 @@ def test_tokens_and_input_embeddings_are_the_rows_that_they_stand_for(scale, thr
     weights = replace(make_weights("q4"), embed=table, embed_scale=scale)
     decoder, tokens = make_decoder(weights), [VOCAB - 1, 0, 7, 7, 3, 50, 4, 1, 2]
     hidden = table.rows(torch.tensor(tokens)) * scale
-    expected, _ = decoder.run(hidden.clone(), at, at, causal(0, 9))
+    expected, *_ = decoder.run(hidden.clone(), at, at, causal(0, 9))
     assert torch.equal(decoder.run(PassInputs(tokens), list(at), list(at), causal(0, 9))[0], expected)
     given = {1: embeds[4], 8: embeds[1]}
     tokens[8] = -1
     for row, embed in given.items():
         hidden[row] = embed
-    expected, _ = decoder.run(hidden, at, at, causal(0, 9))
+    expected, *_ = decoder.run(hidden, at, at, causal(0, 9))
     inputs = PassInputs(tokens, [given.get(row) for row in range(9)])
     assert torch.equal(decoder.run(inputs, at, at, causal(0, 9))[0], expected)
 
@@ -349,7 +367,7 @@ def test_a_draft_head_fuses_an_input_embedding_with_its_tokens_or_takes_it_alone
     before = torch.stack([store[4], torch.zeros(HIDDEN), store[8]])
     hidden = store[[0, 0, 0, 0, 4]]
     hidden[[0, 2, 3]] = fuse.packed(torch.cat([before, table.rows(torch.tensor([3, VOCAB - 1, 0]))], dim=1), fuse.bias)
-    expected, _ = decoder.run(hidden, at, at, causal(0, 5))
+    expected, *_ = decoder.run(hidden, at, at, causal(0, 5))
     assert torch.equal(decoder.run(PassInputs(tokens, embeds), at, at, causal(0, 5))[0], expected)
     for row in range(5):
         inputs = PassInputs(tokens[row : row + 1], embeds[row : row + 1])

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import hashlib, torch
 from outlay import kernels
-from outlay.kernels import KeyValues, AttentionSpan, AttentionPlan
+from outlay.kernels import AttentionPlan, AttentionSpan, KeyValues, TokenDraw, Truncation
 print(kernels.isa())
 if kernels.available():
     torch.manual_seed(0)
@@ -29,6 +29,12 @@ if kernels.available():
     results += [kernels.rms_norm(x, w[0], 1e-5), kernels.layer_norm(x, w[0], w[1], 1e-5)]
     results += [kernels.activate(kind, x, -x) for kind in ("silu", "gelu", "gelu_tanh", "relu")]
     results += [kernels.exp(torch.linspace(-90, 90, 1001))]
+    logits = torch.randn(3, 2000) * torch.tensor([[0.3], [2.0], [6.0]])
+    for options in ((0.7,), (1.0, 40), (0.8, None, 0.9), (1.0, None, None, 0.01), (0.9, 300, 0.95, 0.001)):
+        results.append(kernels.probs(logits, Truncation(*options)))
+        numbers = torch.rand(50, dtype=torch.float64).tolist()
+        draws = [TokenDraw(Truncation(*options), number) for number in numbers]
+        results += [torch.tensor([kernels.draw(row.expand(50, -1), draws) for row in logits])]
     print(hashlib.sha256(b"".join(r.numpy().tobytes() for r in results)).hexdigest())
 """
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from outlay.engine.passes import LogitsWanted, PassOutput, join
 from outlay.engine.request import Request
-from outlay.kernels import Top
+from outlay.kernels import TokenDraw, Top
 from outlay.tree.token_tree import Node, Tree
 
 
@@ -19,9 +20,9 @@ class Forward(Request):
     """Logits of `nodes`: the result is float32 [len(nodes), vocab], in their order.
 
     With `topk` it is a `Top` of each node's largest logits, with their log-sum-exp if `lse`. Where tokens are `named`
-    for each node, it is a list of their `NamedLogprobs`. With `layer_states` it is a pair, the logits and the hidden
-    states after every layer. What lies above a node and is not computed yet, such as the prompt, is computed first, in
-    chunks.
+    for each node, it is a list of their `NamedLogprobs`; with one of `draws` for each node, the list of drawn tokens.
+    With `layer_states` it is a pair, the logits and the hidden states after every layer. What lies above a node and is
+    not computed yet, such as the prompt, is computed first, in chunks.
     """
 
     nodes: tuple[Node, ...]
@@ -33,6 +34,7 @@ class Forward(Request):
     topk: int = 0
     lse: bool = False
     named: Sequence[Sequence[int]] = ()
+    draws: Sequence[TokenDraw] = ()
     keep_raw_logits: bool = False
 
     pending: list[Node] = field(default_factory=list, init=False)
@@ -82,7 +84,12 @@ class Forward(Request):
             if self.pending:
                 return
             rows = [self._rows[node] for node in self.nodes]
-        result = [each.named[row] for each, row in rows] if self.named else gather_rows(rows, self.topk)
+        if self.named:
+            result: Any = [each.named[row] for each, row in rows]
+        elif self.draws:
+            result = [each.drawn[row][draw] for (each, row), draw in zip(rows, self.draws, strict=True)]
+        else:
+            result = gather_rows(rows, self.topk)
         self.finish((result, gather_layer_states(rows)) if self.layer_states else result)
 
     def _still_pending(self) -> list[Node]:
@@ -110,9 +117,14 @@ def uncomputed(nodes: Sequence[Node]) -> list[Node]:
 
 def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> LogitsWanted:
     """Returns what all of these requests need of the rows that have logits, together."""
-    logits = any(not (forward.topk or forward.named) or forward.keep_raw_logits for forward in forwards)
+    logits = any(
+        not (forward.topk or forward.named or forward.draws) or forward.keep_raw_logits for forward in forwards
+    )
     named: dict[Node, list[int]] = {}
+    draws: dict[Node, dict[TokenDraw, None]] = {}
     for forward in forwards:
+        for node, draw in zip(forward.nodes, forward.draws, strict=False):
+            draws.setdefault(node, {})[draw] = None
         for node, tokens in zip(forward.nodes, forward.named, strict=False):
             named.setdefault(node, []).extend(tokens)
     return LogitsWanted(
@@ -121,6 +133,7 @@ def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> LogitsWante
         any(forward.lse for forward in forwards),
         [named.get(node, ()) for node in heads] if named else (),
         any(forward.layer_states for forward in forwards),
+        [tuple(draws.get(node, ())) for node in heads] if draws else (),
     )
 
 

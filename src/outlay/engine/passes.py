@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from outlay import kernels
-from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, PassInputs, Top
+from outlay.engine.sampling import draw_tokens
+from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, PassInputs, TokenDraw, Top
 from outlay.models.decoder import Decoder, InputsEmbeds, Layer
 from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
 from outlay.models.linear import Linear, NativeLinear
@@ -34,6 +35,8 @@ class LogitsWanted(NamedTuple):
     """The tokens of each row whose log-probabilities are wanted; empty if there are none at all."""
     layer_states: bool = False
     """The hidden states after every layer."""
+    draws: Sequence[Sequence[TokenDraw]] = ()
+    """The tokens to draw after each row; empty if there are none at all."""
 
 
 ALL_LOGITS = LogitsWanted()
@@ -58,6 +61,8 @@ class PassOutput(NamedTuple):
     layer_states: Tensor | None = None
     """Float32 [rows, layers + 1, hidden_size]: the first layer's input, then what each layer gives to the next, before
     the final norm."""
+    drawn: Sequence[Mapping[TokenDraw, int]] = ()
+    """The drawn tokens of each row, if any were to be drawn."""
 
     def rows(self, begin: int, end: int, top: int) -> Tensor | Top:
         """Returns rows [begin, end): the `top` largest logits of each, or all of them if that is 0."""
@@ -112,7 +117,10 @@ class LayeredPass:
             logprobs = logits.log_softmax(1).gather(1, named_tokens.to(device))
             named = _named_logprobs(wanted, logits.argmax(1), logprobs)
         top = _top(logits, wanted) if wanted.top else None
-        return PassOutput(logits if wanted.logits else None, top, named, torch.stack(states, 1) if states else None)
+        draws = _row_draws(wanted)
+        drawn = _by_row(wanted, draw_tokens(logits[[row for row, _ in draws]], [each for _, each in draws]))
+        stacked = torch.stack(states, 1) if states else None
+        return PassOutput(logits if wanted.logits else None, top, named, stacked, drawn)
 
     def _hidden(self, plan: PassPlan, watch: Callable[[Tensor], None] | None) -> Tensor:
         """Returns the last layer's output, [n, hidden_size]; `watch` is called with what each layer reads and gives."""
@@ -155,7 +163,7 @@ class FusedPass:
             states, layers = self._run_layers(plan, inputs, plans, logit_rows), (layers[1], layers[1])
         named_tokens, named = _named_tokens(wanted), []
         top_k, lse = (wanted.top, wanted.lse) if named_tokens is None else (max(wanted.top, 1), True)
-        logits, top = self._fused.run(
+        logits, top, drawn = self._fused.run(
             inputs,
             plan.positions,
             plan.slots,
@@ -166,10 +174,11 @@ class FusedPass:
             lse=lse,
             picks=named_tokens,
             layers=layers,
+            draws=_row_draws(wanted),
         )
         if top is not None and top.picked is not None and top.lse is not None:
             named = _named_logprobs(wanted, top.tokens[:, 0], top.picked - top.lse[:, None])
-        return PassOutput(logits, top, named, torch.stack(states, 1) if states else None)
+        return PassOutput(logits, top, named, torch.stack(states, 1) if states else None, _by_row(wanted, drawn))
 
     def _run_layers(
         self, plan: PassPlan, x: Tensor, plans: Sequence[kernels.AttentionPlan], rows: Sequence[int]
@@ -211,6 +220,17 @@ def _named_logprobs(wanted: LogitsWanted, best: Tensor, logprobs: Tensor) -> lis
     """Pairs the best token of each row [rows] with the log-probabilities of `_named_tokens`."""
     rows = zip(wanted.named, best.tolist(), logprobs.tolist(), strict=True)
     return [NamedLogprobs(token, dict(zip(tokens, values, strict=False))) for tokens, token, values in rows]
+
+
+def _row_draws(wanted: LogitsWanted) -> list[tuple[int, TokenDraw]]:
+    """Returns the tokens to draw, each with its row."""
+    return [(row, each) for row, draws in enumerate(wanted.draws) for each in draws]
+
+
+def _by_row(wanted: LogitsWanted, drawn: Sequence[int]) -> list[dict[TokenDraw, int]]:
+    """Returns the tokens of `_row_draws` by row."""
+    tokens = iter(drawn)
+    return [{each: next(tokens) for each in draws} for draws in wanted.draws]
 
 
 def _top(logits: Tensor, wanted: LogitsWanted) -> Top:

@@ -28,3 +28,12 @@ class RandomStreams:
     def at(self, *key: int) -> torch.Generator:
         """Returns the generator for a key, valid until the next call."""
         return self._generator.manual_seed(mix(self._seed, *key))
+
+    def uniform(self, *key: int) -> float:
+        """Returns the first number of a key's stream that is drawn from [0, 1)."""
+        return uniform(self.at(*key))
+
+
+def uniform(generator: torch.Generator) -> float:
+    """Returns a number drawn from [0, 1)."""
+    return float(torch.rand((), generator=generator, dtype=torch.float64))

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from outlay import kernels
+from outlay.engine.random import uniform
 from outlay.errors import UsageError
+from outlay.kernels import TokenDraw, Truncation
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def truncation(self) -> Truncation:
+        """What follows the penalties, where the temperature is above 0."""
+        return Truncation(self.temperature, self.top_k, self.top_p, self.min_p)
 
     def __post_init__(self) -> None:
         _check(self.temperature >= 0, "temperature", "0 or more", self.temperature)
@@ -85,6 +93,27 @@ def distribution(logits: Tensor, options: Sampling) -> Tensor:
     if options.temperature == 0:
         one_hot = torch.zeros_like(logits, dtype=torch.float32)
         return one_hot.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    if _native(logits):
+        return kernels.probs(logits.view(-1, logits.shape[-1]), options.truncation).view(logits.shape)
+    return torch_distribution(logits, options.truncation)
+
+
+def draw_tokens(logits: Tensor, draws: Sequence[TokenDraw]) -> list[int]:
+    """Returns a token drawn from each row of penalized logits [rows, vocab]."""
+    if _native(logits):
+        return kernels.draw(logits, draws)
+    return [
+        invert(torch_distribution(row, truncation), number)
+        for row, (truncation, number) in zip(logits, draws, strict=True)
+    ]
+
+
+def _native(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and kernels.available()
+
+
+def torch_distribution(logits: Tensor, options: Truncation) -> Tensor:
+    """As `distribution`, in torch's operations: for any device, and the reference of the native kernels."""
     scores = logits.float() / options.temperature
     if options.top_k is not None and options.top_k < scores.shape[-1]:
         least = scores.topk(options.top_k).values[..., -1:]
@@ -122,8 +151,12 @@ def most_probable(logits: Tensor) -> int:
 
 def draw(probs: Tensor, generator: torch.Generator) -> int:
     """Returns a token drawn from probs [vocab] by inverting their cumulative sum at one uniform number."""
+    return invert(probs, uniform(generator))
+
+
+def invert(probs: Tensor, number: float) -> int:
+    """Returns the token at which the cumulative sum of probs [vocab], in the order of the tokens, passes `number`."""
     support = probs.nonzero().squeeze(-1)
     edges = probs[support].double().cumsum(0).cpu()
-    at = torch.rand((), generator=generator, dtype=torch.float64) * edges[-1]
-    index = torch.searchsorted(edges, at, right=True).clamp_(max=len(support) - 1)
+    index = torch.searchsorted(edges, number * edges[-1], right=True).clamp_(max=len(support) - 1)
     return int(support[index])

@@ -13,6 +13,7 @@ from outlay.engine.registry import Workers
 from outlay.engine.request import PassReport
 from outlay.engine.worker import ModelWorker, Role
 from outlay.errors import UsageError
+from outlay.kernels import TokenDraw
 from outlay.models.load import Model
 from outlay.tree.token_tree import Node, Tree
 
@@ -84,6 +85,10 @@ class Seat:
         """Whether hidden states are still missing for nodes that were computed before anybody asked for them."""
         self._owed = [node for node in self._owed if not node.has_state]
         return bool(self._owed)
+
+    def draw(self, nodes: Sequence[Node], draws: Sequence[TokenDraw]) -> Forward:
+        """Asks for a token drawn after each of `nodes`, as a list: far cheaper than drawing from all logits."""
+        return self._ask(nodes, draws=tuple(draws))
 
     def hidden_states(self, nodes: Sequence[Node]) -> list[Tensor]:
         """Returns what the LM head read for computed nodes, float32 [hidden_size] each, in the cache's own memory.

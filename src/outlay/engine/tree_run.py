@@ -10,9 +10,10 @@ from torch import Tensor
 from outlay.engine.forward import Forward
 from outlay.engine.request import Request
 from outlay.engine.run import Run
-from outlay.engine.sampling import distribution, draw, most_probable, penalize
+from outlay.engine.sampling import distribution, draw_tokens, most_probable, penalize
 from outlay.engine.seat import Seat, Seats
 from outlay.engine.session import Session
+from outlay.kernels import TokenDraw
 from outlay.tree.token_tree import Node, Tree
 
 State = TypeVar("State")
@@ -65,9 +66,12 @@ class TreeRun(Run):
 
     def next_token(self, node: Node, stream: int = 0) -> Generator[Request, Any, int]:
         """Asks the target for what choosing the token after `node` takes: `token = yield from run.next_token(node)`."""
-        if self.sampler.greedy and self.sampler.raw:
+        if self.sampler.raw and self.sampler.greedy:
             top = yield self.target.topk([node], 1)
             return int(top.tokens)
+        if self.sampler.raw:
+            drawn = yield self.target.draw([node], [self.sampler.token_draw(node, stream)])
+            return int(drawn[0])
         logits = yield self.target.forward([node])
         return self.sampler.pick(logits[0], node, stream)
 
@@ -169,12 +173,17 @@ class Sampler:
         """Returns the distribution, float32 [vocab], of the token after `node` and `then`."""
         return distribution(self.penalized(logits, node, then), self._options)
 
+    def token_draw(self, node: Node | None = None, stream: int = 0) -> TokenDraw:
+        """Returns how the token after `node` is drawn, above temperature 0: see `pick`."""
+        number = self._run.random.uniform((node or self._run.tip).position, stream)
+        return TokenDraw(self._options.truncation, number)
+
     def pick(self, logits: Tensor, node: Node | None = None, stream: int = 0) -> int:
         """Returns the token after `node`, given its logits [vocab].
 
         Draws depend on the seed, the position of `node`, and `stream`.
         """
+        penalized = self.penalized(logits, node)
         if self.greedy:
-            return most_probable(self.penalized(logits, node))
-        generator = self._run.random.at((node or self._run.tip).position, stream)
-        return draw(self.probs(logits, node), generator)
+            return most_probable(penalized)
+        return draw_tokens(penalized[None], [self.token_draw(node, stream)])[0]

@@ -18,6 +18,7 @@ from outlay.kernels.packing import (
     quantize_q8,
     stack,
 )
+from outlay.kernels.sampling import TokenDraw, Truncation, draw, probs
 
 __all__ = [
     "AttentionPlan",
@@ -32,10 +33,13 @@ __all__ = [
     "PackedPart",
     "PassInputs",
     "Table",
+    "TokenDraw",
     "Top",
+    "Truncation",
     "activate",
     "attend",
     "available",
+    "draw",
     "exp",
     "isa",
     "layer_norm",
@@ -43,6 +47,7 @@ __all__ = [
     "pack_f32",
     "pack_q4",
     "pack_q8",
+    "probs",
     "quantize_q4",
     "quantize_q8",
     "rms_norm",

@@ -27,6 +27,7 @@ from outlay.kernels.native import (
     library,
 )
 from outlay.kernels.packing import PackedLinear
+from outlay.kernels.sampling import TokenDraw, draw_structs
 
 Indices = Tensor | Sequence[int]  # int64 [n]
 
@@ -153,6 +154,18 @@ class Top(NamedTuple):
     """float32 [rows, n], the logits of tokens that were asked for by name."""
 
 
+class PassResults(NamedTuple):
+    """What a pass computed of its rows' logits; None, or no tokens, for what is not wanted."""
+
+    logits: Tensor | None
+    """float32 [m, vocabulary]"""
+
+    top: Top | None
+
+    drawn: Sequence[int] = ()
+    """A token for each draw."""
+
+
 class FusedDecoder:
     """The weights bound to one KV cache, ready to run.
 
@@ -205,8 +218,9 @@ class FusedDecoder:
         top_k: int = 0,
         lse: bool = False,
         picks: Tensor | None = None,
+        draws: Sequence[tuple[int, TokenDraw]] = (),
         layers: tuple[int, int] | None = None,
-    ) -> tuple[Tensor | None, Top | None]:
+    ) -> PassResults:
         """Runs one pass.
 
         Args:
@@ -220,10 +234,11 @@ class FusedDecoder:
             top_k: How many of each row's largest logits are wanted.
             lse: Whether the log-sum-exp is wanted with the largest.
             picks: int64 [m, p], tokens whose logits are wanted with the largest.
+            draws: Tokens to draw, each with its row among those that go through the LM head.
             layers: Run only layers begin..end-1.
 
         Returns:
-            The logits, float32 [m, vocabulary], and the largest of each row; None for what is not wanted.
+            The logits, the largest of each row, and the drawn tokens, as far as they are wanted.
 
         Raises:
             ValueError: Where shapes or indices do not fit: the kernels would read and write wherever they point.
@@ -242,10 +257,12 @@ class FusedDecoder:
 
         read_positions, written = _indices(positions, n, self._positions), _indices(slots, n, self._capacity)
         rows = None if lm_head_rows is None else _indices(lm_head_rows, len(lm_head_rows), n)
-        m = (n if rows is None else len(rows)) if logits or top_k else 0
+        m = (n if rows is None else len(rows)) if logits or top_k or draws else 0
         all_logits = torch.empty(m, self._vocab) if logits else None
         picked_tokens = None if picks is None or not top_k else self._checked_picks(picks, m)
         top = _empty_top(m, top_k, lse, picks) if top_k else None
+        drawn = array("q", bytes(8 * len(draws)))
+        _indices([row for row, _ in draws], len(draws), m)
         task = PassStruct(
             n=n,
             residual=address(residual),
@@ -260,6 +277,9 @@ class FusedDecoder:
             n_lm_head_rows=m,
             lm_head_rows=_address(rows),
             logits=address(all_logits),
+            n_draws=len(draws),
+            draws=draw_structs(draws),
+            drawn=_address(drawn),
             hidden_states=self._hidden_states_address,
         )
         if top is not None:
@@ -269,7 +289,7 @@ class FusedDecoder:
                 task.n_picks = top.picked.shape[1]
                 task.picks, task.picked = _address(picked_tokens), address(top.picked)
         check(self._library.outlay_pass(byref(self._model), byref(task)))
-        return all_logits, top
+        return PassResults(all_logits, top, drawn.tolist())
 
     def _checked_inputs(self, inputs: PassInputs) -> tuple[array[int], array[int] | None]:
         """Returns the tokens and the addresses of the input embeddings."""

@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -124,6 +124,18 @@ class ModelStruct(Structure):
     ]
 
 
+class SamplingStruct(Structure):
+    """How probabilities are made of logits."""
+
+    _fields_ = [("temperature", c_float), ("top_k", c_int32), ("top_p", c_double), ("min_p", c_double)]
+
+
+class DrawStruct(Structure):
+    """A token to draw from a row's probabilities."""
+
+    _fields_ = [("row", c_int64), ("sampling", SamplingStruct), ("uniform", c_double)]
+
+
 class PassStruct(Structure):
     """The inputs and outputs of one pass."""
 
@@ -148,6 +160,9 @@ class PassStruct(Structure):
         ("n_picks", c_int64),
         ("picks", c_void_p),
         ("picked", c_void_p),
+        ("n_draws", c_int64),
+        ("draws", POINTER(DrawStruct)),
+        ("drawn", c_void_p),
         ("hidden_states", c_void_p),
     ]
 
@@ -176,6 +191,8 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
         c_int32,
     ),
     "outlay_store": ([POINTER(KVCacheStruct), *[c_void_p] * 3, c_int64, *[c_int32] * 2], c_int32),
+    "outlay_draw": ([c_void_p, c_int64, POINTER(DrawStruct), c_int64, c_void_p], c_int32),
+    "outlay_probs": ([c_void_p, *[c_int64] * 2, POINTER(SamplingStruct), c_void_p], c_int32),
     "outlay_pass": ([POINTER(ModelStruct), POINTER(PassStruct)], c_int32),
 }
 

@@ -110,6 +110,21 @@ struct OutlayModel {
                               // embedding; or none
 };
 
+// How probabilities are made of logits; `transformers` gives the options their meaning.
+struct OutlaySampling {
+    float temperature;  // above 0
+    int32_t top_k;      // 0: all tokens
+    double top_p;       // 1: all tokens
+    double min_p;       // 0: all tokens
+};
+
+// A token to draw from a row's probabilities, whose cumulative sum is inverted at `uniform`, in [0, 1).
+struct OutlayDraw {
+    int64_t row;  // among those that have logits
+    OutlaySampling sampling;
+    double uniform;
+};
+
 struct OutlayPass {
     int64_t n;                          // rows
     float* residual;                    // [n, hidden_size], overwritten with the last layer's residual stream; null: the
@@ -132,5 +147,8 @@ struct OutlayPass {
     int64_t n_picks;              // how many tokens of each row have their logit picked
     const int64_t* picks;         // [n_lm_head_rows, n_picks] tokens
     float* picked;                // [n_lm_head_rows, n_picks] their logits
+    int64_t n_draws;
+    const OutlayDraw* draws;      // [n_draws]
+    int64_t* drawn;               // [n_draws] the tokens
     float* hidden_states;         // [slots, hidden_size]: receives the LM head's input of each row, in the row's slot; or null
 };

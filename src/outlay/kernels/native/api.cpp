@@ -8,12 +8,14 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <mutex>
 #include <vector>
 
 #include "engine.h"
+#include "sample.h"
 
 namespace outlay {
 namespace {
@@ -211,6 +213,35 @@ OUTLAY_API int32_t outlay_activate(int32_t kind, const float* gate, const float*
 
 OUTLAY_API int32_t outlay_exp(const float* x, int32_t n, float* out) {
     return guarded([&] { active_kernels()->exp(x, n, out); });
+}
+
+// The largest logit of each block of a row.
+static std::vector<float> block_maxima(const float* logits, int64_t vocab) {
+    std::vector<float> maxima;
+    for (int64_t at = 0; at < vocab; at += kLogitBlock)
+        maxima.push_back(active_kernels()->max(logits + at, std::min<int64_t>(vocab - at, kLogitBlock)));
+    return maxima;
+}
+
+// tokens[n] = a token for each draw from the rows of logits [rows, vocab].
+OUTLAY_API int32_t outlay_draw(const float* logits, int64_t vocab, const OutlayDraw* draws, int64_t n, int64_t* tokens) {
+    return guarded([&] {
+        Pool::get().run(n, [&](int64_t i) {
+            const float* row = logits + draws[i].row * vocab;
+            tokens[i] = draw_token({row, vocab, block_maxima(row, vocab).data()}, draws[i]);
+        });
+    });
+}
+
+// probs[rows, vocab] = the probabilities that temperature and truncation make of logits [rows, vocab].
+OUTLAY_API int32_t outlay_probs(const float* logits, int64_t rows, int64_t vocab, const OutlaySampling* sampling,
+                                float* probs) {
+    return guarded([&] {
+        Pool::get().run(rows, [&](int64_t i) {
+            const float* row = logits + i * vocab;
+            write_probs({row, vocab, block_maxima(row, vocab).data()}, *sampling, probs + i * vocab);
+        });
+    });
 }
 
 // out[n, k] = rows `index` [n] of a table, as floats.

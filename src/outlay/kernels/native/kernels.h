@@ -89,6 +89,8 @@ struct Kernels {
     void (*store_kv)(const OutlayKVCache& kv, int64_t at, const float* k, const float* v, int head_dim);
     float (*max)(const float* x, int64_t n);
     float (*sum_exp)(const float* x, int64_t n, float max);
+    float (*sum_from)(const float* x, int64_t n, float least);
+    double (*weigh)(const float* x, int n, float max, float temperature, float* out);
 };
 
 extern const Kernels kScalarKernels;

@@ -1,14 +1,15 @@
-// The LM head: logits, and of each row the largest, the log-sum-exp and those of picked tokens.
+// The LM head: logits, and of each row the largest, the log-sum-exp, those of picked tokens, and a token drawn.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "decoder.h"
+#include "sample.h"
 
 namespace outlay {
 namespace {
 
-constexpr int kBlock = 256;  // logits of a row that are computed and reduced together, in the first-level cache
+constexpr int kBlock = kLogitBlock;  // logits of a row that are computed and reduced together, in the first-level cache
 // From this many rows on, logits that are not wanted as a whole are not stored: the few blocks that hold the top logits
 // are computed again.
 constexpr int64_t kRowsToRecompute = 32, kTopToRecompute = 2;
@@ -27,7 +28,7 @@ class LMHead {
         });
         stride_ = pass.logits ? vocab_ : padded_stride(vocab_);
         logits_ = pass.logits;
-        if (!logits_ && (rows_ < kRowsToRecompute || pass.top_k > kTopToRecompute))
+        if (!logits_ && (rows_ < kRowsToRecompute || pass.top_k > kTopToRecompute || pass.n_draws))
             logits_ = memory.logits.get<float>(rows_ * stride_);
         block_max_ = memory.block_max.get<float>(rows_ * blocks_);
         block_sum_exp_ = memory.block_sum_exp.get<float>(rows_ * blocks_);
@@ -35,14 +36,18 @@ class LMHead {
 
     void run() {
         Pool::get().run(blocks_, [&](int64_t block) { compute_and_reduce(block); });
-        if (!pass_.top_k && !pass_.lse) return;
-        Pool::get().run(rows_, [&](int64_t row) {
+        if (!reduced()) return;
+        Pool::get().run(pass_.top_k || pass_.lse ? rows_ : 0, [&](int64_t row) {
             if (pass_.top_k) find_top(row);
             if (pass_.lse) pass_.lse[row] = log_sum_exp(row);
         });
+        Pool::get().run(pass_.n_draws, [&](int64_t i) { pass_.drawn[i] = draw(pass_.draws[i]); });
     }
 
   private:
+    // Whether anything is made of the blocks' largest logits.
+    bool reduced() const { return pass_.top_k || pass_.lse || pass_.n_draws; }
+
     int width(int64_t block) const { return int(std::min<int64_t>(vocab_ - block * kBlock, kBlock)); }
 
     // The logits of a block for some rows; those of row 0 would begin at `out`.
@@ -67,7 +72,7 @@ class LMHead {
         compute(block, 0, rows_, begin, stride);
         for (int64_t row = 0; row < rows_; ++row) {
             pick(block, row, begin + row * stride);
-            if (pass_.top_k || pass_.lse) reduce(block, row, begin + row * stride);
+            if (reduced()) reduce(block, row, begin + row * stride);
         }
     }
 
@@ -113,6 +118,10 @@ class LMHead {
                 values[at] = logits[j], tokens[at] = block * kBlock + j;
             }
         }
+    }
+
+    int64_t draw(const OutlayDraw& asked) const {
+        return draw_token({logits_ + asked.row * stride_, vocab_, block_max_ + asked.row * blocks_}, asked);
     }
 
     // A row's logits of a block: stored, or computed again.

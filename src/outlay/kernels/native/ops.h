@@ -190,4 +190,27 @@ float sum_exp(const float* x, int64_t n, float max) {
     return total;
 }
 
+// The sum of what is at least `least`.
+float sum_from(const float* x, int64_t n, float least) {
+    const F16 limit = splat<F16>(least);
+    F16 part = splat<F16>(0.0f);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) part = add(part, keep_where_ge(load16(x + i), load16(x + i), limit));
+    float total = reduce_add(part);
+    for (; i < n; ++i) total += x[i] >= least ? x[i] : 0.0f;
+    return total;
+}
+
+// out[i] = exp((x[i] - max) / temperature); returns the sum of them. `out` may be `x`.
+double weigh(const float* x, int n, float max, float temperature, float* out) {
+    const F16 top = splat<F16>(max), divisor = splat<F16>(temperature);
+    map_array(n, out, [=](auto get) { return exp(div(sub(get(x), top), divisor)); });
+    double parts[8] = {};
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int lane = 0; lane < 8; ++lane) parts[lane] += double(out[i + lane]);
+    for (; i < n; ++i) parts[i % 8] += double(out[i]);
+    return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
+}
+
 }  // namespace
