@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from papers.distributions import random_chain
 
 from outlay.decode.draft import rsd
-from outlay.decode.draft.rsd import stochastic_beam_search, truncated_gumbel
+from outlay.decode.draft.rsd import descending_gumbels, stochastic_beam_search
 from outlay.decode.draft.specinfer import affordable, independent_tree
 from outlay.decode.draft.spectr import independent_texts
 from outlay.engine.random import RandomStreams
 from outlay.speculation.rounds import ROOT, Drafter, DraftLimits, TopTokens
-from outlay.speculation.trees import gumbel_topk_tree, topk_beams, topk_tree, tree_size
+from outlay.speculation.trees import distinct_tree, draw_distinct, topk_beams, topk_tree, tree_size
 
 SIZE = 5
 
@@ -76,7 +78,7 @@ def test_siblings_without_replacement_come_in_the_order_of_sequential_draws(chai
     p = chain.rows[0].double()
     counts = Counter()
     for seed in range(runs):
-        tree = finished(gumbel_topk_tree(run(seed), chain, (2,), limits()))
+        tree = finished(distinct_tree(run(seed), chain, (2,), limits()))
         counts[tuple(tree.tokens)] += 1
     pairs = [(a, b) for a in range(SIZE) for b in range(SIZE) if a != b]
     expected = [runs * float(p[a] * p[b] / (1 - p[a])) for a, b in pairs]
@@ -86,35 +88,45 @@ def test_siblings_without_replacement_come_in_the_order_of_sequential_draws(chai
 def test_a_distribution_of_few_tokens_gives_few_children():
     rows = torch.zeros(SIZE, SIZE)
     rows[:, 1], rows[:, 3] = 0.25, 0.75
-    tree = finished(gumbel_topk_tree(run(0), Chain(rows), (4, 3), limits()))
+    tree = finished(distinct_tree(run(0), Chain(rows), (4, 3), limits()))
     assert len(tree) == 2 + 4
     assert {tree.tokens[child] for child in tree.children(ROOT)} == {1, 3}
 
 
-def test_conditioned_gumbels_have_the_largest_that_they_must_have():
-    noisy = torch.tensor([0.3, -2.0, 1.7, -torch.inf, 1.69999], dtype=torch.float64)
-    for largest in (-5.0, 0.0, 3.0):
-        found = truncated_gumbel(noisy, largest)
-        assert float(found.max()) == largest == float(found[2])
-        assert found[3] == -torch.inf
-        order = found[[2, 4, 0, 1]]
-        assert bool((order[1:] < order[:-1]).all())
-        assert not bool(found.isnan().any())
+@pytest.mark.parametrize("location", [-4.0, 0.0, 3.0])
+def test_gumbels_below_another_have_the_distribution_of_gumbels_that_are(location):
+    """The second of them is a Gumbel at its location, given that it is below the first: false-alarm rate 1e-4."""
+    from scipy.stats import kstest
+
+    generator = torch.Generator().manual_seed(1)
+    found = [descending_gumbels([0.0, location], 0.5, generator) for _ in range(2000)]
+    assert all(first == 0.5 > second for first, second in found)
+    below = math.exp(-math.exp(location - 0.5))
+    test = kstest([second for _, second in found], lambda x: np.exp(-np.exp(location - np.minimum(x, 0.5))) / below)
+    assert test.pvalue > 1e-4
+
+
+def test_tokens_drawn_without_replacement_say_what_was_left():
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    for seed in range(50):
+        drawn = draw_distinct(probs, 4, torch.Generator().manual_seed(seed))
+        assert sorted(token for token, _ in drawn) == [0, 2, 3]
+        assert [left for _, left in drawn] == pytest.approx(
+            [1.0, 1.0 - float(probs[drawn[0].token]), float(probs[drawn[2].token])]
+        )
 
 
 def test_beams_are_different_texts_whose_first_children_inherit_their_parents_place(chain, monkeypatch):
     seen = []
-    inner = rsd.truncated_gumbel
-    monkeypatch.setattr(
-        rsd, "truncated_gumbel", lambda noisy, largest: seen.append((inner(noisy, largest), largest)) or seen[-1][0]
-    )
+    inner = rsd.descending_gumbels
+    monkeypatch.setattr(rsd, "descending_gumbels", lambda *args: seen.append((inner(*args), args[1])) or seen[-1][0])
     for seed in range(20):
         seen.clear()
         tree = finished(stochastic_beam_search(run(seed), chain, 3, limits(depth=4)))
         assert len(tree) <= 12
         assert len({tuple(tree.path_tokens(node)) for node in range(len(tree))}) == len(tree)
         assert all(len([n for n in range(len(tree)) if tree.depths[n] == level]) == 3 for level in range(1, 5))
-        assert all(float(psis.max()) == pytest.approx(largest) for psis, largest in seen)
+        assert all(max(psis) == largest and psis == sorted(psis, reverse=True) for psis, largest in seen)
         for place in (ROOT, *range(len(tree))):
             siblings = [tree.tokens[child] for child in tree.children(place)]
             assert len(set(siblings)) == len(siblings)
@@ -161,7 +173,7 @@ def test_texts_share_what_they_begin_with_and_count_how_many_do(chain):
     [
         (lambda chain, limits: topk_tree(chain, (3, 2, 2), limits), 21),
         (lambda chain, limits: topk_beams(chain, 3, within(limits, 4)), 12),
-        (lambda chain, limits: gumbel_topk_tree(run(0), chain, (3, 2, 2), limits), 21),
+        (lambda chain, limits: distinct_tree(run(0), chain, (3, 2, 2), limits), 21),
         (lambda chain, limits: stochastic_beam_search(run(0), chain, 3, within(limits, 4)), 12),
         (lambda chain, limits: independent_tree(run(0), chain, (3, 2, 2), limits), 21),
         (lambda chain, limits: independent_texts(run(0), chain, 4, within(limits, 4)), 16),

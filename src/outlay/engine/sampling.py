@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,8 +156,8 @@ def draw(probs: Tensor, generator: torch.Generator) -> int:
 
 
 def invert(probs: Tensor, number: float) -> int:
-    """Returns the token at which the cumulative sum of probs [vocab], in the order of the tokens, passes `number`."""
-    support = probs.nonzero().squeeze(-1)
-    edges = probs[support].double().cumsum(0).cpu()
-    index = torch.searchsorted(edges, number * edges[-1], right=True).clamp_(max=len(support) - 1)
-    return int(support[index])
+    """Returns the token at which the cumulative sum of probs [vocab] passes the share `number` of their total."""
+    values = probs.cpu().numpy()
+    edges = values.cumsum(dtype=np.float64)
+    token = int(edges.searchsorted(number * edges[-1], side="right"))
+    return token if token < len(values) else int(values.nonzero()[0][-1])

@@ -170,7 +170,10 @@ class Sampler:
         return logits
 
     def probs(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
-        """Returns the distribution, float32 [vocab], of the token after `node` and `then`."""
+        """Returns the distribution, float32 [vocab], of the token after `node` and `then`.
+
+        Where the logits are used as they are (`raw`), those of several nodes, [nodes, vocab], give one for each.
+        """
         return distribution(self.penalized(logits, node, then), self._options)
 
     def token_draw(self, node: Node | None = None, stream: int = 0) -> TokenDraw:

@@ -61,6 +61,8 @@ class ModelDrafter(Drafter):
         logits: Tensor = yield self._seat.forward(self._nodes_of(tree, places))
         logits = self._widened(logits)
         sampler = self._run.sampler
+        if sampler.raw:
+            return sampler.probs(logits)
         rows = [sampler.probs(row, then=tree.path_tokens(place)) for row, place in zip(logits, places, strict=True)]
         return torch.stack(rows)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,11 +53,10 @@ def tree_size(branching: Sequence[int]) -> int:
     return size
 
 
-def gumbel_topk_tree(run: TreeRun, drafter: Drafter, branching: Sequence[int], limits: DraftLimits) -> Drafting:
-    """Draws up to `branching[l]` different tokens after each node of level l by Gumbel-top-k (RSD, section 3.2.1).
+def distinct_tree(run: TreeRun, drafter: Drafter, branching: Sequence[int], limits: DraftLimits) -> Drafting:
+    """Draws up to `branching[l]` different tokens after each node of level l, one after the other.
 
-    The largest of log p plus Gumbel noise, in descending order, are distributed as tokens that are drawn one after the
-    other from what the distribution has left.
+    Siblings are distributed as those of Gumbel-top-k are, in their order (RSD, section 3.2.1).
     """
     tree, level = DraftTree(), [ROOT]
     for width in branching[: limits.max_depth]:
@@ -64,21 +65,39 @@ def gumbel_topk_tree(run: TreeRun, drafter: Drafter, branching: Sequence[int], l
         for place, draft_probs in zip(level, probs, strict=True):
             tree.draft_probs[place] = draft_probs
             generator = run.random.at(run.tip.position, DRAFT_STREAM, place + 1)
-            grown += [tree.add(place, token, drafter.name) for token in gumbel_topk(draft_probs, width, generator)]
+            drawn = draw_distinct(draft_probs, width, generator)
+            grown += [tree.add(place, token, drafter.name) for token, _ in drawn]
         level = grown[: max(0, limits.max_nodes - len(tree) + len(grown))]
         if not level:
             break
     return tree.cut(limits)
 
 
-def gumbel_topk(probs: Tensor, k: int, generator: torch.Generator) -> list[int]:
-    """Draws up to k tokens without replacement from `probs` [vocab], in the order in which they are drawn."""
-    top = (probs.double().log() + gumbel(len(probs), generator)).topk(min(k, len(probs)))
-    drawn = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return [token for token, value in drawn if value > -torch.inf]
+class Drawn(NamedTuple):
+    """A token, and the share of the probability that was left when it was drawn."""
+
+    token: int
+    left: float
 
 
-def gumbel(size: int, generator: torch.Generator) -> Tensor:
-    """Returns standard Gumbel noise, float64 [size]."""
-    uniform = torch.rand(size, generator=generator, dtype=torch.float64).clamp_(min=1e-300)
-    return -(-uniform.log()).log()
+def draw_distinct(probs: Tensor, k: int, generator: torch.Generator) -> list[Drawn]:
+    """Draws up to k different tokens, each from what the ones before leave of `probs` [vocab]."""
+    values = probs.cpu().numpy()
+    edges = values.cumsum(dtype=np.float64)
+    total, k = float(edges[-1]), min(k, np.count_nonzero(values))
+    drawn, left = list[Drawn](), total
+    for number in torch.rand(k, generator=generator, dtype=torch.float64).tolist():
+        if left <= 0:  # the rest is lost in rounding
+            break
+        at = number * left
+        for token in sorted(token for token, _ in drawn):  # steps over what is drawn already
+            if at >= edges[token] - values[token]:
+                at = max(at + float(values[token]), float(edges[token]))
+        token = min(int(edges.searchsorted(at, side="right")), len(values) - 1)
+        if not values[token] or any(token == each.token for each in drawn):  # at the very end, by rounding
+            rest = values.copy()
+            rest[[each.token for each in drawn]] = 0
+            token = int(rest.nonzero()[0][-1])
+        drawn.append(Drawn(token, left / total))
+        left -= float(values[token])
+    return drawn

@@ -21,7 +21,7 @@ from outlay.decode.draft.spectr import kseq_acceptance
 from outlay.lm import LM
 from outlay.progress import ShowProgress
 from outlay.python_sources import library_sources
-from outlay.speculation.trees import gumbel_topk
+from outlay.speculation.trees import draw_distinct
 
 TEMPERATURES, DRAFT_COUNTS = (0.3, 0.6, 1.0), (1, 2, 4, 8)
 SEEN = 8  # tokens that the draft sees
@@ -107,6 +107,6 @@ def _without_replacement(target: Tensor, draft: Tensor, k: int, seed: int) -> fl
     generator = torch.Generator().manual_seed(seed)
     accepted = 0
     for _ in range(DRAWS):
-        drafted = gumbel_topk(draft, k, generator)
+        drafted = [token for token, _ in draw_distinct(draft, k, generator)]
         accepted += reject_without_replacement(target, draft, drafted, generator) in drafted
     return accepted / DRAWS

@@ -7,14 +7,17 @@ distributed as the target's own, and at temperature 0 it is greedy's (Jeon et al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from outlay.engine.method import About
+from outlay.engine.random import uniform
 from outlay.engine.sampling import draw
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
@@ -30,7 +33,7 @@ from outlay.speculation.rounds import (
     Verification,
     verify_tree,
 )
-from outlay.speculation.trees import gumbel, gumbel_topk_tree, topk_beams, topk_tree, tree_size
+from outlay.speculation.trees import distinct_tree, draw_distinct, topk_beams, topk_tree, tree_size
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class RSD(SpeculativeMethod):
             return stochastic_beam_search(run, drafter, self.width, limits)
         if run.sampler.greedy:
             return topk_tree(drafter, self.branching, limits)
-        return gumbel_topk_tree(run, drafter, self.branching, limits)
+        return distinct_tree(run, drafter, self.branching, limits)
 
     def verify(self, run: TreeRun, tree: DraftTree, attachments: Attachments) -> Verification:
         return verify_tree(run, tree, reject_without_replacement, attachments)
@@ -95,37 +98,44 @@ def stochastic_beam_search(run: TreeRun, drafter: Drafter, width: int, limits: D
 
     Each text has its log-probability phi, and psi: phi with Gumbel noise, such that the largest psi of a text's
     continuations is the text's own. All that are among the `width` largest psi of a level stay in the tree, siblings in
-    descending order.
+    descending order. Only the `width` largest of each text's continuations are drawn, from the largest down.
     """
     tree = DraftTree()
     beams = [(ROOT, 0.0, 0.0)]  # place, phi, psi
     for _ in range(limits.max_depth):
         probs = yield from drafter.probs(tree, [place for place, _, _ in beams])
-        phis, psis = [], []
+        found = []
         for (place, phi, psi), draft_probs in zip(beams, probs, strict=True):
             tree.draft_probs[place] = draft_probs
-            phis.append(phi + draft_probs.double().log())
             generator = run.random.at(run.tip.position, DRAFT_STREAM, place + 1)
-            psis.append(truncated_gumbel(phis[-1] + gumbel(len(draft_probs), generator), psi))
-        flat = torch.cat(psis)
-        top = flat.topk(min(width, len(flat)))
-        size, grown = len(probs[0]), []
-        for index, psi in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-            if psi > -torch.inf:
-                beam, token = divmod(index, size)
-                grown.append((tree.add(beams[beam][0], token, drafter.name), float(phis[beam][token]), psi))
-        beams = grown
-        if not beams:
-            break
+            drawn = draw_distinct(draft_probs, width, generator)
+            psis = descending_gumbels([phi + math.log(left) for _, left in drawn], psi, generator)
+            found += [
+                (place, token, phi + math.log(float(draft_probs[token])), below)
+                for (token, _), below in zip(drawn, psis, strict=True)
+            ]
+        found = sorted(found, key=lambda each: -each[3])[:width]
+        beams = [(tree.add(place, token, drafter.name), phi, psi) for place, token, phi, psi in found]
     return tree.cut(limits)
 
 
-def truncated_gumbel(noisy: Tensor, largest: float) -> Tensor:
-    """Conditions Gumbels [n] on that the largest of them is `largest` (Kool et al. 2019, appendix B.3)."""
-    below = noisy.max() - noisy
-    # log(1 - exp(-below)), -inf at the largest
-    u = largest - noisy + torch.log(-torch.expm1(-below))
-    return largest - u.clamp(min=0) - torch.log1p(torch.exp(-u.abs()))
+def descending_gumbels(locations: Sequence[float], largest: float, generator: torch.Generator) -> list[float]:
+    """Draws Gumbels in descending order, the first of which is `largest`.
+
+    Args:
+        locations: For each, the log of the probability that is left when those above it are taken out.
+        largest: The first one.
+        generator: Random numbers.
+
+    Returns:
+        Each is the greatest of what is left, conditioned on that it is below the one before (Kool et al. 2019,
+        appendix B.3).
+    """
+    noise = -torch.log1p(-torch.rand(len(locations), generator=generator, dtype=torch.float64))
+    values = [largest]
+    for location, exponential in zip(locations[1:], noise.clamp_(min=1e-300).tolist()[1:], strict=True):
+        values.append(-float(np.logaddexp(-values[-1], math.log(exponential) - location)))
+    return values[: len(locations)]
 
 
 def reject_without_replacement(
@@ -139,20 +149,18 @@ def reject_without_replacement(
     if not drafted:
         return draw(target_probs, generator)
     assert draft_probs is not None, "drawn tokens have a distribution"
-    q, p = target_probs.double(), draft_probs.double()
+    q, p = target_probs.double(), draft_probs.double()  # not scaled to add up to 1: their totals stand beside them
+    q_total, p_total = 1.0, 1.0
     for token in drafted:
-        u = float(torch.rand((), generator=generator, dtype=torch.float64))
-        if u * float(p[token]) < float(q[token]):
+        if uniform(generator) * float(p[token]) * q_total < float(q[token]) * p_total:
             return token
-        residual = (q - p).clamp_(min=0)
+        residual = q.sub(p, alpha=q_total / p_total).clamp_(min=0)
         total = float(residual.sum())
         if total <= 0:  # equal up to rounding
             return token
-        q = residual / total
-        p = p.clone()
+        q, q_total = residual, total
+        p_total -= float(p[token])
         p[token] = 0
-        mass = float(p.sum())
-        if mass <= 0:  # nothing is left that a further token could have been drawn from
+        if p_total <= 1e-9:  # nothing but rounding is left that a further token could have been drawn from
             break
-        p /= mass
     return draw(q, generator)

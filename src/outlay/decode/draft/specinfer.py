@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from outlay.engine.method import About
+from outlay.engine.random import uniform
 from outlay.engine.sampling import draw
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
@@ -150,14 +151,13 @@ def reject_with_replacement(
     if not drafted:
         return draw(target_probs, generator)
     assert draft_probs is not None, "drawn tokens have a distribution"
-    q, p = target_probs.double(), draft_probs.double()
+    q, p, total = target_probs.double(), draft_probs.double(), 1.0  # q is not scaled to add up to 1: it has its total
     for token in drafted:
-        u = float(torch.rand((), generator=generator, dtype=torch.float64))
-        if u * float(p[token]) < float(q[token]):
+        if uniform(generator) * float(p[token]) * total < float(q[token]):
             return token
-        residual = (q - p).clamp_(min=0)
-        total = float(residual.sum())
-        if total <= 0:  # equal up to rounding
+        residual = q.sub(p, alpha=total).clamp_(min=0)
+        left = float(residual.sum())
+        if left <= 0:  # equal up to rounding
             return token
-        q = residual / total
+        q, total = residual, left
     return draw(q, generator)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from outlay.engine.method import About
+from outlay.engine.random import uniform
 from outlay.engine.sampling import draw
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
@@ -114,8 +115,7 @@ def kseq(
     q, p, k = target_probs, draft_probs, len(drafted)
     rho = float(k) if rho is not None and rho >= k else max(rho or 1.0, kseq_rho(p, q, k))
     for token in drafted:
-        u = float(torch.rand((), generator=generator, dtype=torch.float64))
-        if u * rho * float(p[token]) < float(q[token]):
+        if uniform(generator) * rho * float(p[token]) < float(q[token]):
             return token
     return draw(kseq_residual(p, q, k, rho), generator)
 
@@ -133,9 +133,12 @@ def kseq_rho(p: Tensor, q: Tensor, k: int) -> float:
     """
     support = p > 0
     p, q = p[support].double(), q[support].double()
+    middle = (q > p) & (q < k * p)  # elsewhere min(p, q / rho) is the same function of rho on all of [1, k]
+    drafts, targets = float(p[q >= k * p].sum()), float(q[q <= p].sum())
+    p, q = p[middle], q[middle]
 
     def excess(rho: float) -> float:
-        beta = min(float(torch.minimum(p, q / rho).sum()), 1.0)
+        beta = min(drafts + targets / rho + float(torch.minimum(p, q / rho).sum()), 1.0)
         missed = math.expm1(k * math.log1p(-beta)) if beta < 1 else -1.0
         return -missed - rho * beta
 
@@ -143,11 +146,11 @@ def kseq_rho(p: Tensor, q: Tensor, k: int) -> float:
     if excess(low) <= 1e-15:
         return low
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if excess(middle) > 0:
-            low = middle
+        rho = (low + high) / 2
+        if excess(rho) > 0:
+            low = rho
         else:
-            high = middle
+            high = rho
     return high
 
 

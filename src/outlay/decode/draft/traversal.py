@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from outlay.engine.method import About
+from outlay.engine.random import uniform
 from outlay.engine.sampling import draw
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
@@ -32,7 +33,7 @@ from outlay.speculation.rounds import (
     verify_by_path,
     verify_tree,
 )
-from outlay.speculation.trees import gumbel_topk_tree, topk_tree, tree_size
+from outlay.speculation.trees import distinct_tree, topk_tree, tree_size
 from outlay.tree.token_tree import Node
 
 Accepted = tuple[list[int], int]  # the accepted path, and the token after it
@@ -66,7 +67,7 @@ class Traversal(SpeculativeMethod):
     def draft(self, run: TreeRun, drafter: Drafter, limits: DraftLimits) -> Drafting:
         if run.sampler.greedy:
             return topk_tree(drafter, self.branching, limits)
-        return gumbel_topk_tree(run, drafter, self.branching, limits)
+        return distinct_tree(run, drafter, self.branching, limits)
 
     def verify(self, run: TreeRun, tree: DraftTree, attachments: Attachments) -> Verification:
         if run.sampler.greedy or not tree.draft_probs:  # chosen tokens are matched
@@ -116,8 +117,3 @@ def traverse(tree: DraftTree, target_probs: Callable[[int], Tensor], generator: 
     accepted = visit(ROOT, 1.0)
     assert accepted is not None, "the root is accepted with probability 1"
     return accepted
-
-
-def uniform(generator: torch.Generator) -> float:
-    """Returns a number drawn from [0, 1)."""
-    return float(torch.rand((), generator=generator, dtype=torch.float64))
