@@ -121,9 +121,7 @@ class Run:
             models = self.submission.models
             if model not in models:
                 known = ", ".join(models) or "none"
-                raise ValueError(
-                    f"option {model!r} gave this run no model; those in `About.models` that did: {known}"
-                )
+                raise ValueError(f"option {model!r} gave this run no model; those in `About.models` that did: {known}")
             model = models[model]
         return self._seats.open(model, role, tokens)
 

@@ -84,7 +84,7 @@ def draw_distinct(probs: Tensor, k: int, generator: torch.Generator) -> list[Dra
     """Draws up to k different tokens, each from what the ones before leave of `probs` [vocab]."""
     values = probs.cpu().numpy()
     edges = values.cumsum(dtype=np.float64)
-    total, k = float(edges[-1]), min(k, np.count_nonzero(values))
+    total, k = float(edges[-1]), min(k, int(np.count_nonzero(values)))
     drawn, left = list[Drawn](), total
     for number in torch.rand(k, generator=generator, dtype=torch.float64).tolist():
         if left <= 0:  # the rest is lost in rounding
