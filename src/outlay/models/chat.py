@@ -102,9 +102,10 @@ class ChatTemplate:
         return text[:at]
 
     def knows(self, role: str) -> bool:
-        """Tells whether the template writes messages of a role, and names it unless it is one that all do."""
+        """Tells whether the template writes messages of a role and is meant for it, as far as its text tells."""
         if role not in self._known_roles:
-            self._known_roles[role] = (role in SPOKEN or role in self._words) and self._writes(role)
+            meant = role in SPOKEN or role in self._words or (role == "tool" and "tools" in self._variables)
+            self._known_roles[role] = meant and self._writes(role)
         return self._known_roles[role]
 
     def _with_known_role(self, message: dict[str, Any]) -> dict[str, Any]:
