@@ -15,12 +15,12 @@ import outlay.scaling.study as study_module
 import outlay.train.draft_head as draft_head_module
 from outlay.errors import UsageError
 from outlay.models.draft_head import lm_head_rows, load_draft_head
+from outlay.models.linear import weight_of
 from outlay.scaling.study import DEPTH, DraftStudy, measure, measure_file, study_of
 from outlay.testing import tiny_lm, tiny_model
 from outlay.train.batches import own_tokens
 from outlay.train.corpus import WARM_EVERY
 from outlay.train.draft_head import HELD_OUT, DraftHeadRecipe, DraftHeadTrainer
-from outlay.train.frozen import weight_of
 
 RECIPE = DraftHeadRecipe(vocabulary=100, epochs=1, ahead=0, unroll=2, batch=300)
 

@@ -91,8 +91,7 @@ class LayeredPass:
 
     def __init__(self, decoder: Decoder, cache: Cache) -> None:
         self._decoder, self._cache = decoder, cache
-        native = any(isinstance(layer.out, NativeLinear) for layer in decoder.layers)
-        self.name = f"torch with native {kernels.isa()} products" if native else "torch"
+        self.name = decoder.runs_on
         self._graphed = GraphedForward(decoder, CudaGraphs()) if graphed(decoder) else None
 
     def __call__(self, plan: PassPlan, logit_rows: list[int], wanted: LogitsWanted = ALL_LOGITS) -> PassOutput:
@@ -125,12 +124,11 @@ class LayeredPass:
     def _hidden(self, plan: PassPlan, watch: Callable[[Tensor], None] | None) -> Tensor:
         """Returns the last layer's output, [n, hidden_size]; `watch` is called with what each layer reads and gives."""
         decoder = self._decoder
-        attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype)
+        attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype, decoder.sinks)
         tokens, positions = _tokens_and_positions(plan, decoder.device)
         if self._graphed is not None and not plan.inputs_embeds and watch is None:
             return self._graphed(tokens, positions, attend)
-        x = decoder.inputs(tokens, positions, _inputs_embeds(plan))
-        return decoder.hidden(x, positions, attend) if watch is None else decoder.hidden(x, positions, attend, watch)
+        return decoder.last_hidden(tokens, positions, attend, _inputs_embeds(plan), watch)
 
 
 class FusedPass:
@@ -272,6 +270,8 @@ def _inputs_embeds(plan: PassPlan) -> InputsEmbeds | None:
 
 def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     """Returns the weights as the kernels take them, or None if the model has a part that they lack."""
+    if decoder.code != "native" or decoder.sinks:
+        return None
     config, lm_head, embed = decoder.config, decoder.lm_head, decoder.embed
     layers = [fused for layer in decoder.layers if (fused := _fused_layer(layer)) is not None]
     if not layers or len(layers) < len(decoder.layers):

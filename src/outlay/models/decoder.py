@@ -13,16 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from outlay import kernels
 from outlay.models.config import DecoderConfig
 from outlay.models.embedding import Embedding
 from outlay.models.experts import ExpertMlp
-from outlay.models.linear import Linear
+from outlay.models.linear import Linear, NativeLinear
 from outlay.models.mlp import Mlp
 from outlay.models.norm import Norm, RMSNorm
 from outlay.models.rope import rotate
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [n, num_heads, head_dim], k and v [n, num_kv_heads, head_dim]) -> [n, num_heads, head_dim]."""
+Watch = Callable[[Tensor], None]
+"""Called with the first layer's input and each layer's output, [n, hidden_size]."""
 Rotation = tuple[Tensor, Tensor]
 """Cosines and signed sines of the rows, each [n, 1, rope dim]."""
 
@@ -66,6 +69,10 @@ class Layer:
 class Decoder:
     """A network: `forward` computes logits; `pass_weight_bytes` and `linear_flops` say what a pass costs."""
 
+    code = "native"
+    """Whose code the layers are: ours, or that of `transformers`."""
+    sinks: Sequence[Tensor | None] = ()
+    """Each layer's attention sinks, float32 [num_heads]: the score of a key of value 0. Empty: no layer has any."""
     reads_hidden_states = False
     """Whether this is a draft head: with each token it reads the target's hidden state before the token."""
     fuse: Linear | None = None
@@ -108,13 +115,30 @@ class Decoder:
         Returns:
             Logits, float32 [r or n, vocab_size].
         """
-        x = self.hidden(self.inputs(tokens, positions), positions, attend)
+        x = self.last_hidden(tokens, positions, attend)
         return self.logits(x if rows is None else x[rows])
 
-    @torch.inference_mode()
-    def hidden(
-        self, x: Tensor, positions: Tensor, attend: Attend, watch: Callable[[Tensor], None] | None = None
+    def last_hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        inputs_embeds: InputsEmbeds | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
+        """Returns the last layer's output of n new tokens, [n, hidden_size], as `logits` takes it.
+
+        Args:
+            tokens: int64 [n].
+            positions: int64 [n].
+            attend: called once a layer, in order.
+            inputs_embeds: what some rows read in place of their tokens' embeddings.
+            watch: as in `hidden`.
+        """
+        return self.hidden(self.inputs(tokens, positions, inputs_embeds), positions, attend, watch)
+
+    @torch.inference_mode()
+    def hidden(self, x: Tensor, positions: Tensor, attend: Attend, watch: Watch | None = None) -> Tensor:
         """Runs all layers.
 
         Args:
@@ -198,6 +222,12 @@ class Decoder:
         logits = self.lm_head(x).float()
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def runs_on(self) -> str:
+        """Says whose code computes a pass layer by layer."""
+        native = any(isinstance(layer.out, NativeLinear) for layer in self.layers)
+        return f"torch with native {kernels.isa()} products" if native else "torch"
 
     @property
     def weight_bytes_per_pass(self) -> int:

@@ -53,7 +53,7 @@ class GraphedForward:
         """tokens, positions int64 [n] -> the last layer's output [n, hidden_size], valid until the next pass."""
         width = next((width for width in WIDTHS if width >= len(tokens)), None)
         if width is None:
-            return self._decoder.hidden(self._decoder.inputs(tokens, positions), positions, attend)
+            return self._decoder.last_hidden(tokens, positions, attend)
         if width not in self._recorded:
             self._recorded[width] = _Recorded(self._decoder, width, self._record)
         return self._recorded[width](tokens, positions, attend)
@@ -100,4 +100,5 @@ class _Recorded:
 
 def graphed(decoder: Decoder) -> bool:
     """Tells whether this decoder's segments can be recorded: on a GPU, without experts, which depend on the rows."""
-    return decoder.device.type == "cuda" and all(isinstance(layer.mlp, Mlp) for layer in decoder.layers)
+    on_gpu = decoder.device.type == "cuda" and decoder.code == "native"
+    return on_gpu and all(isinstance(layer.mlp, Mlp) for layer in decoder.layers)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from outlay import kernels
+from outlay.errors import UsageError
 from outlay.kernels import PackedLinear
 from outlay.models.quantized import GROUP, QuantizedWeight, fits, quantize
 
@@ -227,6 +228,19 @@ def _int8_by_row(
         return None
     wide_from = 0 if device.type != "cpu" or fast_bfloat16() else 48
     return Int8Linear(q.to(device, torch.int8).contiguous(), scales.squeeze(1).to(device), bias, wide_from)
+
+
+def weight_of(linear: Linear) -> Tensor:
+    """Returns the weights of a linear layer, float32 [out, in].
+
+    Raises:
+        UsageError: The layer is held in a format that can't be dequantized here.
+    """
+    if isinstance(linear, NativeLinear):
+        return linear.packed.dequantize()
+    if isinstance(linear, FloatLinear):
+        return linear.weight.float()
+    raise UsageError(f"weights held as {linear.format} can't be made floats again; load the model with dtype float32")
 
 
 def _wide_from(dtype: torch.dtype, device: torch.device) -> int:

@@ -16,7 +16,7 @@ from outlay.models import hub, names
 from outlay.models.build import Builder, Progress
 from outlay.models.chat import ChatTemplate, template_source
 from outlay.models.checkpoint import Checkpoint, read_json, sampled
-from outlay.models.config import DecoderConfig, decoder_config, token_ids
+from outlay.models.config import FAMILIES, DecoderConfig, decoder_config, token_ids
 from outlay.models.decoder import Decoder
 from outlay.models.linear import FORMATS, fast_bfloat16, native_kernels
 from outlay.models.tokenizer import Tokenizer, load_tokenizer_json
@@ -81,11 +81,27 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
     raw = read_json(folder / "config.json")
     if not raw:
         raise UsageError(f"{folder} holds no config.json, so it is not a model in the hub's layout")
-    config = decoder_config(raw, long)
-    tokenizer = _folder_tokenizer(folder, config)
-    store = Checkpoint(folder)
+    _refuse_quantized(raw)
     format = _best_float(device) if dtype == "auto" else dtype
+    decoder: Decoder
+    if raw.get("model_type") in FAMILIES:
+        config = decoder_config(raw, long)
+        tokenizer = _folder_tokenizer(folder, config)
+        store = Checkpoint(folder)
+        decoder = _build_folder(config, store, format, device, progress)
+    else:
+        from outlay.models.via_transformers.load import load_decoder
 
+        store = Checkpoint(folder)
+        decoder = load_decoder(folder, raw, format, device, progress)
+        tokenizer = _folder_tokenizer(folder, decoder.config)
+    canonical = json.dumps(raw, sort_keys=True).encode()
+    return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format)
+
+
+def _build_folder(
+    config: DecoderConfig, store: Checkpoint, format: str, device: torch.device, progress: Progress | None
+) -> Decoder:
     builder = Builder(
         config,
         store,
@@ -97,10 +113,19 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
         transposed=config.architecture == "gpt2",
         plus_one=config.norm_plus_one,
     )
-    decoder = builder.build(progress)
+    return builder.build(progress)
 
-    canonical = json.dumps(raw, sort_keys=True).encode()
-    return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format)
+
+def _refuse_quantized(raw: Mapping[str, Any]) -> None:
+    """Raises `UsageError` if a `config.json` says that the weights are packed, which they are read without."""
+    text = raw.get("text_config")
+    quantization = raw.get("quantization_config") or (text.get("quantization_config") if text else None)
+    if quantization:
+        method = quantization.get("quant_method") or "unnamed"
+        raise UsageError(
+            f"this model's weights are packed ({method} in the quantization_config of config.json), which outlay does "
+            "not read; give the model in floats, or a .gguf file of it"
+        )
 
 
 def _load_gguf(path: Path, dtype: str, device: torch.device, progress: Progress | None, long: bool) -> Model:

@@ -24,7 +24,7 @@ from outlay.lm import LM
 from outlay.models import fitted
 from outlay.models.decoder import Decoder, Layer
 from outlay.models.draft_head import KIND, PROMPT_TOKENS, draft_head_config, lm_head_rows, load_draft_head
-from outlay.models.linear import NativeLinear
+from outlay.models.linear import NativeLinear, weight_of
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
@@ -32,7 +32,6 @@ from outlay.train.batches import Batch, as_batch, batches, frequent_tokens, own_
 from outlay.train.checkpoint import Checkpoint
 from outlay.train.corpus import Corpus, Passage
 from outlay.train.draft_head_net import DraftHeadNet
-from outlay.train.frozen import weight_of
 from outlay.train.schedule import schedule
 
 Progress = Callable[[str, int, int], None]

@@ -10,26 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from outlay.errors import UsageError
-from outlay.models.linear import FloatLinear, Linear, NativeLinear
+from outlay.models.linear import weight_of
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
 
 # (layer, q [n, num_heads, head_dim], k, v [n, num_kv_heads, head_dim]) -> [n, num_heads, head_dim]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-def weight_of(linear: Linear) -> Tensor:
-    """Returns the weights of a linear layer, float32 [out, in].
-
-    Raises:
-        UsageError: The layer is held in a format that can't be dequantized here.
-    """
-    if isinstance(linear, NativeLinear):
-        return linear.packed.dequantize()
-    if isinstance(linear, FloatLinear):
-        return linear.weight.float()
-    raise UsageError(f"weights held as {linear.format} can't be trained through; load the model with dtype float32")
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,17 @@ def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[T
     return out * mine + other * others, total
 
 
+def beside_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """Returns attention's output when each head also sees a key of value 0.
+
+    Args:
+        out: output over the other keys, [n, num_heads, head_dim].
+        lse: its log-sum-exp, [n, num_heads].
+        sinks: the scores of the keys of value 0, [num_heads].
+    """
+    return out * torch.sigmoid(lse - sinks)[..., None].to(out.dtype)
+
+
 @dataclass(frozen=True)
 class _Reader:
     """A KV span, with its rows and mask in the form that every layer uses."""
@@ -106,9 +117,16 @@ class _Reader:
 class TreeAttention:
     """The attention of one pass, as `Decoder` calls it: writes new keys and values, and reads what the plan says."""
 
-    def __init__(self, cache: Cache, plan: PassPlan, config: DecoderConfig, dtype: torch.dtype = torch.float32) -> None:
-        """Prepares what all layers use; `dtype` is the queries'."""
-        self._cache, self._config, self._dtype = cache, config, dtype
+    def __init__(
+        self,
+        cache: Cache,
+        plan: PassPlan,
+        config: DecoderConfig,
+        dtype: torch.dtype = torch.float32,
+        sinks: Sequence[Tensor | None] = (),
+    ) -> None:
+        """Prepares what all layers use; `dtype` is the queries', `sinks` are `Decoder.sinks`."""
+        self._cache, self._config, self._dtype, self._sinks = cache, config, dtype, sinks
         self._count = len(plan.keys_seen)
         self._slots = _as_slice(plan.slots) or torch.tensor(plan.slots, device=cache.device)
         self._readers = {window: [self._reader(span) for span in spans] for window, spans in plan.kv_spans.items()}
@@ -117,24 +135,30 @@ class TreeAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [n, num_heads, head_dim], k and v [n, num_kv_heads, head_dim] -> output [n, num_heads, head_dim]."""
         self._cache.write(layer, self._slots, k, v)
+        out, lse = self._attended(layer, q)
+        sinks = self._sinks[layer] if self._sinks else None
+        return out if sinks is None else beside_sinks(out, lse, sinks)
+
+    def _attended(self, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the output of all rows, and its log-sum-exp [n, num_heads]."""
         window = self._config.windows[layer]
         readers = self._readers[window]
         if len(readers) == 1 and readers[0].rows is None:
-            return self._read(readers[0], layer, q)[0]
+            return self._read(readers[0], layer, q)
         if self._each_row_once[window]:
-            out = torch.empty_like(q)
+            out, lse = torch.empty_like(q), torch.empty(q.shape[:2], device=q.device)
             for reader in readers:
-                out[reader.rows] = self._read(reader, layer, q[reader.rows])[0]
-            return out
+                out[reader.rows], lse[reader.rows] = self._read(reader, layer, q[reader.rows])
+            return out, lse
         return self._merged(readers, layer, q)
 
-    def _merged(self, readers: list[_Reader], layer: int, q: Tensor) -> Tensor:
+    def _merged(self, readers: list[_Reader], layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
         out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
         for reader in readers:
             rows = slice(None) if reader.rows is None else reader.rows
             out[rows], lse[rows] = merge(out[rows], lse[rows], *self._read(reader, layer, q[rows]))
-        return out.to(q.dtype)
+        return out.to(q.dtype), lse
 
     def _read(self, reader: _Reader, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
         """Folds the query heads of a group into rows, so that keys and values are read without repeating them."""

@@ -1,0 +1,120 @@
+"""Loads a folder in the hub's layout as a network of `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outlay.errors import UsageError
+from outlay.models.build import Progress
+from outlay.models.config import FAMILIES
+from outlay.models.linear import FLOATS
+from outlay.models.via_transformers import attention
+from outlay.models.via_transformers.decoder import TransformersDecoder
+from outlay.models.via_transformers.probe import examine, own_attention
+from outlay.models.via_transformers.weights import count_costs, pack_linears
+
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def load_decoder(
+    folder: Path, raw: dict[str, Any], format: str, device: torch.device, progress: Progress | None = None
+) -> TransformersDecoder:
+    """Loads a network.
+
+    Args:
+        folder: the model's folder.
+        raw: its `config.json`.
+        format: how the weights of linear layers are held: one of `linear.FORMATS`.
+        device: where the network runs.
+        progress: told of layers.
+
+    Raises:
+        UsageError: if `transformers` is not installed or does not know the family, if attention is not the network's
+            only memory, or if weights are missing.
+    """
+    family = raw.get("model_type") or ", ".join(raw.get("architectures") or ()) or "none named"
+    try:
+        import transformers
+    except ImportError:
+        raise UsageError(
+            f"architecture {family!r} is not one that outlay runs natively ({', '.join(FAMILIES)}); it may run through "
+            "transformers: pip install 'outlay[transformers]'"
+        ) from None
+    attention.register()
+    kind = _network_class(transformers, raw, family)
+    _refuse_other_memory(kind, raw, family)
+
+    dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
+    with _quiet(transformers):
+        network = _load(kind, folder, family)
+    network = network.eval().requires_grad_(False)
+    pack_linears(network, format, device, progress)
+    network = network.to(device=device, dtype=dtype)
+    options = network.config.get_text_config(decoder=True)
+    return examine(network, options, count_costs(network, options), dtype, device)
+
+
+def _network_class(transformers: Any, raw: dict[str, Any], family: str) -> Any:
+    """Returns the class of a family's causal language models."""
+    mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if family not in mapping:
+        raise UsageError(
+            f"architecture {family!r} is not one that outlay runs natively ({', '.join(FAMILIES)}), and "
+            f"transformers {transformers.__version__} knows no causal language model of that name"
+        )
+    names = mapping[family]
+    return getattr(transformers, names if isinstance(names, str) else names[0])
+
+
+def _refuse_other_memory(kind: Any, raw: dict[str, Any], family: str) -> None:
+    """Raises `UsageError` if the class or the configuration names states beside attention's keys and values."""
+    text = raw.get("text_config") or raw
+    layers = sorted(set(text.get("layer_types") or ()) - ATTENTION_LAYERS)
+    if kind._is_stateful or layers:
+        states = f"{', '.join(layers)} layers" if layers else "recurrent or convolutional states"
+        raise UsageError(
+            f"{family} remembers a text by more than attention's keys and values ({states}); outlay grows trees of "
+            "tokens, which needs models whose only memory is attention"
+        )
+
+
+def _load(kind: Any, folder: Path, family: str) -> Any:
+    try:
+        network, report = kind.from_pretrained(
+            folder,
+            dtype="auto",
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except KeyError as error:
+        raise own_attention(family) from error  # it looked its own classes of attention up by our name
+    except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
+        why = " ".join(str(error).split())
+        raise UsageError(f"transformers cannot load this {family}: {why}") from error
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        raise UsageError(f"the model's files lack the tensor {missing[0]}")
+    return network
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keeps `transformers` from writing to the terminal."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
