@@ -40,6 +40,11 @@ class Kind:
     softcaps: bool = False
     activation: str = "silu"
     gated: bool = True
+    wide_head_norms: bool = False
+    pre_norms: bool = True
+    rope_bases: tuple[float | None, ...] = (10000.0,) * LAYERS  # None: the layer is not rotated
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
 
 LLAMA = Kind()
@@ -47,6 +52,10 @@ KINDS = {
     "llama": LLAMA,
     "qwen": Kind(biases=True, head_norms=True, rope_dim=DIM // 2),
     "gemma2": Kind(post_norms=True, softcaps=True, activation="gelu_tanh"),
+    "gemma3": Kind(head_norms=True, post_norms=True, rope_bases=(10000.0, 1e6, 10000.0)),
+    "smollm3": Kind(rope_bases=(10000.0, None, 10000.0)),
+    "olmo2": Kind(head_norms=True, wide_head_norms=True, pre_norms=False, post_norms=True),
+    "granite": Kind(residual_scale=0.22, logit_scale=0.25, softcaps=True),
     "gpt2": Kind(biases=True, layer_norm=True, rope_dim=0, activation="gelu", gated=False),
     "opt": Kind(biases=True, layer_norm=True, rope_dim=0, activation="relu", gated=False),
 }
@@ -64,22 +73,28 @@ def make_weights(form, kind=LLAMA):
     def make_norm():
         return FusedNorm(vector(HIDDEN), vector(HIDDEN) - 1 if kind.layer_norm else None)
 
+    def angles(base):
+        return torch.arange(CAPACITY)[:, None] * base ** (-torch.arange(0, kind.rope_dim, 2) / kind.rope_dim)
+
+    bases = kind.rope_bases if kind.rope_dim else (None,) * LAYERS
+    q_norm, k_norm = (DIM * heads if kind.wide_head_norms else DIM for heads in (HEADS, KV_HEADS))
     layers = [
         FusedLayer(
-            attn_norm=make_norm(),
+            attn_norm=make_norm() if kind.pre_norms else None,
             qkv=linear((HEADS + 2 * KV_HEADS) * DIM, HIDDEN),
             out=linear(HIDDEN, HEADS * DIM),
-            mlp_norm=make_norm(),
+            mlp_norm=make_norm() if kind.pre_norms else None,
             gate_up=linear(2 * WIDE if kind.gated else WIDE, HIDDEN),
             down=linear(HIDDEN, WIDE),
-            q_norm=vector(DIM) if kind.head_norms else None,
-            k_norm=vector(DIM) if kind.head_norms else None,
+            q_norm=vector(q_norm) if kind.head_norms else None,
+            k_norm=vector(k_norm) if kind.head_norms else None,
             post_attn_norm=make_norm() if kind.post_norms else None,
             post_mlp_norm=make_norm() if kind.post_norms else None,
+            cos=None if base is None else angles(base).cos(),
+            sin=None if base is None else angles(base).sin(),
         )
-        for _ in range(LAYERS)
+        for base in bases
     ]
-    angles = torch.arange(CAPACITY)[:, None] * 10000.0 ** (-torch.arange(0, kind.rope_dim, 2) / max(kind.rope_dim, 1))
     return FusedWeights(
         layers,
         make_norm(),
@@ -89,12 +104,12 @@ def make_weights(form, kind=LLAMA):
         DIM,
         EPS,
         SCALE,
-        cos=angles.cos() if kind.rope_dim else None,
-        sin=angles.sin() if kind.rope_dim else None,
         attention_softcap=2.0 if kind.softcaps else None,
         logit_softcap=1.5 if kind.softcaps else None,
         activation=kind.activation,
         gated=kind.gated,
+        residual_scale=kind.residual_scale,
+        logit_scale=kind.logit_scale,
     )
 
 
@@ -150,16 +165,22 @@ def reference(weights, hidden):
     n, x = len(hidden), hidden.double()
     for layer in weights.layers:
         qkv = apply(layer.qkv, norm(x, layer.attn_norm))
-        q, k, v = (part.view(n, -1, DIM) for part in qkv.split([HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM], dim=1))
+        q, k, v = qkv.split([HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM], dim=1)
         if layer.q_norm is not None:
+            wide = len(layer.q_norm) > DIM
+            q, k = (x if wide else x.view(n, -1, DIM) for x in (q, k))
             q, k = norm(q, FusedNorm(layer.q_norm)), norm(k, FusedNorm(layer.k_norm))
-        if weights.cos is not None:
-            q, k = (rotate(part, weights.cos[:n], weights.sin[:n]) for part in (q, k))
-        x = x + norm(apply(layer.out, attend(weights, q, k, v).reshape(n, -1)), layer.post_attn_norm)
+        q, k, v = (part.reshape(n, -1, DIM) for part in (q, k, v))
+        if layer.cos is not None:
+            q, k = (rotate(part, layer.cos[:n], layer.sin[:n]) for part in (q, k))
+        change = norm(apply(layer.out, attend(weights, q, k, v).reshape(n, -1)), layer.post_attn_norm)
+        x = x + change * weights.residual_scale
         inner = apply(layer.gate_up, norm(x, layer.mlp_norm))
         gate, up = inner.chunk(2, dim=1) if weights.gated else (inner, 1.0)
-        x = x + norm(apply(layer.down, act[weights.activation](gate) * up), layer.post_mlp_norm)
-    return cap(norm(x, weights.final_norm) @ weights.lm_head.dequantize().double().T, weights.logit_softcap)
+        change = norm(apply(layer.down, act[weights.activation](gate) * up), layer.post_mlp_norm)
+        x = x + change * weights.residual_scale
+    logits = norm(x, weights.final_norm) @ weights.lm_head.dequantize().double().T
+    return cap(logits * weights.logit_scale, weights.logit_softcap)
 
 
 def causal(begin, end):
@@ -446,6 +467,10 @@ def test_refuses_what_does_not_fit():
             decoder.run(hidden, at, at, causal(0, 3), top_k=1, picks=picks)
     with pytest.raises(ValueError, match="picks"):
         decoder.run(hidden, at, at, causal(0, 3), top_k=1, picks=at)
+    first, *others = decoder.weights.layers
+    for wrong in ({"sin": None}, {"cos": first.cos[:, 1:]}, {"q_norm": torch.ones(HEADS * DIM)}):
+        with pytest.raises(ValueError, match=r"expected|in pairs"):
+            make_decoder(replace(decoder.weights, layers=[replace(first, **wrong), *others]))
     for hidden_states in (torch.zeros(CAPACITY - 1, HIDDEN), torch.zeros(CAPACITY, HIDDEN + 1), torch.zeros(CAPACITY)):
         with pytest.raises(ValueError, match="hidden_states"):
             make_decoder(decoder.weights, hidden_states=hidden_states)

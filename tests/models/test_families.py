@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from outlay.models.load import Model, load_model
@@ -44,6 +45,13 @@ LONG = {
     "long_factor": [1.0, 2.0, 3.0, 4.0],
 }
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": VOCAB, "initializer_range": 0.2}
+GEMMA3 = BASE | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24, "layer_types": [
+    "sliding_attention", "full_attention", "sliding_attention"]}  # fmt: skip
+GEMMA3_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+}
+GRANITE = {"embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 4.0}
 OPT = BASE | {"ffn_dim": 48, "word_embed_proj_dim": 32}
 MOE = BASE | {"num_local_experts": 6, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
@@ -64,9 +72,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", BASE | {"head_dim": 16}),
     "phi3": ("Phi3", BASE | {"sliding_window": 9}),
     "phi3-longrope": ("Phi3", BASE | {"rope_parameters": LONG, "original_max_position_embeddings": 32}),
+    "phi4-mini-longrope": (
+        "Phi3",
+        BASE
+        | {
+            "partial_rotary_factor": 0.5,
+            "rope_parameters": LONG | {"short_factor": [1.0, 1.2], "long_factor": [1.0, 3.0]},
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "phi4-mini": ("Phi3", BASE | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
     "gemma": ("Gemma", BASE | {"head_dim": 16, "num_key_value_heads": 1}),
     "gemma2": ("Gemma2", BASE | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
+    "gemma3": ("Gemma3Text", GEMMA3 | {"rope_parameters": GEMMA3_ROPES}),
+    "gemma3-capped": ("Gemma3Text", GEMMA3 | {"final_logit_softcapping": 3.0}),
+    "smollm3": ("SmolLM3", BASE | {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
+    "smollm3-windows": (
+        "SmolLM3",
+        BASE | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6},
+    ),
+    "olmo2": ("Olmo2", BASE),
+    "granite": ("Granite", BASE | GRANITE | {"mlp_bias": True}),
     "gpt2": ("GPT2", GPT2),
     "gpt2-unscaled": ("GPT2", GPT2 | {"scale_attn_weights": False, "n_inner": 40, "activation_function": "relu"}),
     "opt": ("OPT", OPT),
@@ -146,6 +172,34 @@ def test_configs_of_transformers_4_mean_the_same(case: str, tmp_path: Path) -> N
     new = load_model(tmp_path, dtype="float32").decoder.config
     old_style(tmp_path)
     assert load_model(tmp_path, dtype="float32").decoder.config == new
+
+
+def test_gemma_3_rotates_as_transformers_4_wrote_it(tmp_path: Path) -> None:
+    """Local layers have a base of their own, and scaling is for the others."""
+    save(tmp_path, *CASES["gemma3"])
+    new = load_model(tmp_path, dtype="float32").decoder.config
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    del raw["rope_parameters"], raw["layer_types"]
+    old = {"rope_theta": 5000.0, "rope_local_base_freq": 100.0, "sliding_window_pattern": 2}
+    path.write_text(json.dumps(raw | old | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}))
+    assert load_model(tmp_path, dtype="float32").decoder.config == new
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_of_a_gemma_3_that_also_reads_images(prefix: str, tmp_path: Path, dense: Any) -> None:
+    network = save(tmp_path, *CASES["gemma3"])
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {prefix + name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    save_file(renamed | {"vision_tower.x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    text = json.loads((tmp_path / "config.json").read_text())
+    whole = {"model_type": "gemma3", "text_config": text | {"eos_token_id": 1}, "eos_token_id": [1, 5]}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with torch.no_grad():
+        expected = network(torch.arange(3, 20)[None]).logits[0]
+    decoder = load_model(tmp_path, dtype="float32").decoder
+    assert decoder.config.eos_token_ids == (1, 5)
+    torch.testing.assert_close(dense.logits(decoder, list(range(3, 20))), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_sharded_weights_are_the_same_model(tmp_path: Path, dense: Any) -> None:

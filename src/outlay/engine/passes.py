@@ -11,7 +11,7 @@ from torch import Tensor
 from outlay import kernels
 from outlay.engine.sampling import draw_tokens
 from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, PassInputs, TokenDraw, Top
-from outlay.models.decoder import Decoder, InputsEmbeds, Layer
+from outlay.models.decoder import Decoder, InputsEmbeds
 from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
 from outlay.models.linear import Linear, NativeLinear
 from outlay.models.mlp import Mlp
@@ -273,10 +273,10 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     if decoder.code != "native" or decoder.sinks:
         return None
     config, lm_head, embed = decoder.config, decoder.lm_head, decoder.embed
-    layers = [fused for layer in decoder.layers if (fused := _fused_layer(layer)) is not None]
+    layers = [fused for index in range(len(decoder.layers)) if (fused := _fused_layer(decoder, index)) is not None]
     if not layers or len(layers) < len(decoder.layers):
         return None
-    if decoder.device.type != "cpu" or not config.pre_norm or config.head_dim % 8 or config.embedding_size:
+    if decoder.device.type != "cpu" or config.sum_norms or config.head_dim % 8 or config.embedding_size:
         return None
     if not isinstance(lm_head, NativeLinear) or lm_head.bias is not None:
         return None
@@ -290,14 +290,14 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
         head_dim=config.head_dim,
         eps=config.norm_eps,
         attention_scale=config.attention_scale,
-        cos=decoder.cos if config.rope else None,
-        sin=decoder.sin if config.rope else None,
         attention_softcap=config.attention_softcap,
         logit_softcap=config.logit_softcap,
         activation=config.activation,
         gated=config.gated,
         embed=table,
         embed_scale=embed.scale,
+        residual_scale=config.residual_scale,
+        logit_scale=config.logit_scale,
         fuse=None if decoder.fuse is None else _fused_linear(decoder.fuse),
     )
 
@@ -308,13 +308,15 @@ def _looks_up(decoder: Decoder) -> bool:
     return plain and (decoder.fuse is None or isinstance(decoder.fuse, NativeLinear))
 
 
-def _fused_layer(layer: Layer) -> FusedLayer | None:
+def _fused_layer(decoder: Decoder, index: int) -> FusedLayer | None:
+    layer, table = decoder.layers[index], decoder.table_of_layer[index]
+    cos, sin = (None, None) if table is None else decoder.rope_tables[table]
     mlp = layer.mlp
     if not isinstance(mlp, Mlp):
         return None
     qkv, out, gate_up, down = map(_fused_linear, (layer.qkv, layer.out, mlp.gate_up, mlp.down))
     attn_norm, mlp_norm = _fused_norm(layer.attn_norm), _fused_norm(layer.mlp_norm)
-    if qkv is None or out is None or gate_up is None or down is None or attn_norm is None or mlp_norm is None:
+    if qkv is None or out is None or gate_up is None or down is None:
         return None
     return FusedLayer(
         attn_norm=attn_norm,
@@ -327,6 +329,8 @@ def _fused_layer(layer: Layer) -> FusedLayer | None:
         k_norm=layer.k_norm.weight if layer.k_norm else None,
         post_attn_norm=_fused_norm(layer.post_attn_norm),
         post_mlp_norm=_fused_norm(layer.post_mlp_norm),
+        cos=cos,
+        sin=sin,
     )
 
 

@@ -52,14 +52,16 @@ class FusedLinear:
 class FusedLayer:
     """The weights of one layer."""
 
-    attn_norm: FusedNorm
+    attn_norm: FusedNorm | None
+    """None: attention reads the residual stream as it is."""
 
     qkv: FusedLinear
     """Rows: all of q, then k, then v."""
 
     out: FusedLinear
 
-    mlp_norm: FusedNorm
+    mlp_norm: FusedNorm | None
+    """None: the MLP reads the residual stream as it is."""
 
     gate_up: FusedLinear
     """Rows: all of gate, if the model is gated, then up."""
@@ -67,16 +69,22 @@ class FusedLayer:
     down: FusedLinear
 
     q_norm: Tensor | None = None
-    """float32 [head_dim]: RMSNorm of each query head before its rotation."""
+    """float32 [head_dim]: RMSNorm of each query head before its rotation; [num_heads * head_dim]: of all at once."""
 
     k_norm: Tensor | None = None
-    """float32 [head_dim]: RMSNorm of each key head before its rotation."""
+    """float32 [head_dim] or [num_kv_heads * head_dim], as `q_norm`."""
 
     post_attn_norm: FusedNorm | None = None
     """Norm of the attention output before it joins the residual stream."""
 
     post_mlp_norm: FusedNorm | None = None
     """Norm of the MLP output before it joins the residual stream."""
+
+    cos: Tensor | None = None
+    """float32 [positions, rope_dim / 2]: dimension i of a head is rotated with i + rope_dim / 2. None: none is."""
+
+    sin: Tensor | None = None
+    """As `cos`."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +108,6 @@ class FusedWeights:
 
     attention_scale: float
 
-    cos: Tensor | None = None
-    """float32 [positions, rope_dim / 2]: dimension i of a head is rotated with i + rope_dim / 2."""
-
-    sin: Tensor | None = None
-    """As `cos`."""
-
     attention_softcap: float | None = None
 
     logit_softcap: float | None = None
@@ -119,6 +121,12 @@ class FusedWeights:
 
     embed_scale: float = 1.0
     """Factor on the rows of `embed`."""
+
+    residual_scale: float = 1.0
+    """Factor on the outputs of attention and MLP before they join the residual stream."""
+
+    logit_scale: float = 1.0
+    """Factor on logits, before their softcap."""
 
     fuse: FusedLinear | None = None
     """A draft head's layer [2 hidden_size] -> [hidden_size], of a hidden state beside its token's embedding."""
@@ -194,7 +202,7 @@ class FusedDecoder:
         self._kv, self._hidden_states = tuple(kv), hidden_states  # the structures hold bare pointers
         self._library = library()
         self._vocab, self._hidden_size = weights.lm_head.out_features, weights.lm_head.in_features
-        self._positions = len(weights.cos) if weights.cos is not None else None
+        self._positions = min((len(layer.cos) for layer in weights.layers if layer.cos is not None), default=None)
         self._capacity = min(layer.capacity for layer in kv)
         self._n_plans = 1 + max(plans or [0])
         _check_weights(weights, self._hidden_size)
@@ -353,6 +361,8 @@ def _layer_struct(layer: FusedLayer, kv: KVCacheStruct, plan: int) -> LayerStruc
         post_mlp_norm=_norm_struct(layer.post_mlp_norm),
         kv=kv,
         plan=plan,
+        cos=address(layer.cos),
+        sin=address(layer.sin),
     )
 
 
@@ -364,7 +374,7 @@ def _model_struct(weights: FusedWeights, layers: Array[LayerStruct], hidden_size
         n_heads=weights.num_heads,
         n_kv_heads=weights.num_kv_heads,
         head_dim=weights.head_dim,
-        rope_dim=2 * weights.cos.shape[1] if weights.cos is not None else 0,
+        rope_dim=max((2 * layer.cos.shape[1] for layer in weights.layers if layer.cos is not None), default=0),
         intermediate_size=weights.layers[0].down.packed.in_features,
         activation=ACTIVATIONS[weights.activation],
         gated=weights.gated,
@@ -373,11 +383,12 @@ def _model_struct(weights: FusedWeights, layers: Array[LayerStruct], hidden_size
         attention_softcap=weights.attention_softcap or 0.0,
         logit_softcap=weights.logit_softcap or 0.0,
         embed_scale=weights.embed_scale,
+        residual_scale=weights.residual_scale,
+        logit_scale=weights.logit_scale,
+        wide_qk_norms=_wide_qk_norms(weights),
         layers=layers,
         final_norm=_norm_struct(weights.final_norm),
         lm_head=weights.lm_head.parts[0].struct,
-        cos=address(weights.cos),
-        sin=address(weights.sin),
         embed=TableStruct() if weights.embed is None else weights.embed.struct,
         fuse=_linear_struct(weights.fuse),
     )
@@ -434,8 +445,28 @@ def _check_layer(weights: FusedWeights, layer: FusedLayer, hidden_size: int) -> 
     _check_linear("down", layer.down, (hidden_size, inner))
     for norm in (layer.attn_norm, layer.mlp_norm, layer.post_attn_norm, layer.post_mlp_norm):
         _check_norm(norm, hidden_size)
-    for vector in (layer.q_norm, layer.k_norm):
-        _check_vector(vector, weights.head_dim)
+    wide = _wide_qk_norms(weights)
+    for vector, heads in ((layer.q_norm, weights.num_heads), (layer.k_norm, weights.num_kv_heads)):
+        _check_vector(vector, weights.head_dim * (heads if wide else 1))
+    if (layer.cos is None) != (layer.sin is None) or (wide and None in (layer.q_norm, layer.k_norm)):
+        raise ValueError("a layer has cosines and sines, and norms of queries and keys, in pairs")
+    for table in (layer.cos, layer.sin):
+        _check_table(table, weights)
+
+
+def _wide_qk_norms(weights: FusedWeights) -> bool:
+    """Tells whether queries and keys are normed over all heads at once."""
+    q_norm = weights.layers[0].q_norm if weights.layers else None
+    return q_norm is not None and len(q_norm) == weights.num_heads * weights.head_dim > weights.head_dim
+
+
+def _check_table(table: Tensor | None, weights: FusedWeights) -> None:
+    """Checks the cosines or sines of a layer: all layers rotate equally many dimensions."""
+    if table is None:
+        return
+    width = max(layer.cos.shape[1] for layer in weights.layers if layer.cos is not None)
+    if table.dtype != torch.float32 or not table.is_contiguous() or table.shape[1:] != (width,):
+        raise ValueError(f"expected cosines and sines to be contiguous float32 [positions, {width}]")
 
 
 def _check_linear(name: str, linear: FusedLinear, shape: tuple[int, int]) -> None:

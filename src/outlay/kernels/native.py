@@ -93,6 +93,8 @@ class LayerStruct(Structure):
         ("post_mlp_norm", NormStruct),
         ("kv", KVCacheStruct),
         ("plan", c_int64),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
     ]
 
 
@@ -114,11 +116,12 @@ class ModelStruct(Structure):
         ("attention_softcap", c_float),
         ("logit_softcap", c_float),
         ("embed_scale", c_float),
+        ("residual_scale", c_float),
+        ("logit_scale", c_float),
+        ("wide_qk_norms", c_int32),
         ("layers", POINTER(LayerStruct)),
         ("final_norm", NormStruct),
         ("lm_head", LinearStruct),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
         ("embed", TableStruct),
         ("fuse", StackStruct),
     ]

@@ -103,13 +103,13 @@ class Builder:
         parts = ["qkv"] if "qkv" in self.names else ["q", "k", "v"]
         moe = config.experts is not None and i in config.experts.layers
         return Layer(
-            attn_norm=self._norm("attn_norm", i),
+            attn_norm=self._norm("attn_norm", i) if config.pre_norm or config.sum_norms else None,
             qkv=self._linear(parts, width, config.hidden_size, i, bias=config.qkv_bias, order=self._qkv_order()),
             out=self._linear(["out"], config.hidden_size, heads, i, bias=config.out_bias),
-            mlp_norm=self._norm("mlp_norm", i),
+            mlp_norm=self._norm("mlp_norm", i) if config.pre_norm or config.sum_norms else None,
             mlp=self._experts(i) if moe else self._mlp(i),
-            q_norm=self._head_norm("q_norm", i) if config.qk_norm else None,
-            k_norm=self._head_norm("k_norm", i) if config.qk_norm else None,
+            q_norm=self._head_norm("q_norm", i, config.num_heads) if config.qk_norm else None,
+            k_norm=self._head_norm("k_norm", i, config.num_kv_heads) if config.qk_norm else None,
             post_attn_norm=self._norm("post_attn_norm", i) if config.post_norms else None,
             post_mlp_norm=self._norm("post_mlp_norm", i) if config.post_norms else None,
         )
@@ -224,8 +224,8 @@ class Builder:
             weight = weight + 1
         return RMSNorm(weight.to(self.device), self.config.norm_eps)
 
-    def _head_norm(self, part: str, i: int) -> RMSNorm:
-        norm = self._norm(part, i, size=self.config.head_dim)
+    def _head_norm(self, part: str, i: int, heads: int) -> RMSNorm:
+        norm = self._norm(part, i, size=self.config.head_dim * (heads if self.config.wide_qk_norms else 1))
         assert isinstance(norm, RMSNorm)
         return norm
 

@@ -70,7 +70,9 @@ class Checkpoint:
 
     def _find(self, name: str) -> tuple[Path, str] | None:
         # Base models are saved without the prefix ("model.", "transformer.") that they have inside a causal model.
-        for candidate in (name, name.partition(".")[2]):
+        # Models that also read images hold a whole causal model as their "language_model", or its base.
+        base = name.partition(".")[2]
+        for candidate in (name, base, f"language_model.{name}", f"model.language_model.{base}"):
             if candidate in self._where:
                 return self._where[candidate], candidate
         return None

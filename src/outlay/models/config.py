@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from outlay.errors import UsageError
@@ -74,6 +74,8 @@ class DecoderConfig:
     """Token that begins a text."""
     rope: Rope | None = None
     """Rotary positions; None if positions are learned."""
+    layer_ropes: tuple[Rope | None, ...] = ()
+    """Rotary positions of each layer where layers differ (None: not rotated); empty: `rope` in all of them."""
     position_offset: int = 0
     """Index of position 0 in the table of learned positions."""
     layer_norm: bool = False
@@ -83,13 +85,17 @@ class DecoderConfig:
     norm_plus_one: bool = False
     """RMS norms multiply by weight + 1."""
     pre_norm: bool = True
-    """Norms come before attention and MLP; otherwise after the residual sum."""
+    """Norms come before attention and MLP."""
+    sum_norms: bool = False
+    """Norms come after the residual sums."""
     final_norm: bool = True
     """A norm precedes the LM head."""
     post_norms: bool = False
     """Norms also follow attention and MLP, before the residual sum."""
     qk_norm: bool = False
     """Queries and keys are normed, head by head."""
+    wide_qk_norms: bool = False
+    """They are normed over all heads at once."""
     activation: str = "silu"
     """The MLP's activation, a value of `ACTIVATIONS`."""
     gated: bool = True
@@ -104,12 +110,21 @@ class DecoderConfig:
     """The LM head is the table of input embeddings."""
     embedding_scale: float = 1.0
     """Multiplies input embeddings."""
+    residual_scale: float = 1.0
+    """Multiplies the outputs of attention and MLP before the residual sums."""
+    logit_scale: float = 1.0
+    """Multiplies logits, before their cap."""
     embedding_size: int = 0
     """Size of an input embedding that is projected to the hidden size; 0 if none is."""
     experts: Experts | None = None
     """The mixture of experts, if any."""
     names: str = "llama"
     """The key of this family's tensor names in `names.HF` and `names.GGUF`."""
+
+    @property
+    def ropes(self) -> tuple[Rope | None, ...]:
+        """The rotary positions of each layer."""
+        return self.layer_ropes or (self.rope,) * self.num_layers
 
 
 def decoder_config(raw: Raw, long_context: bool = False) -> DecoderConfig:
@@ -239,6 +254,79 @@ def _gemma2(raw: Raw, long_context: bool) -> DecoderConfig:
     )
 
 
+# What a text's options leave out when a checkpoint reads images too.
+_GEMMA3: Raw = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+
+
+def _gemma3(raw: Raw, long_context: bool) -> DecoderConfig:
+    own = {key: raw[key] for key in ("model_type", "eos_token_id", "bos_token_id") if key in raw}
+    raw = _GEMMA3 | raw.get("text_config", raw) | own
+    if raw.get("use_bidirectional_attention"):
+        raise UsageError("this Gemma 3 reads in both directions; outlay runs models that write from left to right")
+    layers, every = raw["num_hidden_layers"], raw.get("sliding_window_pattern") or 6
+    kinds = raw.get("layer_types") or [
+        "full_attention" if i % every == 0 else "sliding_attention" for i in range(1, layers + 1)
+    ]
+    options = raw.get("rope_parameters") or {}
+    local = options.get("sliding_attention") or {"rope_theta": raw.get("rope_local_base_freq", 10000.0)}
+    full = options.get("full_attention") or options or raw.get("rope_scaling") or {}
+    config = _rotary(
+        raw | {"rope_parameters": full},
+        long_context,
+        theta=1e6,
+        head_dim=256,
+        windows=_by_kind(kinds[:layers], raw.get("sliding_window", 4096)),
+        attention_scale=raw.get("query_pre_attn_scalar", 256) ** -0.5,
+        logit_softcap=raw.get("final_logit_softcapping"),
+        norm_plus_one=True,
+        post_norms=True,
+        qk_norm=True,
+        embedding_scale=raw["hidden_size"] ** 0.5,
+        activation=_activation(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
+        names="gemma2",
+    )
+    near = rope_from_hf({"rope_parameters": local}, config.head_dim)
+    return replace(config, layer_ropes=tuple(near if window else config.rope for window in config.windows))
+
+
+def _smollm3(raw: Raw, long_context: bool) -> DecoderConfig:
+    layers, every = raw["num_hidden_layers"], raw.get("no_rope_layer_interval", 4)
+    rotated = raw.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(layers)]
+    kinds = raw.get("layer_types") or ["full_attention" if flag else "sliding_attention" for flag in rotated]
+    window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
+    config = _rotary(
+        raw, long_context, theta=2e6, windows=_by_kind(kinds, window), mlp_bias=bool(raw.get("mlp_bias")),
+        tied_lm_head=raw.get("tie_word_embeddings", True),
+    )  # fmt: skip
+    return replace(config, layer_ropes=tuple(config.rope if flag else None for flag in rotated))
+
+
+def _olmo2(raw: Raw, long_context: bool) -> DecoderConfig:
+    return _rotary(
+        raw, long_context, eps=1e-5, pre_norm=False, post_norms=True, qk_norm=True, wide_qk_norms=True, names="olmo2"
+    )
+
+
+def _granite(raw: Raw, long_context: bool) -> DecoderConfig:
+    return _rotary(
+        raw,
+        long_context,
+        mlp_bias=bool(raw.get("mlp_bias")),
+        attention_scale=raw.get("attention_multiplier", 1.0),
+        embedding_scale=raw.get("embedding_multiplier", 1.0),
+        residual_scale=raw.get("residual_multiplier", 1.0),
+        logit_scale=1 / raw.get("logits_scaling", 1.0),
+    )
+
+
 def _mixtral(raw: Raw, long_context: bool) -> DecoderConfig:
     layers = frozenset(range(raw["num_hidden_layers"]))
     count, per_token = raw.get("num_local_experts", 8), raw.get("num_experts_per_tok", 2)
@@ -323,6 +411,7 @@ def _opt(raw: Raw, long_context: bool) -> DecoderConfig:
         layer_norm=True,
         norm_eps=1e-5,
         pre_norm=pre_norm,
+        sum_norms=not pre_norm,
         final_norm=pre_norm and not raw.get("_remove_final_layer_norm", False),
         activation=_activation(raw.get("activation_function", "relu")),
         gated=False,
@@ -343,6 +432,11 @@ FAMILIES: dict[str, Callable[[Raw, bool], DecoderConfig]] = {
     "phi3": _phi3,
     "gemma": _gemma,
     "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "gemma3_text": _gemma3,
+    "smollm3": _smollm3,
+    "olmo2": _olmo2,
+    "granite": _granite,
     "gpt2": _gpt2,
     "opt": _opt,
     "mixtral": _mixtral,

@@ -47,12 +47,16 @@ class InputsEmbeds(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one layer. Norms precede attention and MLP, follow them (`pre_norm=False`), or both (`post_*`)."""
+    """The weights of one layer.
 
-    attn_norm: Norm
+    `attn_norm` and `mlp_norm` precede attention and MLP, or follow their residual sums (`DecoderConfig.sum_norms`);
+    `post_*` follow attention and MLP.
+    """
+
+    attn_norm: Norm | None
     qkv: Linear
     out: Linear
-    mlp_norm: Norm
+    mlp_norm: Norm | None
     mlp: Mlp | ExpertMlp
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
@@ -96,8 +100,9 @@ class Decoder:
         self.final_norm, self.positions = final_norm, positions
         self.project_in, self.project_out = project_in, project_out
         self.dtype, self.device = dtype, torch.device(device)
-        if config.rope is not None:
-            self.cos, self.sin = config.rope.tables(config.max_positions, self.device)
+        ropes = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
+        self.rope_tables = [rope.tables(config.max_positions, self.device) for rope in ropes]
+        self.table_of_layer = [None if rope is None else ropes.index(rope) for rope in config.ropes]
         self._fixed_bytes = self._count_fixed_bytes()
         self._pass_bytes: dict[int, int] = {}  # by tokens
         self._row_multiplies, self._lm_head_multiplies = self._count_multiplies()
@@ -150,11 +155,11 @@ class Decoder:
         Returns:
             The last layer's output, [n, hidden_size], before the final norm.
         """
-        rotation = self.rotation(positions)
+        rotations = self.rotations(positions)
         if watch is not None:
             watch(x)
         for index in range(len(self.layers)):
-            x = self.after_attention(index, x, attend(index, *self.before_attention(index, x, rotation)))
+            x = self.after_attention(index, x, attend(index, *self.before_attention(index, x, rotations)))
             if watch is not None:
                 watch(x)
         return x
@@ -179,36 +184,41 @@ class Decoder:
         x = self.embed(tokens)
         return x if self.project_in is None else self.project_in(x)
 
-    def rotation(self, positions: Tensor) -> Rotation | None:
-        """Returns the rotation of every layer's queries and keys; None if positions are learned."""
-        if self.config.rope is None:
-            return None
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-        return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
+    def rotations(self, positions: Tensor) -> list[Rotation]:
+        """Returns the rotations of queries and keys, one for each of `rope_tables`."""
+        found = []
+        for table in self.rope_tables:
+            cos, sin = (part[positions].unsqueeze(1) for part in table)
+            found.append((torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)))
+        return found
 
-    def before_attention(self, index: int, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def before_attention(self, index: int, x: Tensor, rotations: Sequence[Rotation]) -> tuple[Tensor, Tensor, Tensor]:
         """A layer's input x [n, hidden_size] -> its queries, keys and values, as `Attend` takes them."""
         config, layer = self.config, self.layers[index]
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = layer.qkv(layer.attn_norm(x) if config.pre_norm else x).view(-1, heads + 2 * kv_heads, config.head_dim)
+        normed = layer.attn_norm(x) if config.pre_norm and layer.attn_norm is not None else x
+        qkv = layer.qkv(normed).view(-1, heads + 2 * kv_heads, config.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
-            qkv[:, :heads] = layer.q_norm(qkv[:, :heads])
-            qkv[:, heads : heads + kv_heads] = layer.k_norm(qkv[:, heads : heads + kv_heads])
+            for norm, part in ((layer.q_norm, qkv[:, :heads]), (layer.k_norm, qkv[:, heads : heads + kv_heads])):
+                part[:] = norm(part.flatten(1)).view(part.shape) if config.wide_qk_norms else norm(part)
         q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-        if rotation is not None:
-            q, k = rotate(qkv[:, : heads + kv_heads], *rotation).split((heads, kv_heads), dim=1)
+        table = self.table_of_layer[index]
+        if table is not None:
+            q, k = rotate(qkv[:, : heads + kv_heads], *rotations[table]).split((heads, kv_heads), dim=1)
         return q, k, v
 
     def after_attention(self, index: int, x: Tensor, attended: Tensor) -> Tensor:
         """A layer's input x and its attention's output -> the next layer's input, [n, hidden_size]."""
-        layer = self.layers[index]
+        layer, config = self.layers[index], self.config
         change = layer.out(attended.reshape(x.shape[0], -1))
-        if not self.config.pre_norm:
+        if config.sum_norms and layer.attn_norm is not None and layer.mlp_norm is not None:
             x = layer.attn_norm(x + change)
             return layer.mlp_norm(x + layer.mlp(x))
-        x = x + (change if layer.post_attn_norm is None else layer.post_attn_norm(change))
-        change = layer.mlp(layer.mlp_norm(x))
-        return x.add_(change if layer.post_mlp_norm is None else layer.post_mlp_norm(change))
+        change = change if layer.post_attn_norm is None else layer.post_attn_norm(change)
+        x = x.add(change, alpha=config.residual_scale)
+        change = layer.mlp(x if layer.mlp_norm is None else layer.mlp_norm(x))
+        change = change if layer.post_mlp_norm is None else layer.post_mlp_norm(change)
+        return x.add_(change, alpha=config.residual_scale)
 
     def hidden_states(self, x: Tensor) -> Tensor:
         """The last layer's output x -> what the LM head reads, both [n, hidden_size]."""
@@ -220,6 +230,8 @@ class Decoder:
         if self.project_out is not None:
             x = self.project_out(x)
         logits = self.lm_head(x).float()
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

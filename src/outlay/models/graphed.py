@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -72,15 +73,15 @@ class _Recorded:
         self._attended = torch.zeros(shape, dtype=decoder.dtype, device=device)
 
         def first() -> tuple[Tensor, ...]:
-            x, rotation = decoder.inputs(self._tokens, self._positions), decoder.rotation(self._positions)
-            return x, *decoder.before_attention(0, x, rotation), *(rotation or ())
+            x, rotations = decoder.inputs(self._tokens, self._positions), decoder.rotations(self._positions)
+            return x, *decoder.before_attention(0, x, rotations), *chain(*rotations)
 
         def between(layer: int, x: Tensor) -> tuple[Tensor, ...]:
             x = decoder.after_attention(layer, x, self._attended)
-            return x, *decoder.before_attention(layer + 1, x, rotation)
+            return x, *decoder.before_attention(layer + 1, x, rotations)
 
         (x, q, k, v, *turns), replay = record(first)
-        rotation = (turns[0], turns[1]) if turns else None
+        rotations = list(zip(turns[::2], turns[1::2], strict=True))
         self._steps = [((q, k, v), replay)]
         for layer in range(config.num_layers - 1):
             (x, q, k, v), replay = record(partial(between, layer, x))

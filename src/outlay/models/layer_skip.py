@@ -70,8 +70,9 @@ def skipped_layers(text: str, count: int) -> set[int]:
 def _with_layers(decoder: Decoder, layers: list[Layer], kept: list[int]) -> Decoder:
     """Returns a decoder of the layers `kept`, given as `layers`, sharing everything else with `decoder`."""
     windows = tuple(decoder.config.windows[layer] for layer in kept)
+    ropes = tuple(decoder.config.ropes[layer] for layer in kept)
     return Decoder(
-        replace(decoder.config, num_layers=len(layers), windows=windows),
+        replace(decoder.config, num_layers=len(layers), windows=windows, layer_ropes=ropes),
         layers,
         decoder.embed,
         decoder.lm_head,

@@ -34,6 +34,11 @@ HF: dict[str, Names] = {
         "mlp_norm": "model.layers.{i}.pre_feedforward_layernorm",
         "post_mlp_norm": "model.layers.{i}.post_feedforward_layernorm",
     },
+    "olmo2": _LLAMA
+    | {
+        "post_attn_norm": "model.layers.{i}.post_attention_layernorm",
+        "post_mlp_norm": "model.layers.{i}.post_feedforward_layernorm",
+    },
     "mixtral": _LLAMA
     | {
         "router": "model.layers.{i}.block_sparse_moe.gate",
@@ -106,6 +111,7 @@ GGUF: dict[str, Names] = {
     "llama": _GGUF,
     "phi3": _GGUF | {"qkv": "blk.{i}.attn_qkv", "gate_up": "blk.{i}.ffn_up"},
     "gemma2": _GGUF,
+    "olmo2": _GGUF,
     "mixtral": _GGUF,
     "qwen3_moe": _GGUF,
     "gpt2": _GGUF | {"qkv": "blk.{i}.attn_qkv"},

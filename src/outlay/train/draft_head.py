@@ -347,7 +347,8 @@ def _copy_layer(layer: Any, source: Layer) -> None:
         if isinstance(weight, Tensor) and weight.shape == linear.weight.shape and weight.is_floating_point():
             linear.weight.copy_(weight)
     for mine, theirs in ((layer.attn_norm, source.attn_norm), (layer.mlp_norm, source.mlp_norm)):
-        mine.weight.copy_(theirs.weight)
+        if theirs is not None:
+            mine.weight.copy_(theirs.weight)
 
 
 def _rms(x: Tensor) -> float:

@@ -41,6 +41,7 @@ class FrozenDecoder:
         """
         decoder, config = model.decoder, model.decoder.config
         plain = config.rope is not None and config.pre_norm and not config.layer_norm and config.activation == "silu"
+        plain = plain and not config.layer_ropes and config.residual_scale == 1.0
         if not plain or config.qk_norm or config.post_norms or not isinstance(decoder.final_norm, RMSNorm):
             raise UsageError(f"this is trained for models of the Llama family, not {config.architecture}")
         self.config, self.embed = config, decoder.embed
@@ -61,7 +62,7 @@ class FrozenDecoder:
                 )
             )
         self.final_norm, self.lm_head = decoder.final_norm.weight, weight_of(decoder.lm_head)
-        self._cos, self._sin = decoder.cos, decoder.sin
+        self._cos, self._sin = decoder.rope_tables[0]
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Computes the hidden states that the LM head reads.

@@ -82,7 +82,8 @@ struct OutlayNorm {
 struct OutlayLayer {
     OutlayNorm attn_norm;
     OutlayStack qkv;         // rows: all of q, then k, then v
-    const float* q_norm;     // [head_dim] or null: RMSNorm of every query head before its rotation
+    const float* q_norm;     // [head_dim] or null: RMSNorm of every query head before its rotation; where norms are wide,
+                             // [n_heads * head_dim], of all query heads at once
     const float* k_norm;
     OutlayStack out;
     OutlayNorm post_attn_norm;  // of the attention output before it joins the residual stream
@@ -92,6 +93,8 @@ struct OutlayLayer {
     OutlayNorm post_mlp_norm;
     OutlayKVCache kv;
     int64_t plan;  // index of this layer's plan among those of the pass
+    const float* cos;  // [positions, rope_dim / 2], or null: its queries and keys are not rotated
+    const float* sin;
 };
 
 struct OutlayModel {
@@ -100,11 +103,11 @@ struct OutlayModel {
     float eps, attention_scale;
     float attention_softcap, logit_softcap;  // 0: none
     float embed_scale;                       // factor on the rows of `embed`
+    float residual_scale, logit_scale;       // factors on what joins the residual stream, and on logits before their cap
+    int32_t wide_qk_norms;
     const OutlayLayer* layers;
     OutlayNorm final_norm;
     OutlayLinear lm_head;
-    const float* cos;  // [positions, rope_dim / 2], or null: no rotary embedding
-    const float* sin;
     OutlayTable embed;        // the token embeddings [vocab, hidden_size]; q is null: passes take no tokens
     OutlayStack fuse;         // a draft head's [2 hidden_size] -> [hidden_size], of a hidden state beside its token's
                               // embedding; or none

@@ -16,6 +16,11 @@ void apply_norm(const OutlayNorm& norm, const OutlayModel& model, const float* x
     }
 }
 
+void scale(float factor, float* x, int64_t n) {
+    if (factor == 1.0f) return;
+    for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
 namespace {
 
 PassMemory& pass_memory() {
@@ -25,8 +30,7 @@ PassMemory& pass_memory() {
 
 void embed_token(const OutlayModel& model, int64_t token, float* out) {
     dequantize_row(model.embed, token, out);
-    if (model.embed_scale != 1.0f)
-        for (int64_t i = 0; i < model.hidden_size; ++i) out[i] *= model.embed_scale;
+    scale(model.embed_scale, out, model.hidden_size);
 }
 
 // The first layer's input [n, hidden_size]: a row's embedding is given, or its token's.
@@ -75,14 +79,19 @@ float* fuse_rows(const OutlayModel& model, const OutlayPass& pass, PassMemory& m
 // Norms and rotates a row's queries and keys, and stores its keys and values in their slot of the KV cache.
 void rope_and_store_kv(const OutlayModel& model, const OutlayLayer& layer, float* row, int64_t position, int64_t slot) {
     const Kernels& kernels = *active_kernels();
-    const int head_dim = model.head_dim, half = model.rope_dim / 2;
+    const int head_dim = model.head_dim, half = model.rope_dim / 2, q_size = model.n_heads * head_dim;
+    const bool wide = model.wide_qk_norms;
+    if (wide) {
+        kernels.rms_norm(row, layer.q_norm, q_size, model.eps, row);
+        kernels.rms_norm(row + q_size, layer.k_norm, model.n_kv_heads * head_dim, model.eps, row + q_size);
+    }
     for (int h = 0; h < model.n_heads + model.n_kv_heads; ++h) {
         float* head = row + h * head_dim;
         const float* norm = h < model.n_heads ? layer.q_norm : layer.k_norm;
-        if (norm) kernels.rms_norm(head, norm, head_dim, model.eps, head);
-        if (model.cos) kernels.rope(head, model.cos + position * half, model.sin + position * half, half);
+        if (norm && !wide) kernels.rms_norm(head, norm, head_dim, model.eps, head);
+        if (layer.cos) kernels.rope(head, layer.cos + position * half, layer.sin + position * half, half);
     }
-    const float* k = row + model.n_heads * head_dim;
+    const float* k = row + q_size;
     const float* v = k + model.n_kv_heads * head_dim;
     for (int h = 0; h < model.n_kv_heads; ++h) {
         const int64_t at = h * layer.kv.head_stride + slot * layer.kv.slot_stride;
@@ -90,19 +99,21 @@ void rope_and_store_kv(const OutlayModel& model, const OutlayLayer& layer, float
     }
 }
 
-// Adds a linear layer's output to the residual stream, through a norm where the model has one there.
+// Adds a linear layer's output to the residual stream, through a norm and times a factor where the model has them there.
 void add_to_residual(const OutlayModel& model, const OutlayStack& layer, const OutlayNorm& norm, const Activations& in,
                      const OutlayPass& pass, PassMemory& memory) {
     const int hidden = model.hidden_size;
-    if (!norm.weight) {
+    if (!norm.weight && model.residual_scale == 1.0f) {
         run_linear(layer, in, pass.n, {pass.residual, hidden, layer.bias, true});
         return;
     }
     float* change = memory.change.get<float>(pass.n * hidden);
     run_linear(layer, in, pass.n, {change, hidden, layer.bias, false});
     for_each_row(pass.n, [&](int64_t row) {
-        apply_norm(norm, model, change + row * hidden, change + row * hidden);
-        active_kernels()->add(change + row * hidden, hidden, pass.residual + row * hidden);
+        float* of_row = change + row * hidden;
+        if (norm.weight) apply_norm(norm, model, of_row, of_row);
+        scale(model.residual_scale, of_row, hidden);
+        active_kernels()->add(of_row, hidden, pass.residual + row * hidden);
     });
 }
 

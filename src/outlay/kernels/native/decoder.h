@@ -14,6 +14,7 @@ struct PassMemory {
 };
 
 void apply_norm(const OutlayNorm& norm, const OutlayModel& model, const float* x, float* out);
+void scale(float factor, float* x, int64_t n);  // x[n] times a factor, in place
 
 // The inputs of a linear layer: `make(row, out)` writes the floats of a row. They are quantized for the parts that need it
 // while the row is in the first-level cache.
