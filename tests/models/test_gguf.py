@@ -191,7 +191,7 @@ OUTER_NAMES = {
 
 def converted(model: Any, arch: str) -> dict[str, torch.Tensor]:
     """The tensors of a `transformers` network as llama.cpp's converter names and arranges them."""
-    names, out = LAYER_NAMES | (GEMMA_NAMES if arch == "gemma2" else {}), {}
+    names, out = LAYER_NAMES | (GEMMA_NAMES if arch in ("gemma2", "gemma3", "olmo2") else {}), {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
@@ -203,11 +203,11 @@ def converted(model: Any, arch: str) -> dict[str, torch.Tensor]:
         else:
             _, _, index, part = module.split(".", 3)
             ours = f"blk.{index}.{names[part]}"
-        if arch == "llama" and ours.endswith(("attn_q", "attn_k")):
+        if arch in ("llama", "granite", "smollm3") and ours.endswith(("attn_q", "attn_k")):
             tensor = interleave(tensor, HEADS if ours.endswith("q") else KV_HEADS)
         if arch == "gpt2" and tensor.dim() == 2 and ours.startswith("blk"):
             tensor = tensor.T
-        if arch == "gemma2" and "norm" in ours:
+        if arch in ("gemma2", "gemma3") and "norm" in ours:
             tensor = tensor + 1
         if ours.endswith("gate_up_exps"):
             gate, up = tensor.chunk(2, dim=1)
@@ -243,6 +243,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "Gemma2",
         {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
         {"attention.key_length": 16, "attention.sliding_window": 8},
+    ),
+    "gemma3": (
+        "gemma3",
+        "Gemma3Text",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 6}
+        | {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            }
+        },
+        {"attention.key_length": 16, "attention.sliding_window": 8, "block_count": 6, "rope.freq_base": 1e6}
+        | {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
+    "smollm3": ("smollm3", "SmolLM3", {"num_hidden_layers": 4}, {"block_count": 4, "rope.freq_base": 2e6}),
+    "olmo2": ("olmo2", "Olmo2", {"rms_norm_eps": 1e-6}, {}),
+    "granite": (
+        "granite",
+        "Granite",
+        {"embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 4.0},
+        {"embedding_scale": 12.0, "attention.scale": 0.2, "residual_scale": 0.3, "logit_scale": 4.0},
     ),
     "gpt2": (
         "gpt2",

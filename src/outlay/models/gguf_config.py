@@ -58,7 +58,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
 def _model_type(about: _Metadata) -> str:
     if about.architecture == "llama" and about.get("expert_count"):
         return "mixtral"
-    return {"qwen3moe": "qwen3_moe"}.get(about.architecture, about.architecture)
+    return {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}.get(about.architecture, about.architecture)
 
 
 def _gpt2(about: _Metadata, hidden: int, heads: int) -> dict[str, Any]:
@@ -95,6 +95,17 @@ def _rotary(file: GgufFile, about: _Metadata, hidden: int, heads: int) -> dict[s
         raw["final_logit_softcapping"] = get("final_logit_softcapping", 30.0)
         # llama.cpp gives the 27B model, and no other, the scale of its hidden size
         raw["query_pre_attn_scalar"] = hidden // heads if raw["num_hidden_layers"] == 46 else raw["head_dim"]
+    if about.architecture == "gemma3":
+        raw["final_logit_softcapping"] = get("final_logit_softcapping")
+        # as above: of the 27B model alone
+        raw["query_pre_attn_scalar"] = hidden // heads if raw["num_hidden_layers"] == 62 else raw["head_dim"]
+    if about.architecture == "granite":
+        raw |= {
+            "attention_multiplier": get("attention.scale") or raw["head_dim"] ** -0.5,
+            "embedding_multiplier": get("embedding_scale", 1.0),
+            "residual_multiplier": get("residual_scale", 1.0),
+            "logits_scaling": get("logit_scale", 1.0),
+        }
     if get("expert_count"):
         raw |= {
             "num_experts": get("expert_count"),

@@ -25,6 +25,9 @@ DTYPES = ("auto", *FORMATS)
 # Ends of a turn that some chat models write although their configs do not list them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
+INTERLEAVED = ("llama", "granite", "smollm3")
+"""Architectures whose GGUF files have the rotated pairs of a head's dimensions side by side."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -163,7 +166,7 @@ def _load_gguf(path: Path, dtype: str, device: torch.device, progress: Progress 
         format=format,
         float_format=_best_float(device),
         device=device,
-        interleaved=metadata["general.architecture"] == "llama",
+        interleaved=metadata["general.architecture"] in INTERLEAVED,
         transposed=False,
         plus_one=False,
     )
