@@ -76,7 +76,23 @@ def test_models_as_json(outlay, monkeypatch, tmp_path):
     facts = json.loads(outlay("models", "--json")[1])
     assert facts["models"][0]["path"] is None
     assert facts["cache"].startswith(str(tmp_path))
-    assert "llama" in facts["architectures"]
+    assert facts["families"]["llama"] == "native"
+    assert facts["families"]["gpt_neox"] == "transformers"
+
+
+def test_models_tells_the_path_of_one(outlay, tmp_path):
+    said = {}
+    for family in ("llama", "gpt_neox", "nonesuch", "mamba"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+        said[family] = outlay("models", str(tmp_path), "--json")
+    assert json.loads(said["llama"][1])["path"] == "native"
+    assert json.loads(said["gpt_neox"][1])["path"] == "transformers"
+    assert json.loads(said["nonesuch"][1])["path"] == "transformers, untried"
+    assert said["mamba"][0] == 2
+    assert "mamba remembers a text by more than attention's keys and values" in said["mamba"][2]
+    packed = {"model_type": "llama", "quantization_config": {"quant_method": "awq"}}
+    (tmp_path / "config.json").write_text(json.dumps(packed))
+    assert "awq in the quantization_config" in outlay("models", str(tmp_path))[2]
 
 
 def test_pull_prints_where_the_model_lies(outlay, tiny):

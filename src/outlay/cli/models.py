@@ -1,4 +1,4 @@
-"""`outlay models`: what can be loaded by name, what is on disk, and what this machine runs natively."""
+"""`outlay models`: what can be loaded by name, what is on disk, and by which path each family of models runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import Any
 
 from outlay.cli import terminal
 
-DESCRIPTION = "Lists the models that have a short name, the architectures that run, and this machine's kernels."
+DESCRIPTION = (
+    "Lists the models that have a short name, this machine's kernels, and the families that run: natively, or through "
+    "the modeling code of transformers with our attention and cache. With MODEL: the path that this one takes."
+)
 EXAMPLES = """examples:
   outlay models
+  outlay models ./my-model
   outlay models --json
 
 Besides an alias, --model takes a folder in the hub's layout, a .gguf file, or a hub id (org/name[@revision]).
@@ -22,14 +26,29 @@ Besides an alias, --model takes a folder in the hub's layout, a .gguf file, or a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to `parser`."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="an alias, a folder, a .gguf file or a hub id")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    if args.model is not None:
+        path = _path_of_model(args.model)
+        print(json.dumps(path) if args.json else terminal.pairs(list(path.items()), sys.stdout))
+        return 0
     facts = _facts()
     print(json.dumps(facts) if args.json else _page(facts))
     return 0
+
+
+def _path_of_model(source: str) -> dict[str, str]:
+    """Returns a model's family and path. Its weights are not read."""
+    from outlay.models import hub
+    from outlay.models.load import family_of
+    from outlay.models.via_transformers.families import path_of
+
+    family = family_of(hub.resolve(source, None))
+    return {"model": source, "family": family, "path": path_of(family)}
 
 
 def _facts() -> dict[str, Any]:
@@ -39,6 +58,7 @@ def _facts() -> dict[str, Any]:
     from outlay.models.config import FAMILIES
     from outlay.models.gguf_blocks import HELD
     from outlay.models.quantized import FORMAT_OF_KIND
+    from outlay.models.via_transformers.families import TRIED, installed, path_of
 
     paths = hub.on_disk()
     return {
@@ -54,8 +74,9 @@ def _facts() -> dict[str, Any]:
             for alias in hub.aliases()
         ],
         "cache": str(hub.cache_folder()),
-        "architectures": list(FAMILIES),
         "gguf_types": {FORMAT_OF_KIND[kind]: list(types) for kind, types in HELD.items()},
+        "families": {family: path_of(family) for family in (*FAMILIES, *TRIED)},
+        "transformers": installed(),
         "kernels": kernels.isa() if kernels.available() else None,
     }
 
@@ -73,7 +94,9 @@ def _page(facts: dict[str, Any]) -> str:
     ]
     machine = [
         ("kept in", _short(facts["cache"])),
-        ("runs", ", ".join(facts["architectures"])),
+        ("natively", _families(facts, "native")),
+        ("by transformers", f"{_families(facts, 'transformers')}; others are examined when they are loaded"),
+        ("its version", facts["transformers"] or "not installed: pip install 'outlay[transformers]'"),
         *((f"GGUF in {format}", ", ".join(types)) for format, types in facts["gguf_types"].items()),
         ("passes", f"native {facts['kernels']}" if facts["kernels"] else "torch"),
     ]
@@ -82,6 +105,10 @@ def _page(facts: dict[str, Any]) -> str:
         terminal.pairs(machine, sys.stdout),
     ]
     return "\n\n".join(parts)
+
+
+def _families(facts: dict[str, Any], path: str) -> str:
+    return ", ".join(family for family, taken in facts["families"].items() if taken == path)
 
 
 def _short(path: str) -> str:

@@ -102,6 +102,25 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
     return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format)
 
 
+def family_of(path: Path) -> str:
+    """Returns the family of a model on disk, as `config.json` names it.
+
+    Raises:
+        UsageError: if the model cannot be read, its weights are packed, or attention is not its only memory.
+    """
+    if path.is_dir():
+        from outlay.models.via_transformers.families import refuse_other_memory
+
+        raw = read_json(path / "config.json")
+        _refuse_quantized(raw)
+        refuse_other_memory(raw)
+        return str(raw.get("model_type"))
+    from outlay.models.gguf_config import hf_config
+    from outlay.models.gguf_file import GgufFile
+
+    return str(hf_config(GgufFile(path))["model_type"])
+
+
 def _build_folder(
     config: DecoderConfig, store: Checkpoint, format: str, device: torch.device, progress: Progress | None
 ) -> Decoder:

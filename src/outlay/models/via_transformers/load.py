@@ -15,10 +15,9 @@ from outlay.models.config import FAMILIES
 from outlay.models.linear import FLOATS
 from outlay.models.via_transformers import attention
 from outlay.models.via_transformers.decoder import TransformersDecoder
+from outlay.models.via_transformers.families import other_memory, refuse_other_memory
 from outlay.models.via_transformers.probe import examine, own_attention
 from outlay.models.via_transformers.weights import count_costs, pack_linears
-
-ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def load_decoder(
@@ -38,6 +37,7 @@ def load_decoder(
             only memory, or if weights are missing.
     """
     family = raw.get("model_type") or ", ".join(raw.get("architectures") or ()) or "none named"
+    refuse_other_memory(raw)
     try:
         import transformers
     except ImportError:
@@ -47,7 +47,8 @@ def load_decoder(
         ) from None
     attention.register()
     kind = _network_class(transformers, raw, family)
-    _refuse_other_memory(kind, raw, family)
+    if kind._is_stateful:
+        raise other_memory(family, "recurrent or convolutional states")
 
     dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
     with _quiet(transformers):
@@ -69,18 +70,6 @@ def _network_class(transformers: Any, raw: dict[str, Any], family: str) -> Any:
         )
     names = mapping[family]
     return getattr(transformers, names if isinstance(names, str) else names[0])
-
-
-def _refuse_other_memory(kind: Any, raw: dict[str, Any], family: str) -> None:
-    """Raises `UsageError` if the class or the configuration names states beside attention's keys and values."""
-    text = raw.get("text_config") or raw
-    layers = sorted(set(text.get("layer_types") or ()) - ATTENTION_LAYERS)
-    if kind._is_stateful or layers:
-        states = f"{', '.join(layers)} layers" if layers else "recurrent or convolutional states"
-        raise UsageError(
-            f"{family} remembers a text by more than attention's keys and values ({states}); outlay grows trees of "
-            "tokens, which needs models whose only memory is attention"
-        )
 
 
 def _load(kind: Any, folder: Path, family: str) -> Any:

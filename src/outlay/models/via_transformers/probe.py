@@ -17,6 +17,7 @@ from outlay.errors import UsageError
 from outlay.models.config import DecoderConfig, token_ids
 from outlay.models.via_transformers.attention import NAME, LayerCall, MaskFunction, mask_function, serving
 from outlay.models.via_transformers.decoder import LayerShape, TransformersDecoder
+from outlay.models.via_transformers.families import other_memory
 from outlay.models.via_transformers.weights import Costs
 
 LENGTH, SHARED = 7, 3  # tokens of each text, and of their common beginning
@@ -69,10 +70,7 @@ def examine(network: Any, options: Any, costs: Costs, dtype: torch.dtype, device
             f"{family} does not run through transformers' attention interface: {type(error).__name__}: {error}"
         ) from error
     if not _alike(got, expected, dtype, costs):
-        raise UsageError(
-            f"{family} remembers a text by more than attention's keys and values, or reads positions in its own way; "
-            "outlay grows trees of tokens, which needs models whose only memory is attention"
-        )
+        raise other_memory(family, "or reads positions in its own way")
     return decoder
 
 
