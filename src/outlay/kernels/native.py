@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 8
+_ABI = 9
 
 
 class LinearStruct(Structure):

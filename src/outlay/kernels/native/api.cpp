@@ -164,7 +164,7 @@ OUTLAY_API const char* outlay_choose(const char* limit) {
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 8; }
+OUTLAY_API int32_t outlay_abi() { return 9; }
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
