@@ -259,13 +259,13 @@ class LM:
                 handle.cancel()
             raise
 
-    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
+    def generate_batch(self, prompts: Sequence[Prompt], *, n: int = 1, **options: Any) -> list[Result]:
         """Answers several prompts together; each gets what it would get alone. The options are those of `generate`."""
         encoding = {name: options.pop(name) for name in ENCODING if name in options}
         encoded = [self.encode(prompt, **encoding) for prompt in prompts]
         with self.engine.together():
-            handles = [self.submit(tokens, **options) for tokens in encoded]
-        return [handle.result() for handle in handles]
+            asked = [self.submit_choices(tokens, n, **options) for tokens in encoded]
+        return [joined([handle.result() for handle in handles]) for handles in asked]
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Answers a prompt piece by piece; the arguments are those of `generate`, without `n` (`submit_choices`)."""

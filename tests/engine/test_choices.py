@@ -53,6 +53,13 @@ def test_a_budget_holds_for_each_sample():
     assert result.ledger.tokens_out == 12
 
 
+def test_a_batch_takes_samples_too():
+    lm = tiny_lm()
+    together = lm.generate_batch(PROMPTS[:2], n=2, **OPTIONS)
+    for prompt, result in zip(PROMPTS, together, strict=False):
+        assert result.alternatives == lm.generate(prompt, n=2, **OPTIONS).alternatives
+
+
 def test_one_sample_is_a_run_as_any_other():
     assert tiny_lm().generate(PROMPT, n=1, max_tokens=4).alternatives == []
 

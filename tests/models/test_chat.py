@@ -300,6 +300,13 @@ def test_the_developer_speaks_as_the_system_where_the_template_knows_no_develope
     assert rendered(messages, knowing).startswith("<|im_start|>developer\nBe brief.<|im_end|>")
 
 
+def test_results_of_tools_are_for_templates_that_name_their_role_or_take_tools() -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "9 degrees"}]
+    with pytest.raises(UsageError, match="does not know the role 'tool'"):
+        rendered(messages, CHATML)
+    assert "<|im_start|>tool\n9 degrees" in rendered(messages, CHATML + "{{ tools | tojson if tools }}")
+
+
 def test_tools_and_switches_that_the_template_has_no_place_for_are_refused() -> None:
     hi = [{"role": "user", "content": "Hi"}]
     assert rendered(hi, switches={"enable_thinking": True}) == "user: Hi\nassistant:"
