@@ -218,7 +218,7 @@ class TestSpelled(MethodProperties):
 
 
 class TestAgree(MethodProperties):
-    method = Agree(tiny_model(1), tiny_model(2))
+    method = Agree(tiny_model(1, layers=1), tiny_model(2, layers=1))
 
 
 @dataclass(frozen=True)

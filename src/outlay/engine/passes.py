@@ -117,9 +117,9 @@ class LayeredPass:
             named = _named_logprobs(wanted, logits.argmax(1), logprobs)
         top = _top(logits, wanted) if wanted.top else None
         draws = _row_draws(wanted)
-        drawn = _by_row(wanted, draw_tokens(logits[[row for row, _ in draws]], [each for _, each in draws]))
+        drawn = draw_tokens(logits[[row for row, _ in draws]], [each for _, each in draws]) if draws else []
         stacked = torch.stack(states, 1) if states else None
-        return PassOutput(logits if wanted.logits else None, top, named, stacked, drawn)
+        return PassOutput(logits if wanted.logits else None, top, named, stacked, _by_row(wanted, drawn))
 
     def _hidden(self, plan: PassPlan, watch: Callable[[Tensor], None] | None) -> Tensor:
         """Returns the last layer's output, [n, hidden_size]; `watch` is called with what each layer reads and gives."""
