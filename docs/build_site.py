@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
+    from outlay import About
+
 ROOT = Path(__file__).parents[1]
 DOCS = "docs/"
 HOME, HOME_SOURCE = "index.md", "README.md"
@@ -33,6 +35,7 @@ LIST = re.compile(r"(?<=<!-- methods -->\n).*?(?=<!-- end of methods -->)", re.D
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=[)#])")
 REFERENCE = re.compile(r"<!-- reference: (?P<what>\w+) -->")
 METHODS = "outlay.decode"
+OURS = (METHODS, "outlay.vision")
 
 
 # The catalogue, as a list of pages.
@@ -42,13 +45,17 @@ def method_list(folder: str) -> str:
     """Returns the catalogue as a Markdown table; pages are linked in `folder`, which ends with "/" or is empty."""
     from outlay import catalog
 
-    ours = [item for item in catalog.methods().items() if item[1].__module__.startswith(METHODS)]
+    ours = [item for item in catalog.entries().items() if item[1].__module__.startswith(OURS)]
     rows = [
         f"| [`{name}`]({folder}{name}.md) | {method.about.summary} | {method.about.family} | "
-        f"{'yes' if method.about.exact else 'no'} |\n"
+        f"{_lossless(method.about)} |\n"
         for name, method in sorted(ours, key=lambda item: (item[1].about.family, item[0]))
     ]
     return "| method | what it does | family | lossless |\n| --- | --- | --- | --- |\n" + "".join(rows)
+
+
+def _lossless(about: About) -> str:
+    return ("yes" if about.exact else "no") if about.task == "text" else ""
 
 
 def with_list(text: str, folder: str) -> str:

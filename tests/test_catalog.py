@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from outlay import Beam, BestOf, Greedy, UsageError, catalog
+from outlay import About, Beam, BestOf, Budget, Greedy, Ledger, UsageError, catalog, cli
+from outlay.about import Entry
+from outlay.budget import UNITS
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,31 @@ class Base(Greedy):
 
     names: ClassVar[int] = 3
     """No option."""
+
+
+@dataclass(frozen=True)
+class Zip(Entry):
+    """Squeezes bytes."""
+
+    level: int = 6
+    """How hard to try."""
+
+    about: ClassVar[About] = About(
+        name="zip", summary="fewer bytes", paper="", family="codec", spends="time", saves="bytes", exact=False,
+        task="codec", command="outlay codec pack FILE", counts={"zip_symbols": "symbols", "zip_bytes": "bytes"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """The catalogue with `Zip` in it, from another package."""
+    entry = type("Point", (), {"name": "zip", "value": "zip:Zip", "dist": None, "load": lambda self: Zip})()
+    monkeypatch.setattr(catalog, "entry_points", lambda group: [entry])
+    for cached in (catalog.entries, catalog.methods):
+        cached.cache_clear()
+    yield Zip
+    for cached in (catalog.entries, catalog.methods):
+        cached.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -59,8 +86,57 @@ def test_a_method_without_options_has_none():
     assert catalog.options(Greedy) == []
 
 
+def test_an_entry_of_another_task_is_listed_and_not_run_by_the_engine(listed, capsys):
+    assert catalog.find("zip") is Zip
+    assert "zip" not in catalog.methods()
+    assert catalog.make("zip:level=3") == Zip(3)
+    assert catalog.make("zip:level=3").label == "zip:level=3"
+    assert cli.main(["methods"]) == 0
+    assert "zip" in capsys.readouterr().out
+    assert cli.main(["methods", "zip"]) == 0
+    page = capsys.readouterr().out
+    assert "zip_symbols (symbols)" in page
+    assert page.rstrip().endswith("outlay codec pack FILE")
+
+
+@pytest.mark.parametrize("text", ["zip", "zip:level=3", "zip:nothing=3"])
+def test_run_names_the_command_of_an_entry_that_decodes_no_tokens(listed, capsys, text):
+    assert cli.main(["run", "Hello", "--method", text]) == 2
+    expected = "outlay: 'zip' doesn't decode tokens, its task is codec; run it with: outlay codec pack FILE\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_budget_caps_what_a_method_counts():
+    budget = Budget(zip_symbols=100, flops=10)
+    spent = Ledger(flops=4, extras={"zip_symbols": 60})
+    assert budget.left(spent, "zip_symbols") == 40
+    assert budget.allows(spent, Ledger(extras={"zip_symbols": 40}))
+    assert not budget.allows(spent, Ledger(extras={"zip_symbols": 41}))
+    assert budget.allows(Ledger(), Ledger(flops=10))
+    assert Budget.parse("zip_symbols=100,flops=10") == budget
+
+
+def test_a_cap_that_a_method_would_never_meet_is_refused():
+    Budget(zip_symbols=1, seconds=2).check("zip", Zip.about.counts)
+    with pytest.raises(UsageError, match="greedy doesn't count zip_symbols"):
+        Budget(zip_symbols=1).check("greedy", Greedy.about.counts)
+
+
+def test_counts_are_shown_with_their_units():
+    assert UNITS["zip_symbols"] == "symbols"
+    table = Ledger(extras={"zip_symbols": 1200, "zip_bytes": 5e6}).table()
+    assert "1,200 symbols" in table
+    assert "5 MB" in table
+
+
+@pytest.mark.parametrize("counts", [{"flops": "FLOP"}, {"zip_symbols": "bits"}])
+def test_a_count_has_one_meaning(counts):
+    with pytest.raises(ValueError, match="already counted"):
+        About("x", "", "", "", "", "", counts=counts)
+
+
 def test_every_method_has_an_entry_that_says_what_it_is():
-    for name, method in catalog.methods().items():
+    for name, method in catalog.entries().items():
         about = method.about
         assert about.name == name
         assert about.summary
@@ -68,6 +144,7 @@ def test_every_method_has_an_entry_that_says_what_it_is():
         assert about.saves
         assert about.family
         assert method.__doc__
+        assert about.task == "text" or about.command.startswith("outlay ")
 
 
 @pytest.mark.parametrize(

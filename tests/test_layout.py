@@ -10,13 +10,13 @@ import outlay
 
 SOURCE = Path(outlay.__file__).parent
 LAYERS = [  # each may import those before it
-    {"errors", "budget", "kernels", "python_sources", "machine", "spread", "progress", "messages", "prompts"},
+    {"errors", "budget", "about", "kernels", "python_sources", "machine", "spread", "progress", "messages", "prompts"},
     {"tables", "problems"},
     {"models"},
     {"tree"},
     {"engine"},
     {"speculation"},
-    {"decode"},
+    {"decode", "vision"},
     {"drafts", "catalog", "lm", "score", "testing"},
     {"train"},
     {"scaling", "viewer"},

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from outlay.about import About as About
     from outlay.budget import Budget as Budget
     from outlay.budget import Ledger as Ledger
     from outlay.decode.beam import Beam as Beam
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from outlay.engine.functions import ThreadWorker as ThreadWorker
     from outlay.engine.handle import Handle as Handle
     from outlay.engine.handle import Result as Result
-    from outlay.engine.method import About as About
     from outlay.engine.method import Method as Method
     from outlay.engine.method import Work as Work
     from outlay.engine.request import Request as Request
@@ -68,7 +68,7 @@ _HOMES = {
     "ThreadWorker": "outlay.engine.functions",
     "Handle": "outlay.engine.handle",
     "Result": "outlay.engine.handle",
-    "About": "outlay.engine.method",
+    "About": "outlay.about",
     "Method": "outlay.engine.method",
     "Work": "outlay.engine.method",
     "Request": "outlay.engine.request",

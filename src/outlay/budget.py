@@ -6,7 +6,7 @@ caps any of its entries. Ledgers add up and print as a table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -27,7 +27,7 @@ class Ledger:
     evaluations of a constraint, `executions` programs that ran. A multiply-add is 2 `flops`. `weight_bytes` is the
     run's share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values
     that attention read: what several runs read together is counted once. `extras` holds what only one method counts,
-    under its own names. `ran_on` names the code that did the passes, "native avx512vnni" or "torch".
+    under its own names (`About.counts`). `ran_on` names the code that did the passes, "native avx512vnni" or "torch".
     """
 
     target_passes: int = 0
@@ -83,13 +83,17 @@ class Ledger:
         """Returns the entries that are not zero, a line each, with rates where they tell something."""
         rows = [(name.replace("_", " "), _amount(name, getattr(self, name))) for name in ENTRIES if getattr(self, name)]
         plain = {name: amount for name, amount in self.extras.items() if not name.startswith((VERIFIED, ACCEPTED))}
-        rows += [(name.replace("_", " "), f"{amount:,.6g}") for name, amount in plain.items()]
+        rows += [(name.replace("_", " "), _extra(name, amount)) for name, amount in plain.items()]
         rows += self._rates()
         if self.ran_on:
             rows.append(("ran on", ", ".join(self.ran_on)))
         width = max((len(name) for name, _ in rows), default=0)
         height = max((len(amount) for _, amount in rows), default=0)
         return "\n".join(f"{name:<{width}}  {amount:>{height}}" for name, amount in rows)
+
+    def amount(self, name: str) -> float:
+        """Returns an entry, or an extra, which is 0 where it was not counted."""
+        return float(getattr(self, name)) if name in ENTRIES else self.extras.get(name, 0)
 
     def acceptance(self) -> list[float]:
         """Returns the acceptance rate of each depth: accepted tokens over verified ones."""
@@ -113,6 +117,25 @@ class Ledger:
 
 ENTRIES: tuple[str, ...] = tuple(entry.name for entry in fields(Ledger) if entry.name not in ("extras", "ran_on"))
 
+UNITS: dict[str, str] = {}
+"""The unit of each extra that some method counts; `declare` fills it."""
+
+
+def declare(name: str, unit: str) -> None:
+    """Makes an extra known by name, so that budgets can cap it.
+
+    Raises:
+        ValueError: if it is an entry of the ledger, or known with another unit.
+    """
+    if name in ENTRIES or UNITS.setdefault(name, unit) != unit:
+        raise ValueError(f"{name!r} is already counted in {UNITS.get(name, 'the ledger')}; take another name")
+
+
+def _extra(name: str, amount: float) -> str:
+    if name.endswith("_bytes"):
+        return _amount(name, amount)
+    return " ".join(filter(None, [f"{amount:,.6g}", UNITS.get(name, "")]))
+
 
 def _amount(name: str, amount: float) -> str:
     if name == "seconds":
@@ -132,7 +155,7 @@ def _scaled(amount: float, units: tuple[str, ...]) -> str:
 
 
 class Budget:
-    """Caps on entries of the ledger: `Budget(target_passes=64, seconds=2.0)`.
+    """Caps on entries of the ledger, and on what methods count: `Budget(target_passes=64, seconds=2.0)`.
 
     A run never spends more than its budget and ends with `finish_reason="budget"` and the best text so far when its
     next piece of work would; `seconds` is looked at before each piece of work. Raises `UsageError` for an entry that
@@ -141,9 +164,11 @@ class Budget:
 
     def __init__(self, **caps: float) -> None:
         for name, cap in caps.items():
-            if name not in ENTRIES:
-                known = ", ".join(ENTRIES)
-                raise UsageError(f"a budget has no entry {name!r}{nearest(name, ENTRIES)}; it caps any of {known}")
+            if name not in ENTRIES and name not in UNITS:
+                known = [*ENTRIES, *UNITS]
+                raise UsageError(
+                    f"a budget has no entry {name!r}{nearest(name, known)}; it caps any of {', '.join(known)}"
+                )
             if isinstance(cap, bool) or not isinstance(cap, int | float) or not cap > 0:
                 raise UsageError(f"the budget's {name} must be a number above 0, not {cap!r}")
         self.caps: Mapping[str, float] = dict(caps)
@@ -172,13 +197,19 @@ class Budget:
             caps[name.strip()] = int(cap) if cap.is_integer() else cap
         return cls(**caps)
 
+    def check(self, method: str, counts: Container[str]) -> None:
+        """Raises `UsageError` for a cap on an extra that is not in `counts`, which `method` would never meet."""
+        for name in self.caps:
+            if name not in ENTRIES and name not in counts:
+                raise UsageError(f"{method} doesn't count {name}, so a budget can't cap it there")
+
     def left(self, ledger: Ledger, name: str) -> float:
         """Returns what may still be spent of one entry; infinity where it has no cap."""
-        return self.caps[name] - getattr(ledger, name) if name in self.caps else float("inf")
+        return self.caps[name] - ledger.amount(name) if name in self.caps else float("inf")
 
     def allows(self, ledger: Ledger, cost: Ledger) -> bool:
         """Tells whether `cost` can be added to `ledger` with every cap kept."""
-        return all(getattr(ledger, name) + getattr(cost, name) <= cap for name, cap in self.caps.items())
+        return all(ledger.amount(name) + cost.amount(name) <= cap for name, cap in self.caps.items())
 
 
 class Account:

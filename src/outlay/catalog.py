@@ -1,5 +1,6 @@
-"""Every method by name, with its options: the methods in `outlay.decode` and those that other packages offer as entry
-points `outlay.methods`.
+"""The catalogue: every method by name, with its options, whether the engine runs it or it does another task than text.
+
+Ours are found in the packages of `HOMES`; other packages offer theirs as entry points `outlay.methods`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 import outlay.decode
-from outlay.engine.method import About, Method
+import outlay.vision
+from outlay.about import About, Entry
+from outlay.engine.method import Method
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.models.load import Model
 
 ENTRY_POINTS = "outlay.methods"
+HOMES = (outlay.decode, outlay.vision)
 
 
 @dataclass(frozen=True)
@@ -44,40 +48,46 @@ class Option:
 
 
 @cache
-def methods() -> dict[str, type[Method]]:
-    """Returns all methods by name, ours first. Raises `FailureError` for a package whose entry point can't be used."""
-    found: dict[str, type[Method]] = {}
-    for module in pkgutil.walk_packages(outlay.decode.__path__, outlay.decode.__name__ + "."):
-        for value in vars(importlib.import_module(module.name)).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, Method)
-                and not inspect.isabstract(value)
-                and value.__module__ == module.name
-            ):
-                found[value.about.name] = value
+def entries() -> dict[str, type[Entry]]:
+    """Returns all that is in the catalogue by name, ours first.
+
+    Raises:
+        FailureError: for a package whose entry point can't be used.
+    """
+    found: dict[str, type[Entry]] = {}
+    for home in HOMES:
+        for module in pkgutil.walk_packages(home.__path__, home.__name__ + "."):
+            for value in vars(importlib.import_module(module.name)).values():
+                if _is_entry(value) and not inspect.isabstract(value) and value.__module__ == module.name:
+                    found[value.about.name] = value
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             method = entry.load()
         except (ImportError, AttributeError) as error:
             raise FailureError(f"the method {entry.name!r} of {_package(entry)} can't be loaded: {error}") from error
-        if not (
-            isinstance(method, type)
-            and issubclass(method, Method)
-            and isinstance(getattr(method, "about", None), About)
-        ):
+        if not _is_entry(method):
             raise FailureError(f"the method {entry.name!r} of {_package(entry)} is not a Method class with an `about`")
         found.setdefault(entry.name, method)
     return found
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Entry) and isinstance(getattr(value, "about", None), About)
+
+
+@cache
+def methods() -> dict[str, type[Method]]:
+    """Returns the methods that the engine runs, by name."""
+    return {name: entry for name, entry in entries().items() if issubclass(entry, Method)}
 
 
 def _package(entry: Any) -> str:
     return f"package {entry.dist.name!r}" if entry.dist else f"{entry.value!r}"
 
 
-def find(name: str) -> type[Method]:
-    """Returns the method of that name. Raises `UsageError` with the nearest names."""
-    known = methods()
+def find(name: str) -> type[Entry]:
+    """Returns the entry of that name. Raises `UsageError` with the nearest names."""
+    known = entries()
     if name not in known:
         raise UsageError(
             f"there is no method {name!r}{nearest(name, known)}; `outlay methods` lists them: {', '.join(known)}"
@@ -85,7 +95,7 @@ def find(name: str) -> type[Method]:
     return known[name]
 
 
-def options(method: type[Method]) -> list[Option]:
+def options(method: type[Entry]) -> list[Option]:
     """Returns the options of a method class, in the order of its fields.
 
     An option is documented by the string below its field, in the class or in the nearest base class that has one.
@@ -159,7 +169,21 @@ def in_words(kind: Any, literal: Callable[[Any], str] = typed) -> str:
 
 
 def parse(text: str) -> Method:
-    """Makes a method from `"name"` or `"name:option=value,..."`. Raises `UsageError` for what it doesn't know."""
+    """Makes a method that the engine runs from `"name"` or `"name:option=value,..."`.
+
+    Raises:
+        UsageError: for what it doesn't know, and for an entry that does another task than text.
+    """
+    name = text.partition(":")[0].strip()
+    about = find(name).about
+    made = make(text) if name in methods() else None
+    if not isinstance(made, Method):
+        raise UsageError(f"{name!r} doesn't decode tokens, its task is {about.task}; run it with: {about.command}")
+    return made
+
+
+def make(text: str) -> Entry:
+    """Makes any entry from `"name"` or `"name:option=value,..."`. Raises `UsageError` for what it doesn't know."""
     name, _, written = text.partition(":")
     method = find(name.strip())
     kinds = typing.get_type_hints(method)

@@ -187,6 +187,7 @@ class LM:
         if method is None:
             method = Greedy() if temperature == 0 else Sample()
         chosen = catalog.parse(method) if isinstance(method, str) else method
+        options.budget.check(chosen.about.name, chosen.about.counts)
         tokens = self.encode(
             prompt,
             chat=chat,

@@ -17,7 +17,7 @@ from outlay.cli import COMMANDS
 def test_methods_lists_the_whole_catalogue(outlay):
     status, out, _ = outlay("methods")
     assert status == 0
-    for name, method in catalog.methods().items():
+    for name, method in catalog.entries().items():
         assert name in out
         assert method.about.summary[:20] in out
 
@@ -56,7 +56,7 @@ def test_the_example_of_every_method_can_be_parsed(outlay, name):
 
 def test_methods_as_json(outlay):
     rows = json.loads(outlay("methods", "--json")[1])
-    assert [row["name"] for row in rows] == list(catalog.methods())
+    assert [row["name"] for row in rows] == list(catalog.entries())
     beam = json.loads(outlay("methods", "beam", "--json")[1])
     assert beam in rows
     doc = beam["options"][0].pop("doc")

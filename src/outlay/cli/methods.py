@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from outlay.about import TEXT
 from outlay.cli import terminal
 
 if TYPE_CHECKING:
+    from outlay.about import Entry
     from outlay.catalog import Option
-    from outlay.engine.method import Method
 
-DESCRIPTION = "Lists the methods that decode, or explains one: its paper, what it spends and saves, and its options."
+DESCRIPTION = "Lists the methods, or explains one: its paper, what it spends and saves, and its options."
 EXAMPLES = """examples:
   outlay methods
   outlay methods beam
@@ -40,20 +41,17 @@ def run(args: argparse.Namespace) -> int:
         method = catalog.find(args.name)
         print(json.dumps(_as_dict(args.name, method)) if args.json else _page(args.name, method))
         return 0
-    known = catalog.methods()
+    known = catalog.entries()
     if args.json:
         print(json.dumps([_as_dict(name, method) for name, method in known.items()]))
         return 0
-    rows = [
-        (name, method.about.family, "yes" if method.about.exact else "no", method.about.summary)
-        for name, method in known.items()
-    ]
+    rows = [(name, method.about.family, _exact(method), method.about.summary) for name, method in known.items()]
     print(terminal.table(("method", "family", "exact", "what it does"), rows, sys.stdout))
     print(f"\n`outlay methods {rows[0][0]}` explains one of them.")
     return 0
 
 
-def _page(name: str, method: type[Method]) -> str:
+def _page(name: str, method: type[Entry]) -> str:
     """Returns all about one method, for people."""
     from outlay import catalog
 
@@ -64,7 +62,9 @@ def _page(name: str, method: type[Method]) -> str:
         ("spends", about.spends),
         ("saves", about.saves),
         ("needs", ", ".join(about.needs)),
-        ("exact", "yes" if about.exact else "no"),
+        ("exact", _exact(method).strip("-")),
+        ("task", about.task),
+        ("counts", ", ".join(f"{count} ({unit})" for count, unit in about.counts.items())),
     ]
     options = catalog.options(method)
     example = name
@@ -77,8 +77,15 @@ def _page(name: str, method: type[Method]) -> str:
     ]
     if options:
         parts.append(_option_list(options))
-    parts.append(f'outlay run "Why is the sky blue?" --method {example}')
+    parts.append(about.command or f'outlay run "Why is the sky blue?" --method {example}')
     return "\n\n".join(filter(None, parts))
+
+
+def _exact(method: type[Entry]) -> str:
+    """Returns whether the text is the target's own; "-" for what writes none."""
+    if method.about.task != TEXT:
+        return "-"
+    return "yes" if method.about.exact else "no"
 
 
 def _paragraph(text: str) -> str:
@@ -101,7 +108,7 @@ def _option_list(options: Sequence[Option]) -> str:
     return "\n".join(lines)
 
 
-def _as_dict(name: str, method: type[Method]) -> dict[str, Any]:
+def _as_dict(name: str, method: type[Entry]) -> dict[str, Any]:
     """Returns all about one method as JSON has it; an option that must be given has no default."""
     from outlay import catalog
 

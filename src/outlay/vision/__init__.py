@@ -1,0 +1,1 @@
+"""Networks that see: backbones, layers and detectors, each with its cost."""
