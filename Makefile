@@ -48,8 +48,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard src/outla
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.tested: $(VENV)/.installed
+$(VENV)/.tested: $(VENV)/.installed tests/vision/peers.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/vision/peers.txt
 	touch $@
 
 $(VENV)/.benched: $(VENV)/.installed

@@ -32,6 +32,7 @@ COMMANDS = {
     "pull": "fetch a model",
     "train": "make a draft head, prompt tokens or a table for a model",
     "plan": "predict what a draft would gain, and which to train",
+    "vision": "what networks that see cost, and how to change their layers",
     "bench": "run a benchmark",
     "lm_eval": "run the tasks of the lm_eval package",
 }
