@@ -7,19 +7,22 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.cli import terminal
-from outlay.cli.arguments import Parser, number
-from outlay.errors import UsageError, nearest
+from outlay.cli.arguments import Parser, number, one_of
+from outlay.errors import FailureError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from outlay.vision.fdconv import Converted
     from outlay.vision.networks import Network
     from outlay.vision.profiler import Profile
 
 WHAT = {
     "profile": "what networks cost, layer by layer: arithmetic, memory, time, energy",
+    "adapt": "layers of a network replaced by ones that adapt to each picture",
 }
 DESCRIPTION = "Measures networks that see, and changes their layers."
 EXAMPLES = (
@@ -31,6 +34,7 @@ examples:
   outlay vision profile vovnet-39
   outlay vision profile vovnet-27-slim --compare vovnet39a,hgnetv2_b0 --input 3x320x320
   outlay vision profile my_package.models:build --layers 10 --json
+  outlay vision adapt vovnet-39 --method fdconv --groups 64 --out vovnet-39-fd --verify
 
 `outlay vision WHAT --help` shows the options.
 """
@@ -41,6 +45,8 @@ PROFILE_NOTES = """MODEL is one of ours, timm:NAME, package.module:function, or 
 A multiply-add is 2 FLOPs. mem elements is the paper's memory access cost: elements of input, output and weight of
 convolutions and matrix products. moved is all that is read and written, what concatenation moves included.
 """
+
+VERIFIED = 1e-3  # of the greatest output: rounding of many layers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Does what is asked for; returns the exit status."""
     kinds: dict[str, tuple[Callable[[Parser], None], Callable[[Any], int]]] = {
         "profile": (_profile_arguments, _profile),
+        "adapt": (_adapt_arguments, _adapt),
     }
     if args.what is None:
         raise UsageError(f"say what to do: {', '.join(WHAT)}")
@@ -177,3 +184,87 @@ def _layer_table(profile: Profile, most: int) -> str:
         for name, amounts in layers[:most]
     ]  # fmt: skip
     return table(("layer", "cpu ms", "MFLOP", "k mem elements", "moved MB", "k parameters"), rows)
+
+
+def _adapt_arguments(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a network as `outlay vision profile` takes it")
+    parser.add_argument("--method", type=one_of(["fdconv"]), default="fdconv", metavar="M", help="fdconv")
+    parser.add_argument("--groups", type=number(1, whole=True), default=64, metavar="N", help="frequency groups (64)")
+    parser.add_argument("--ksm", type=one_of(["local+global", "global", "gain"]), default="local+global", metavar="K",
+                        help="gains on the kernel: local+global, global, gain (local+global)")  # fmt: skip
+    parser.add_argument("--no-fbm", action="store_true", help="no gains on frequency bands of the map")
+    parser.add_argument("--layers", default="", metavar="REGEX", help="only layers whose names this pattern finds")
+    parser.add_argument("--linear", action="store_true", help="linear layers too")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights for MODEL (random)")
+    parser.add_argument("--input", type=shape, default=(3, 224, 224), metavar="CxHxW", help="for --verify (3x224x224)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--verify", action="store_true", help="compare the outputs, and read the folder again")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _adapt(args: argparse.Namespace) -> int:
+    from torch import nn
+
+    from outlay.vision.fdconv import FDConv, convert_fdconv, paper_layers
+    from outlay.vision.networks import Network, open_network, save_folder
+
+    try:
+        pattern = re.compile(args.layers)
+    except re.error as error:
+        raise UsageError(f"--layers must be a regular expression, not {args.layers!r}: {error}") from error
+    how = FDConv(args.groups, args.ksm, not args.no_fbm)
+
+    def where(name: str, layer: nn.Module) -> bool:
+        fits = paper_layers(name, layer) or (args.linear and isinstance(layer, nn.Linear))
+        return fits and pattern.search(name) is not None
+
+    network = open_network(args.model, args.weights)
+    if network.adapted:
+        raise UsageError(f"{args.model} was adapted already")
+    made, report = convert_fdconv(network.module, where, how)
+    names = [line.name for line in report if not line.left]
+    if not names:
+        raise UsageError(f"no layer of {args.model} can be adapted: more than 16 channels on both sides, 1x1 or 3x3")
+    adapted = {"fdconv": {"layers": names, "options": asdict(how)}}
+    save_folder(args.out, Network(network.spec, made, network.options, adapted))
+    checked = _verified(network, made, args) if args.verify else None
+    if args.json:
+        print(json.dumps({"layers": [asdict(line) for line in report], "difference": checked}))
+        return 0
+    print(_adapt_report(report, sum(p.numel() for p in network.module.parameters())))
+    if checked is not None:
+        print(f"outputs differ by {checked:.2g} of the greatest, from the original and read again from {args.out}")
+    return 0
+
+
+def _verified(network: Network, made: Any, args: argparse.Namespace) -> float:
+    """Returns the greatest difference of the outputs over the greatest output; the folder's must be the same."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    from outlay.vision.networks import read_folder
+
+    image = torch.randn(1, *args.input, generator=torch.Generator().manual_seed(0))
+    again = read_folder(args.out, network.module if ":" in network.spec else None).module
+    with torch.no_grad():
+        before, after, read = (tree_leaves(net(image)) for net in (network.module, made, again))
+    if not all(torch.equal(one, other) for one, other in zip(after, read, strict=True)):
+        raise FailureError(f"{args.out} read again computes something else")
+    gaps = [(one - other).abs().max() / one.abs().max() for one, other in zip(before, after, strict=True)]
+    worst = float(max(gaps))
+    if not worst <= VERIFIED:
+        raise FailureError(f"the adapted network differs by {worst:.2g} of the greatest output, more than {VERIFIED:g}")
+    return worst
+
+
+def _adapt_report(report: Sequence[Converted], before: int) -> str:
+    from outlay.tables import table
+
+    done = [line for line in report if not line.left]
+    rows = [(line.name, f"{line.added:,}", f"{line.added_bytes:,}") for line in done]
+    added = sum(line.added for line in done)
+    rows.append((f"{len(done)} layers", f"{added:,}", f"{sum(line.added_bytes for line in done):,}"))
+    lines = [table(("layer", "added parameters", "added bytes"), rows)]
+    lines += [f"{line.name} is left: {line.left}" for line in report if line.left]
+    lines.append(f"{before:,} parameters became {before + added:,}, {added / before:.1%} more")
+    return "\n".join(lines)

@@ -1,10 +1,10 @@
 """What one call of a network costs, counted layer by layer from shapes alone, and how a ledger and a budget take it.
 
 The network runs once on fake tensors, which have shapes and no values. Each operation is counted where it is done: its
-arithmetic by `torch.utils.flop_counter`'s formulas and, for a Fourier transform of N points, 5 N log2 N; the memory
-access cost of Lee et al. 2019 (elements of input, output and weight) for convolutions and matrix products; and the bytes
-that it reads and writes, whatever it is. So one `cat` too many is seen in `moved_bytes`, though it has no arithmetic and
-the paper's formula leaves it out.
+arithmetic by `torch.utils.flop_counter`'s formulas, and for a Fourier transform of N points 5 N log2 N; the memory
+access cost of Lee et al. 2019 (elements of input, output and weight), for convolutions and matrix products; the bytes
+that it reads and writes, whatever it is. So one `cat` too many is seen in `moved_bytes`, though it has no arithmetic
+and the paper's formula leaves it out.
 """
 
 from __future__ import annotations
