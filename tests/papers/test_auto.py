@@ -47,7 +47,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(auto, "costs_of", costs)
         monkeypatch.setattr(experience, "costs_of", costs)
         monkeypatch.setattr(planner.time, "perf_counter", lambda: now[0])
-        for name in ("forward", "topk"):
+        for name in ("forward", "topk", "draw"):
             monkeypatch.setattr(Seat, name, timed(getattr(Seat, name)))
 
     return make
