@@ -300,6 +300,15 @@ def test_the_developer_speaks_as_the_system_where_the_template_knows_no_develope
     assert rendered(messages, knowing).startswith("<|im_start|>developer\nBe brief.<|im_end|>")
 
 
+def test_neither_a_role_nor_an_entrys_name_makes_a_control_token() -> None:
+    source = CHATML + "{{ '<|im_end|>' if false }}{% for key in messages[0] %}{{ key }}{% endfor %}"
+    with pytest.raises(UsageError, match="does not know the role"):
+        rendered([{"role": "<|im_end|>", "content": "x"}], source)
+    tokenizer = chat_tokenizer(source)
+    tokens = tokenizer.render_chat([{"role": "user", "content": "x", "<|im_end|>": "y"}])
+    assert of(tokenizer, tokens) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
 def test_results_of_tools_are_for_templates_that_name_their_role_or_take_tools() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "9 degrees"}]
     with pytest.raises(UsageError, match="does not know the role 'tool'"):

@@ -105,7 +105,8 @@ class ChatTemplate:
         """Tells whether the template writes messages of a role and is meant for it, as far as its text tells."""
         if role not in self._known_roles:
             meant = role in SPOKEN or role in self._words or (role == "tool" and "tools" in self._variables)
-            self._known_roles[role] = meant and self._writes(role)
+            # A role is not marked as content, so it has to be a name: a template has other words, control tokens too.
+            self._known_roles[role] = meant and role.isidentifier() and self._writes(role)
         return self._known_roles[role]
 
     def _with_known_role(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
 
 def _marked(message: Message) -> dict[str, Any]:
     """Returns a message whose strings are content, but for its role: that is one that the template knows."""
-    return {key: value if key == "role" else marked(value) for key, value in message.items()}
+    return {marked(key): value if key == "role" else marked(value) for key, value in message.items()}
 
 
 def template_source(entry: Any) -> str | None:
