@@ -14,7 +14,7 @@ from torch import Tensor
 
 import outlay
 from outlay.engine.engine import Engine
-from outlay.engine.passes import LayeredPass, pass_for
+from outlay.engine.passes import LayeredPass, LogitsWanted, pass_for
 from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models.load import Model, load_model
@@ -80,6 +80,23 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
         with torch.no_grad():
             expected = network(torch.tensor([text])).logits[0, -1]
         torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_hidden_states_between_layers_are_those_of_transformers(tmp_path: Path) -> None:
+    network = save(tmp_path, *CASES["gpt_neox"])
+    decoder = load_model(tmp_path, dtype="float32").decoder
+    cache = Cache(decoder.config, torch.float32, torch.device("cpu"), limit=64)
+    tree = Tree(cache)
+    tree.append(TOKENS)
+    assert tree.tip is not None
+    plan = plan_pass([(tree, tree.tip.path())], cache.positions, decoder.config.windows)
+    found = pass_for(decoder, cache)(plan, [4, 20], LogitsWanted(layer_states=True)).layer_states
+    assert found is not None
+    with torch.no_grad():
+        states = network(torch.tensor([TOKENS]), output_hidden_states=True).hidden_states
+        last = network.gpt_neox.final_layer_norm(found[:, -1])
+    expected = torch.stack([state[0, [4, 20]] for state in states], dim=1)
+    torch.testing.assert_close(torch.cat([found[:, :-1], last[:, None]], dim=1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_windows_sinks_and_widths_are_found(tmp_path: Path) -> None:
