@@ -24,7 +24,10 @@ def run_again(segment: Any) -> Any:
     return results, replay
 
 
-@pytest.mark.parametrize("case", ["llama-biases", "qwen3", "phi4-mini", "gemma2", "gpt2", "opt-350m"])
+@pytest.mark.parametrize(
+    "case",
+    ["llama-biases", "qwen3", "phi4-mini", "gemma2", "gemma3", "smollm3", "olmo2", "granite", "gpt2", "opt-350m"],
+)
 def test_recorded_segments_give_what_the_decoder_gives(case: str, tmp_path: Path, dense: Any) -> None:
     save(tmp_path, *CASES[case])
     decoder = load_model(tmp_path, dtype="float32").decoder
