@@ -440,7 +440,7 @@ def test_pretrained_efficientnet_is_the_same_after_conversion_of_its_pointwise_l
 
 OFFICIAL_STUBS = (
     "import types\n"
-    "for name in ('mmcv', 'mmcv.cnn', 'timm', 'timm.models', 'timm.models.layers', 'matplotlib', 'matplotlib.pyplot'):\n"
+    "for name in 'mmcv mmcv.cnn timm timm.models timm.models.layers matplotlib matplotlib.pyplot'.split():\n"
     "    sys.modules[name] = types.ModuleType(name)\n"
     "class Registry:\n"
     "    def register_module(self): return lambda kind: kind\n"

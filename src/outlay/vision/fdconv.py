@@ -336,11 +336,12 @@ class FDConv2d(nn.Module):
         """Returns a layer that computes what a convolution does; of a linear layer, `FDLinear`."""
         weight, bias = conv.weight, conv.bias
         kind = FDLinear if isinstance(conv, nn.Linear) else cls
-        shape: tuple[Any, ...] = (weight.shape[1], weight.shape[0], 1)
-        if isinstance(conv, nn.Conv2d):
-            shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                     conv.groups, True, conv.padding_mode)  # fmt: skip
-        made = kind(*shape, device=weight.device, dtype=weight.dtype, how=how)
+        names = ("stride", "padding", "dilation", "groups", "padding_mode") if isinstance(conv, nn.Conv2d) else ()
+        options: dict[str, Any] = {name: getattr(conv, name) for name in names}
+        c_out, c_in, *sides = weight.shape
+        kernel_size = (sides[0], sides[1]) if sides else 1
+        c_in *= options.get("groups", 1)
+        made = kind(c_in, c_out, kernel_size, **options, device=weight.device, dtype=weight.dtype, how=how)
         if bias is None:
             made.bias = None
         made.set_kernel(weight.view(made.out_channels, made.in_channels, *made.kernel_size))
