@@ -17,8 +17,8 @@ class About:
 
     `needs` names what a submission must give or have, `takes` what it may give: a "draft", a "scorer", a "constraint".
     `models` names the options that hold a model, or a name to load it by. `exact` says that the text is distributed as
-    the target model's own. `task` names what is done, `command` runs what does another task
-    than text. `counts` gives the unit of each extra that the method adds to the ledger; a budget can cap them by name.
+    the target model's own. `task` names what is done, `command` runs what does another task than text. `counts` gives
+    the unit of each extra that the method adds to the ledger; a budget can cap them by name.
     """
 
     name: str
@@ -57,6 +57,6 @@ class Entry:
 
 
 def _written(value: object) -> str:
-    if isinstance(name := getattr(value, "name", None), str):  # a model
-        return name
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return str(getattr(value, "name", value))  # a model by its name

@@ -5,24 +5,37 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
+from outlay import kernels
 from outlay.bench.interleave import Measurements
 from outlay.bench.speed.busy import busy_cores
-from outlay.bench.speed.llamacpp import LlamaCpp
-from outlay.bench.speed.memory import MemoryBandwidth
+from outlay.bench.speed.llamacpp import IkLlamaCpp, LlamaCpp
+from outlay.bench.speed.memory import MachineLimit
 from outlay.bench.speed.openvino import OpenVino
-from outlay.bench.speed.ours import Ours, Stamped, own_ms
+from outlay.bench.speed.ours import Ours, Stamped, own_ms, products, products_of
 from outlay.bench.speed.report import overview, report
 from outlay.bench.speed.result import as_dict
-from outlay.bench.speed.suite import SUITE, participants
-from outlay.bench.speed.tasks import Decode, PassCost, Prompt, ReadMemory, decode_values, prompts
+from outlay.bench.speed.suite import PEERS, SUITE, participants
+from outlay.bench.speed.tasks import (
+    Decode,
+    Likelihood,
+    PassCost,
+    PeakProducts,
+    Prompt,
+    ReadMemory,
+    decode_values,
+    prompts,
+)
 from outlay.bench.speed.transformers import Transformers
+from outlay.bench.speed.xllamacpp import XLlamaCpp
 from outlay.decode.greedy import Greedy
 from outlay.errors import UsageError
 from outlay.machine import describe
+from outlay.score import Score
 from outlay.spread import Spread
 from outlay.tables import number, table, times
 from outlay.testing import tiny_model
@@ -39,7 +52,7 @@ def settings(*words):
 def test_by_default_everything_is_measured_with_one_and_two_threads():
     chosen = settings()
     assert chosen.formats == ("auto", "int8", "bfloat16", "float32", "auto/torch")
-    assert chosen.peers == ("transformers", "openvino-genai", "llama-cpp-python")
+    assert chosen.peers == PEERS
     decodes = [task for task in chosen.tasks() if isinstance(task, Decode)]
     assert [(task.batch, task.threads) for task in decodes] == [(1, 1), (4, 1), (16, 1), (1, 2), (4, 2), (16, 2)]
     widths = [1, 2, 4, 8, 16, 32, 64, 128]
@@ -80,7 +93,7 @@ def test_an_output_file_in_no_folder_is_refused_before_anything_runs(tmp_path):
 
 
 def test_without_peers_we_are_alone(tmp_path):
-    names = [one.name for one in participants(settings("--peers", "none", "--quick"), tmp_path)]
+    names = [one.name for one in participants(settings("--peers", "none", "--quick"), tmp_path, 100)]
     assert names == ["memory", "outlay auto", "outlay bfloat16"]
 
 
@@ -115,7 +128,9 @@ def test_a_table_puts_numbers_to_the_right_and_lets_remarks_run_on():
 
 def made_measurements(chosen):
     measured = Measurements(failures={"llama-cpp-python": "not installed: pip install it"})
-    measured.facts = {"memory": {}, "outlay auto": {"weight_bytes": 100_000_000}, "transformers float32": {}}
+    ours = {"weight_bytes": 100_000_000, "products": {"int4": 80_000_000, "int8": 20_000_000}}
+    ours["head_products"] = {"int8": 20_000_000}
+    measured.facts = {"memory": {}, "outlay auto": ours, "transformers float32": {}}
     measured.facts["transformers bfloat16"] = {}
     one, many = chosen.decode(1, 1), chosen.decode(16, 1)
 
@@ -124,12 +139,16 @@ def made_measurements(chosen):
 
     measured.values = {
         ("memory", ReadMemory(1)): [{"bytes_per_second": 25e9}],
+        ("memory", PeakProducts(1)): [{"int4": 80e9, "int8": 40e9}],
         ("outlay auto", one): decoded(200.0, 1),
         ("outlay auto", many): decoded(600.0, 16, 0.75),
         ("outlay auto", chosen.passes(1)): [{f"ms{width}": 5.0 + width for width in chosen.passes(1).widths}],
         ("transformers float32", one): decoded(20.0, 1),
         ("transformers bfloat16", one): decoded(40.0, 1),
     }
+    for task in chosen.likelihoods():
+        measured.values["outlay auto", task] = [{"nats": 3.25}]
+        measured.values["transformers float32", task] = [{"nats": 3.25 if task.width == 16 else 7.5}]
     if chosen.busy:
         measured.values["outlay auto", chosen.disturbed()] = decoded(100.0, 1)
     measured.idle = {"transformers float32": 0.5, "outlay auto": 0.001}
@@ -141,7 +160,7 @@ def found(chosen, measured):
 
 
 def test_the_report_answers_every_question_of_the_suite():
-    chosen = settings("--quick", "--threads", "1", "--formats", "auto", "--busy")
+    chosen = replace(settings("--quick", "--threads", "1", "--formats", "auto", "--busy"), text=tuple(range(32)))
     text = report(json.loads(json.dumps(found(chosen, made_measurements(chosen)))))
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "outlay auto 200 5 600 26.7" in rows  # decoding
@@ -149,6 +168,10 @@ def test_the_report_answers_every_question_of_the_suite():
     assert "transformers float32 10.00x (10.00-10.00) -" in rows
     assert "outlay auto 100 4 5 1.25x (1.25-1.25)" in rows  # the floor: 100 MB at 25 GB/s
     assert "outlay auto 6 7 9 13.0 21.0 37.0 69.0 133" in rows  # passes
+    # Four milliseconds to read the weights; 1 for each row through the layers, 0.5 of them through the LM head.
+    assert "outlay auto 0.67 0.57 0.67 0.92 1.14 1.30 1.39 -" in rows
+    assert "outlay auto 3.2500 3.2500" in rows
+    assert "transformers float32 3.2500 7.5000" in rows  # wrong where a pass has many rows
     assert "outlay auto 0.25 0.75" in rows  # the engine's own share
     assert "outlay auto 5 10.0 2.00x (2.00-2.00)" in rows  # a shared core
     assert "over one row 1.00 1.17 1.50 2.17 3.50 6.17 11.50 22.17" in rows
@@ -173,8 +196,15 @@ def test_the_report_of_a_run_in_which_everything_failed_says_why():
 
 
 def test_memory_is_read_at_a_speed_that_machines_have():
-    values = MemoryBandwidth().measure(ReadMemory(threads=torch.get_num_threads(), megabytes=64, repeats=2))
+    values = MachineLimit().measure(ReadMemory(threads=torch.get_num_threads(), megabytes=64, repeats=2))
     assert 1e8 < values["bytes_per_second"] < 1e13
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the native kernels are not built")
+def test_the_kernels_multiply_at_a_speed_that_machines_have():
+    values = MachineLimit().measure(PeakProducts(threads=kernels.threads(), duration=0.001))
+    assert list(values) == ["int4", "int8", "bfloat16", "float32"]
+    assert all(1e8 < value < 1e14 for value in values.values())
 
 
 def test_spinners_are_gone_after_the_block():
@@ -198,7 +228,8 @@ def test_peers_take_only_what_is_theirs(tmp_path):
     assert not Transformers(file, "float32", (1, 16)).takes(four)
     assert OpenVino(file, (1,)).takes(four)
     assert LlamaCpp(file, 4, 12).takes(four)
-    for contender in (Transformers(file, "float32"), OpenVino(file, (1,)), LlamaCpp(file, 4, 12)):
+    others = (LlamaCpp(file, 4, 12), IkLlamaCpp(file, 4, 12), XLlamaCpp(file, 4, 12, (1,), 100))
+    for contender in (Transformers(file, "float32"), OpenVino(file, (1,)), *others):
         assert not contender.takes(PassCost(1))
         assert not contender.takes(ReadMemory(1))
 
@@ -228,6 +259,21 @@ def test_our_contender_measures_a_pass_of_each_width_and_leaves_the_cache_empty(
     (worker,) = ours._lm(threads).engine.workers
     assert worker.cache.in_use == 0
     assert worker.ledger.target_tokens == 32 + 2 * (1 + 2 + 4 + 8)
+
+
+def test_our_contender_states_the_likelihood_of_a_text_alike_in_any_chunks(ours):
+    tokens, threads = tuple(prompts(1, 40, 200, seed=3)[0]), torch.get_num_threads()
+    nats = [ours.measure(Likelihood(tokens, width, threads))["nats"] for width in (1, 16, 40)]
+    assert nats[0] == nats[1] == nats[2] > 1
+    score = Score([tokens[1:]])
+    ours._lm(threads).submit([tokens[0]], method=score, max_tokens=1).result()
+    assert nats[0] == pytest.approx(-score.likelihoods[0].logprob / 39, rel=1e-5)
+
+
+def test_our_contender_counts_the_multiplications_of_a_row(ours):
+    decoder = ours._model.decoder
+    assert sum(products(decoder).values()) == decoder.linear_flops(1, 1) // 2
+    assert products_of([decoder.lm_head]) == {"float32": decoder.lm_head.in_features * decoder.lm_head.out_features}
 
 
 def test_the_own_share_of_a_tick_is_what_is_not_its_pass():

@@ -18,6 +18,7 @@ from outlay.kernels import PackedLinear
 from outlay.models.quantized import GROUP, QuantizedWeight, fits, quantize
 
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
+NATIVE_FLOATS = {"float32": kernels.pack_f32, "bfloat16": kernels.pack_bf16}
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -174,8 +175,8 @@ def pack(
     if isinstance(weight, QuantizedWeight):
         weight = weight.dequantize()
     dtype = FLOATS[format]
-    if format == "bfloat16" and device.type == "cpu" and native_kernels():
-        return NativeLinear(kernels.pack_bf16(weight), bias, format)
+    if format in NATIVE_FLOATS and device.type == "cpu" and native_kernels():
+        return NativeLinear(NATIVE_FLOATS[format](weight), bias, format)
     return FloatLinear(weight.to(device, dtype).contiguous(), bias, _wide_from(dtype, device))
 
 

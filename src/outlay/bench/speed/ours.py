@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -12,14 +12,28 @@ import torch
 from outlay import kernels
 from outlay.bench.interleave import Participant, Values
 from outlay.bench.options import WITHOUT_KERNELS
-from outlay.bench.speed.tasks import Decode, PassCost, Prompt, ReadMemory, decode_values, prompts
+from outlay.bench.speed.tasks import (
+    Decode,
+    Likelihood,
+    PassCost,
+    PeakProducts,
+    Prompt,
+    ReadMemory,
+    chunks,
+    decode_values,
+    likelihood_values,
+    prompts,
+)
 from outlay.decode.greedy import Greedy
 from outlay.engine.engine import Engine
 from outlay.engine.method import Method, Work
 from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.lm import LM
+from outlay.models.decoder import Decoder
+from outlay.models.linear import Linear, SplitLinear
 from outlay.models.load import Model, load_model
+from outlay.models.mlp import Mlp
 
 
 class Ours(Participant):
@@ -38,8 +52,8 @@ class Ours(Participant):
         return {"OUTLAY_ISA": "none"} if self.format.endswith(WITHOUT_KERNELS) else {}
 
     def takes(self, task: Any) -> bool:
-        """Decodes and makes passes."""
-        return not isinstance(task, ReadMemory)
+        """Decodes, makes passes and reads texts."""
+        return not isinstance(task, ReadMemory | PeakProducts)
 
     def load(self) -> dict[str, Any]:
         """Loads the model; returns how its weights are held and how many of their bytes a pass over one token reads."""
@@ -48,14 +62,18 @@ class Ours(Participant):
             "held": self._model.format,
             "weight_bytes": self._model.decoder.pass_weight_bytes(1),
             "kernels": kernels.isa(),
+            "products": products(self._model.decoder),
+            "head_products": products_of([self._model.decoder.lm_head]),
         }
 
-    def measure(self, task: Decode | Prompt | PassCost) -> Values:
+    def measure(self, task: Decode | Prompt | PassCost | Likelihood) -> Values:
         """Returns `tokens_per_second` of a `Decode` or a `Prompt`; `step_ms` and `own_ms` of a `Decode` too.
 
-        Of a `PassCost` it returns `ms1`, `ms2` ..., the milliseconds of a pass by its width.
+        Of a `PassCost` it returns `ms1`, `ms2` ..., the milliseconds of a pass by its width; of a `Likelihood`, `nats`.
         """
         lm = self._lm(task.threads)
+        if isinstance(task, Likelihood):
+            return self._likelihood(lm, task)
         if isinstance(task, Prompt):
             return self._prompt(lm, task)
         return self._decode(lm, task) if isinstance(task, Decode) else self._pass_cost(lm, task)
@@ -98,6 +116,12 @@ class Ours(Participant):
         lm.submit(prompt, method=method, max_tokens=1).result()
         lm.engine.clear()
         return {f"ms{width}": 1000 * min(seconds) for width, seconds in method.seconds.items()}
+
+    def _likelihood(self, lm: LM, task: Likelihood) -> Values:
+        method = ReadChunks(task)
+        lm.submit([task.tokens[0]], method=method, max_tokens=1).result()
+        lm.engine.clear()
+        return likelihood_values(task, torch.cat(method.logits).numpy())
 
 
 class Stamped(Method):
@@ -154,6 +178,42 @@ class ChainPasses(Method):
                 seconds.append(time.perf_counter() - started)
                 run.tree.prune(())
             del seconds[0]
+
+
+class ReadChunks(Method):
+    """Reads a text in chunks below its first token, which is the prompt, and keeps all logits."""
+
+    about = Greedy.about
+
+    def __init__(self, task: Likelihood) -> None:
+        self.logits: list[torch.Tensor] = []
+        self._task = task
+
+    def decode(self, run: TreeRun) -> Work:
+        """Yields a pass for each chunk."""
+        for chunk in chunks(self._task):
+            run.tree.append(chunk if self.logits else chunk[1:])
+            self.logits.append((yield run.target.forward(run.tip.path()[-len(chunk) :])))
+
+
+def products(decoder: Decoder) -> dict[str, int]:
+    """Returns how many multiplications a pass does for each row, by the format of the weights; none for experts."""
+    layers = [part for layer in decoder.layers for part in (layer.qkv, layer.out)]
+    layers += [part for layer in decoder.layers if isinstance(layer.mlp, Mlp) for part in _parts(layer.mlp)]
+    return products_of([*layers, decoder.lm_head])
+
+
+def _parts(mlp: Mlp) -> tuple[Linear, Linear]:
+    return mlp.gate_up, mlp.down
+
+
+def products_of(layers: Sequence[Linear]) -> dict[str, int]:
+    """Returns the multiplications of linear layers for each row, by the format of their weights."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        for part in layer.parts if isinstance(layer, SplitLinear) else (layer,):
+            found[part.format] = found.get(part.format, 0) + part.in_features * part.out_features
+    return found
 
 
 def own_ms(methods: list[Stamped]) -> float:

@@ -9,11 +9,12 @@ from outlay import machine
 from outlay.bench.interleave import Measurements
 from outlay.bench.speed.result import read
 from outlay.bench.speed.settings import SpeedSettings
-from outlay.bench.speed.tasks import Prompt, ReadMemory
+from outlay.bench.speed.tasks import PeakProducts, Prompt, ReadMemory
 from outlay.spread import Spread, paired_ratio
 from outlay.tables import bold, console, markdown, number, table, times
 
 SPEED = "tokens_per_second"
+WIDEST = 64  # rows of a pass whose efficiency is shown
 QUIET = 0.03  # of a core: what a process that waits may use
 
 
@@ -61,6 +62,7 @@ class SpeedReport:
                 self.against_peers(threads),
                 self.batching(threads),
                 self.floor(threads),
+                self.efficiency(threads),
                 self.prompt(threads),
                 self.passes(threads),
             )
@@ -68,6 +70,7 @@ class SpeedReport:
         return [
             self.heading(about),
             *by_threads,
+            self.likelihoods(),
             self.own_share(),
             self.disturbed(),
             self.noise(),
@@ -141,6 +144,56 @@ class SpeedReport:
         floors = [1000 * weight / bandwidth if weight and bandwidth else None for bandwidth in bandwidths]
         return paired_ratio(self.measured.series(name, self.settings.decode(1, threads), "step_ms"), floors)
 
+    def efficiency(self, threads: int) -> str:
+        """The least time that the machine allows over what was measured: passes by their width, and a prompt."""
+        task, prompt = self.settings.passes(threads), Prompt(threads)
+        widths = [width for width in task.widths if width <= WIDEST]
+        rows = []
+        for name in self.ours:
+            cells = []
+            for width in widths:
+                limit = self.limit_ms(name, threads, width, width)
+                took = self.measured.median(name, task, f"ms{width}")
+                cells.append(_share(limit, took))
+            speed = self.measured.median(name, prompt, SPEED)
+            took = 1000 * prompt.length / speed if speed else None
+            cells.append(_share(self.limit_ms(name, threads, prompt.length, 1), took))
+            if set(cells) != {"-"}:
+                rows.append([name, *cells])
+        title = f"Efficiency, {_threads(threads)}: the machine's limit over the time of a pass of so many rows"
+        return _section(title, ["", *map(str, widths), f"prompt of {prompt.length}"], rows)
+
+    def limit_ms(self, name: str, threads: int, rows: int, head_rows: int) -> float | None:
+        """Returns the milliseconds in which weights can be read, or rows multiplied with them, whichever takes longer.
+
+        Args:
+            name: One of our formats.
+            threads: How many threads read and multiply.
+            rows: Rows of the pass.
+            head_rows: How many of them go through the LM head.
+        """
+        facts = self.measured.facts.get(name, {})
+        bandwidth = self.measured.median("memory", ReadMemory(threads), "bytes_per_second")
+        products, head = facts.get("products"), facts.get("head_products")
+        if bandwidth is None or products is None or head is None:
+            return None
+        seconds = 0.0
+        for form, count in products.items():
+            peak = self.measured.median("memory", PeakProducts(threads), form)
+            if peak is None:
+                return None
+            seconds += (count * rows - head.get(form, 0) * (rows - head_rows)) / peak
+        return 1000 * max(facts["weight_bytes"] / bandwidth, seconds)
+
+    def likelihoods(self) -> str:
+        """What everyone makes of the same text: who reads it wrong is not to be compared with."""
+        tasks = self.settings.likelihoods()
+        header = ["", *(f"{task.width} rows a pass" for task in tasks)]
+        rows = [[name, *(_nats(self.measured.median(name, task, "nats")) for task in tasks)] for name in self.names]
+        rows = [row for row in rows if set(row[1:]) != {"-"}]
+        title = f"Negative log-likelihood of {len(self.settings.text)} tokens, nats a token"
+        return _section(title, header, rows) if tasks else ""
+
     def prompt(self, threads: int) -> str:
         """How fast a long prompt is read, and our speed over each other engine's."""
         task = Prompt(threads)
@@ -204,6 +257,14 @@ class SpeedReport:
         return "\n".join(
             f"{name} kept up to {share:.0%} of a core busy while others were measured" for name, share in found
         )
+
+
+def _share(limit: float | None, took: float | None) -> str:
+    return "-" if limit is None or took is None else f"{limit / took:.2f}"
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

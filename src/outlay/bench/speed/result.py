@@ -8,9 +8,9 @@ from typing import Any
 
 from outlay.bench.interleave import Measurements
 from outlay.bench.speed.settings import SpeedSettings
-from outlay.bench.speed.tasks import Decode, PassCost, Prompt, ReadMemory, SpeedTask
+from outlay.bench.speed.tasks import Decode, Likelihood, PassCost, PeakProducts, Prompt, ReadMemory, SpeedTask
 
-KINDS = {kind.__name__: kind for kind in (Decode, Prompt, PassCost, ReadMemory)}
+KINDS = {kind.__name__: kind for kind in (Decode, Prompt, PassCost, ReadMemory, PeakProducts, Likelihood)}
 
 
 def as_dict(settings: SpeedSettings, found: Measurements) -> dict[str, Any]:
@@ -38,13 +38,14 @@ def read(result: Mapping[str, Any]) -> tuple[SpeedSettings, Measurements]:
     """Returns the settings and the measurements of `as_dict`, which may have been JSON meanwhile."""
     options = dict(result["settings"])
     options["new"] = {int(batch): new for batch, new in options["new"].items()}
-    for name in ("formats", "peers", "threads"):
-        options[name] = tuple(options[name])
+    for name in ("formats", "peers", "threads", "text"):
+        options[name] = tuple(options.get(name, ()))
 
     found = Measurements(facts=result["contenders"], failures=result["failures"], idle=result["idle_cores"])
     for row in result["values"]:
         kind = KINDS[row["task"]]
-        task = kind(**{field.name: row[field.name] for field in fields(kind)})
+        values = {field.name: row[field.name] for field in fields(kind)}
+        task = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         found.values[row["contender"], task] = row["rounds"]
         found.seconds[row["contender"], task] = row["seconds"]
     return SpeedSettings(**options), found

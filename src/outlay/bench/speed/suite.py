@@ -6,14 +6,16 @@ import argparse
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from outlay.bench.data import NOVEL
 from outlay.bench.interleave import Participant, interleave
 from outlay.bench.options import WITHOUT_KERNELS, names
 from outlay.bench.speed.busy import busy_cores
-from outlay.bench.speed.llamacpp import LlamaCpp
-from outlay.bench.speed.memory import MemoryBandwidth
+from outlay.bench.speed.llamacpp import IkLlamaCpp, LlamaCpp
+from outlay.bench.speed.memory import MachineLimit
 from outlay.bench.speed.openvino import OpenVino
 from outlay.bench.speed.ours import Ours
 from outlay.bench.speed.report import report
@@ -21,13 +23,15 @@ from outlay.bench.speed.result import as_dict
 from outlay.bench.speed.settings import SpeedSettings
 from outlay.bench.speed.tasks import Decode
 from outlay.bench.speed.transformers import Transformers
+from outlay.bench.speed.xllamacpp import XLlamaCpp
 from outlay.bench.suite import Suite
 from outlay.errors import UsageError
 from outlay.models.linear import fast_bfloat16
-from outlay.models.load import DTYPES
+from outlay.models.load import DTYPES, load_model
 from outlay.progress import ShowProgress
 
-PEERS = ("transformers", "openvino-genai", "llama-cpp-python")
+PEERS = ("transformers", "openvino-genai", "llama-cpp-python", "ik-llama-cpp-python", "xllamacpp")
+TEXT = 192  # tokens whose likelihood everyone states
 FORMATS = (*DTYPES, *(dtype + WITHOUT_KERNELS for dtype in DTYPES))
 MEASURED, QUICK = ("auto", "int8", "bfloat16", "float32", "auto" + WITHOUT_KERNELS), ("auto", "bfloat16")
 
@@ -70,7 +74,10 @@ class SpeedSuite(Suite[SpeedSettings]):
 
     def measure(self, settings: SpeedSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns everything that was measured."""
-        everyone = participants(settings, model)
+        tokenizer = load_model(str(model)).tokenizer
+        if NOVEL.is_file():
+            settings = replace(settings, text=tuple(tokenizer.encode(NOVEL.read_text()[: 16 * TEXT])[:TEXT]))
+        everyone = participants(settings, model, tokenizer.vocab_size)
         found = interleave(everyone, settings.tasks(), settings.rounds, around=_around, progress=progress)
         return as_dict(settings, found)
 
@@ -86,9 +93,9 @@ class SpeedSuite(Suite[SpeedSettings]):
         return f"none of our own formats could be measured: {failures[ours[0]]}"
 
 
-def participants(settings: SpeedSettings, model: Path) -> list[Participant]:
-    """Returns who takes part: memory, our formats, and the peers."""
-    most = max(settings.new)
+def participants(settings: SpeedSettings, model: Path, vocab: int) -> list[Participant]:
+    """Returns who takes part: the machine's limits, our formats, and the peers. `vocab` is the number of tokens."""
+    most, length = max(settings.new), settings.prompt + max(settings.new.values())
     slow_bfloat16 = settings.brief and not fast_bfloat16()  # a large batch would take it a minute
     wide = ["float32"] if slow_bfloat16 else ["bfloat16", "float32"]
     peers: dict[str, list[Participant]] = {
@@ -96,10 +103,12 @@ def participants(settings: SpeedSettings, model: Path) -> list[Participant]:
             Transformers(model, dtype, (1, most) if dtype in wide else (1,)) for dtype in ("bfloat16", "float32")
         ],
         "openvino-genai": [OpenVino(model, settings.threads)],
-        "llama-cpp-python": [LlamaCpp(model, most, settings.prompt + max(settings.new.values()))],
+        "llama-cpp-python": [LlamaCpp(model, most, length)],
+        "ik-llama-cpp-python": [IkLlamaCpp(model, most, length)],
+        "xllamacpp": [XLlamaCpp(model, most, length, settings.threads, vocab)],
     }
     ours = [Ours(str(model), dtype) for dtype in settings.formats]
-    return [MemoryBandwidth(), *ours, *(participant for name in settings.peers for participant in peers[name])]
+    return [MachineLimit(), *ours, *(participant for name in settings.peers for participant in peers[name])]
 
 
 def _threads(text: str) -> tuple[int, ...]:

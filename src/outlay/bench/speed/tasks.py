@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Decode:
@@ -57,13 +59,44 @@ class ReadMemory:
     repeats: int = 3
 
 
-SpeedTask = Decode | Prompt | PassCost | ReadMemory
+@dataclass(frozen=True)
+class PeakProducts:
+    """Products of a linear layer whose weights and inputs stay in the caches, in each format of the kernels."""
+
+    threads: int
+    duration: float = 0.02
+    """Seconds for which each format is measured."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Reads a text in chunks of `width` tokens, with the logits of all of them."""
+
+    tokens: tuple[int, ...]
+    width: int
+    threads: int = 1
+
+
+SpeedTask = Decode | Prompt | PassCost | ReadMemory | PeakProducts | Likelihood
 
 
 def prompts(count: int, length: int, vocab: int, seed: int) -> list[list[int]]:
     """Returns `count` different prompts of `length` token ids; other prompts for another seed."""
     draw = random.Random(seed)
     return [[draw.randrange(vocab // 50, vocab - vocab // 50) for _ in range(length)] for _ in range(count)]
+
+
+def chunks(task: Likelihood) -> list[tuple[int, ...]]:
+    """Returns the tokens of a text as they are read."""
+    return [task.tokens[begin : begin + task.width] for begin in range(0, len(task.tokens), task.width)]
+
+
+def likelihood_values(task: Likelihood, logits: np.ndarray) -> dict[str, float]:
+    """Returns the mean negative log-likelihood of a text's tokens after the first, `nats`; logits [tokens, vocab]."""
+    rows = logits[:-1].astype(np.float64)
+    largest = rows.max(1)
+    total = largest + np.log(np.exp(rows - largest[:, None]).sum(1))
+    return {"nats": float((total - rows[np.arange(len(rows)), list(task.tokens[1:])]).mean())}
 
 
 def decode_values(times: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 
 from outlay.bench.interleave import Participant, Values
 from outlay.bench.peer import peer
-from outlay.bench.speed.tasks import Decode, Prompt, decode_values, prompts
+from outlay.bench.speed.tasks import Decode, Likelihood, Prompt, chunks, decode_values, likelihood_values, prompts
 
 
 class Transformers(Participant):
@@ -30,8 +30,8 @@ class Transformers(Participant):
         return {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "TQDM_DISABLE": "1"}
 
     def takes(self, task: Any) -> bool:
-        """Reads prompts, and decodes the batches that it was made for."""
-        return isinstance(task, Prompt) or (isinstance(task, Decode) and task.batch in self.batches)
+        """Reads prompts and texts, and decodes the batches that it was made for."""
+        return isinstance(task, Prompt | Likelihood) or (isinstance(task, Decode) and task.batch in self.batches)
 
     def load(self) -> dict[str, Any]:
         """Loads the model."""
@@ -44,9 +44,17 @@ class Transformers(Participant):
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
         return {"version": version}
 
-    def measure(self, task: Decode | Prompt) -> Values:
-        """Returns `tokens_per_second`, and `step_ms` of a `Decode`."""
+    def measure(self, task: Decode | Prompt | Likelihood) -> Values:
+        """Returns `tokens_per_second`, and `step_ms` of a `Decode`; `nats` of a `Likelihood`."""
         torch.set_num_threads(task.threads)
+        if isinstance(task, Likelihood):
+            past, rows = None, []
+            with torch.inference_mode():
+                for chunk in chunks(task):
+                    found = self._model(torch.tensor([chunk]), past_key_values=past, use_cache=True)
+                    past = found.past_key_values
+                    rows.append(found.logits[0].float())
+            return likelihood_values(task, torch.cat(rows).numpy())
         if isinstance(task, Prompt):
             tokens = torch.tensor(prompts(1, task.length, self._model.config.vocab_size, next(self._seeds)))
             started = time.perf_counter()
