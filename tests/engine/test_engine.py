@@ -273,6 +273,25 @@ def test_what_runs_asked_room_for_and_do_not_use_serves_others():
     assert cache.free_slots() == 800, "and all of it comes back"
 
 
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 12, "min_p": 0.02}])
+def test_a_token_drawn_in_the_pass_is_the_one_drawn_from_its_logits(lm, options):
+    """A bias of nothing has all logits fetched, to be changed; wanted log-probabilities have them kept."""
+    asked = {"temperature": 0.9, "max_tokens": 20, "ignore_eos": True, **options}
+    batch = [lm.submit(prompt, seed=seed, **asked) for seed, prompt in enumerate(PROMPTS)]
+    for seed, (prompt, handle) in enumerate(zip(PROMPTS, batch, strict=True)):
+        tokens = handle.result(60).tokens
+        assert lm.generate(prompt, seed=seed, logit_bias={0: 0.0}, **asked).tokens == tokens
+        assert lm.generate(prompt, seed=seed, logprobs=1, **asked).tokens == tokens
+
+
+def test_draws_of_several_runs_after_the_same_token_are_each_runs_own(lm):
+    asked = {"temperature": 1.5, "max_tokens": 1, "ignore_eos": True}
+    together = [lm.submit("The same", seed=seed, **asked) for seed in range(12)]
+    tokens = [handle.result(60).tokens for handle in together]
+    assert tokens == [lm.generate("The same", seed=seed, **asked).tokens for seed in range(12)]
+    assert len({*map(tuple, tokens)}) > 1
+
+
 MIX = [
     ("greedy", {}),
     ("sample", {"temperature": 0.8, "top_p": 0.9}),

@@ -88,7 +88,7 @@ AccuracyTask = LayerErrors | TextWindow | Continuations
 
 
 class Formats(Participant):
-    """A model in several formats, all with our native kernels or all without, beside float32 in torch."""
+    """A model in several formats, all with our native kernels or all without, beside float32."""
 
     def __init__(self, source: str, text: Path, variants: Sequence[Variant], extent: Extent) -> None:
         self.source, self.text, self.variants, self.extent = source, text, tuple(variants), extent

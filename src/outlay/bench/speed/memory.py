@@ -56,7 +56,7 @@ def _peaks(task: PeakProducts) -> Values:
     }
     peaks = {}
     for name, layer in layers.items():
-        seconds, end = [], time.perf_counter() + task.duration
+        seconds, end = list[float](), time.perf_counter() + task.duration
         while time.perf_counter() < end or len(seconds) < 3:
             started = time.perf_counter()
             layer(x)

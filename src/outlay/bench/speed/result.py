@@ -44,7 +44,7 @@ def read(result: Mapping[str, Any]) -> tuple[SpeedSettings, Measurements]:
     found = Measurements(facts=result["contenders"], failures=result["failures"], idle=result["idle_cores"])
     for row in result["values"]:
         kind = KINDS[row["task"]]
-        values = {field.name: row[field.name] for field in fields(kind)}
+        values: dict[str, Any] = {field.name: row[field.name] for field in fields(kind)}
         task = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         found.values[row["contender"], task] = row["rounds"]
         found.seconds[row["contender"], task] = row["seconds"]
