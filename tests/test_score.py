@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import outlay
-from outlay.engine.schedule import PREFILL_CHUNK_ALONE
+from outlay.engine.schedule import PIECES
 from outlay.score import Score
 from outlay.testing import tiny_lm
 
@@ -107,7 +107,7 @@ def test_a_long_text_is_scored_in_passes_that_hold_no_logits(continuations, monk
     monkeypatch.setattr(worker, "_pass", watched)
     texts = [[(place * step) % 250 for place in range(700)] for step in (3, 7)][:continuations]
     likelihoods, _ = score(lm, texts)
-    assert max(widths) <= PREFILL_CHUNK_ALONE
+    assert max(widths) <= PIECES.alone
     assert all(output.logits is None for output in outputs)
     assert sum(widths) == 1 + 699 * continuations - (continuations - 1)
     for text, likelihood in zip(texts, likelihoods, strict=True):

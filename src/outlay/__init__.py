@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from outlay.engine.tree_run import TreeRun as TreeRun
     from outlay.errors import FailureError as FailureError
     from outlay.errors import OutlayError as OutlayError
+    from outlay.errors import QueueFull as QueueFull
     from outlay.errors import UsageError as UsageError
     from outlay.lm import LM as LM
     from outlay.lm import load as load
@@ -80,6 +81,7 @@ _HOMES = {
     "TreeRun": "outlay.engine.tree_run",
     "FailureError": "outlay.errors",
     "OutlayError": "outlay.errors",
+    "QueueFull": "outlay.errors",
     "UsageError": "outlay.errors",
     "LM": "outlay.lm",
     "load": "outlay.lm",

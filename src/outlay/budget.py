@@ -207,9 +207,10 @@ class Budget:
         """Returns what may still be spent of one entry; infinity where it has no cap."""
         return self.caps[name] - ledger.amount(name) if name in self.caps else float("inf")
 
-    def allows(self, ledger: Ledger, cost: Ledger) -> bool:
-        """Tells whether `cost` can be added to `ledger` with every cap kept."""
-        return all(ledger.amount(name) + cost.amount(name) <= cap for name, cap in self.caps.items())
+    def first_over(self, ledger: Ledger, cost: Ledger) -> str:
+        """Returns the first entry whose cap is not kept when `cost` is added to `ledger`; "" if there is none."""
+        over = (name for name, cap in self.caps.items() if ledger.amount(name) + cost.amount(name) > cap)
+        return next(over, "")
 
 
 class Account:
@@ -222,9 +223,9 @@ class Account:
         """Returns what may still be spent of one entry; infinity where it has no cap."""
         return self.budget.left(self.ledger, name)
 
-    def allows(self, cost: Ledger) -> bool:
-        """Tells whether `cost` can be charged with every cap kept."""
-        return self.budget.allows(self.ledger, cost)
+    def first_over(self, cost: Ledger) -> str:
+        """Returns the first entry whose cap is not kept when `cost` is charged; "" if there is none."""
+        return self.budget.first_over(self.ledger, cost)
 
     def spend(self, entry: str, amount: int = 1) -> bool:
         """Adds `amount` to one entry of the ledger if its cap allows that; tells whether it did."""

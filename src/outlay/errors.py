@@ -18,6 +18,14 @@ class FailureError(OutlayError, RuntimeError):
     """What was asked for is right but could not be done; the command line exits with status 1."""
 
 
+class QueueFull(FailureError):
+    """As many requests wait as the engine takes; a later one may find room."""
+
+
+class CacheFull(FailureError):
+    """No slot is left in a cache."""
+
+
 class OutlayWarning(UserWarning):
     """One line that a user should read; what was asked for goes on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method
 from outlay.engine.sampling import Sampling
 from outlay.engine.submission import DraftSource, RunOptions, Submission
-from outlay.errors import OutlayWarning, UsageError, nearest
+from outlay.errors import OutlayError, OutlayWarning, UsageError, nearest
 from outlay.models.chat import Tools
 from outlay.models.content import content_of
 from outlay.models.load import Model, load_model
@@ -233,8 +234,9 @@ class LM:
         encoding = {name: options.pop(name) for name in ENCODING if name in options}
         tokens = self.encode(prompt, **encoding)
         tracing: list[dict[str, Any]] = [{"trace": trace} for trace in traces] or [{}] * n
-        with self.engine.together():
-            return [self.submit(tokens, seed=seed + i, **(options | tracing[i])) for i in range(n)]
+        return self._submit_together(
+            [{"prompt": tokens, "seed": seed + place, **options, **tracing[place]} for place in range(n)]
+        )
 
     def generate(self, prompt: Prompt, *, n: int = 1, **options: Any) -> Result:
         """Answers a prompt and returns the result.
@@ -261,12 +263,35 @@ class LM:
             raise
 
     def generate_batch(self, prompts: Sequence[Prompt], *, n: int = 1, **options: Any) -> list[Result]:
-        """Answers several prompts together; each gets what it would get alone. The options are those of `generate`."""
+        """Answers several prompts together; each gets what it would get alone. The options are those of `generate`.
+
+        Raises `QueueFull` for more prompts than the engine takes, and runs none of them.
+        """
         encoding = {name: options.pop(name) for name in ENCODING if name in options}
         encoded = [self.encode(prompt, **encoding) for prompt in prompts]
+        asked: list[list[Handle]] = []
         with self.engine.together():
-            asked = [self.submit_choices(tokens, n, **options) for tokens in encoded]
+            try:
+                for tokens in encoded:
+                    asked.append(self.submit_choices(tokens, n, **options))
+            except OutlayError:
+                for handle in itertools.chain(*asked):
+                    handle.cancel()
+                raise
         return [joined([handle.result() for handle in handles]) for handles in asked]
+
+    def _submit_together(self, submissions: Sequence[Mapping[str, Any]]) -> list[Handle]:
+        """Starts runs in the same tick, or none of them where one is refused. Each is the arguments of `submit`."""
+        handles: list[Handle] = []
+        with self.engine.together():
+            try:
+                for submission in submissions:
+                    handles.append(self.submit(**submission))
+            except OutlayError:
+                for handle in handles:
+                    handle.cancel()
+                raise
+        return handles
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """Answers a prompt piece by piece; the arguments are those of `generate`, without `n` (`submit_choices`)."""
@@ -337,17 +362,19 @@ def load(
     cache_tokens: int | None = None,
     prefix_cache: bool = True,
     max_runs: int = 64,
+    max_waiting: int = 4096,
     kv_dtype: str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> LM:
     """Loads a model: an alias (`outlay models` lists them), a folder in the hub's layout, a `.gguf` file or a hub id.
 
-    **Arguments:** `source` is the default model if it is left out. `dtype` is "auto" (as the file holds its weights,
-    or what is fastest), "float32", "bfloat16", "float16", "int8" or "int4". `threads` sets torch's and our own for the
+    **Arguments:** `source` is the default model if it is left out. `dtype` is "auto" (as the file holds its weights, or
+    what is fastest), "float32", "bfloat16", "float16", "int8" or "int4". `threads` sets torch's and our own for the
     whole process. `cache_tokens` limits how many tokens' keys and values are held at once. `prefix_cache=False` keeps
-    nothing between requests. `max_runs` is how many requests are worked on at a time. `kv_dtype` is how keys and values
-    are held: "float32", "bfloat16", "int8" (with a scale for each 32 dimensions of a head), or "auto", as activations
-    are. `progress` is called with a phase, what is done and the total.
+    nothing between requests. `max_runs` is how many requests are worked on at a time, and `max_waiting` how many more
+    may wait: later ones raise `QueueFull`. `kv_dtype` is how keys and values are held: "float32", "bfloat16", "int8"
+    (with a scale for each 32 dimensions of a head), or "auto", as activations are. `progress` is called with a phase,
+    what is done and the total.
 
     Raises `UsageError` for a source that isn't known or can't be read, `FailureError` where fetching or memory fails.
     """
@@ -364,7 +391,14 @@ def load(
         )
     model = load_model(source or DEFAULT_MODEL, dtype=dtype, device=device, progress=progress)
     held = KV_DTYPES.get(kv_dtype)
-    return LM(model, Engine(cache_tokens=cache_tokens, prefix_cache=prefix_cache, max_runs=max_runs, kv_dtype=held))
+    engine = Engine(
+        cache_tokens=cache_tokens,
+        prefix_cache=prefix_cache,
+        max_runs=max_runs,
+        max_waiting=max_waiting,
+        kv_dtype=held,
+    )
+    return LM(model, engine)
 
 
 DEFAULT_MODEL = "smollm2-135m"

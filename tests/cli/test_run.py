@@ -9,7 +9,9 @@ import pytest
 
 from outlay.budget import ENTRIES
 
-FIELDS = ["text", "tokens", "finish_reason", "method", "model", "ledger"]
+FIELDS = [
+    "text", "tokens", "finish_reason", "method", "model", "cap", "prompt_tokens", "cached_tokens", "timing", "ledger",
+]  # fmt: skip
 
 
 def test_the_text_goes_to_stdout_and_the_ledger_to_stderr(outlay, tiny):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from outlay.engine.engine import Engine
 from outlay.engine.seat import Seat
 from outlay.errors import UsageError
 from outlay.models.draft_head import untrained_draft_head
+from outlay.speculation import costs
 from outlay.speculation.costs import PassCosts, costs_of
 from outlay.speculation.ngrams import NgramTable, tokenizer_fingerprint
 from outlay.testing import PROMPTS, markov_model, tiny_lm, tiny_model
@@ -44,7 +47,7 @@ def machine(monkeypatch):
 
             return asked
 
-        monkeypatch.setattr(auto, "costs_of", costs)
+        monkeypatch.setattr(auto, "measure_beside", lambda run, model: None)
         monkeypatch.setattr(experience, "costs_of", costs)
         monkeypatch.setattr(planner.time, "perf_counter", lambda: now[0])
         for name in ("forward", "topk", "draw"):
@@ -225,7 +228,13 @@ def test_drafts_without_a_model_are_refused():
         Auto(nodes=0)
 
 
-def test_the_costs_of_passes_are_measured_when_a_request_is_made():
+def test_the_costs_of_passes_are_measured_beside_the_text(monkeypatch, tmp_path):
+    monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
+    monkeypatch.setattr(costs, "_KNOWN", {})
     lm = tiny_lm()
+    estimated = costs_of(lm.model)
     lm.generate("a", method="auto", max_tokens=2)
-    assert costs_of(lm.model) is costs_of(lm.model)
+    while not costs.known_of(lm.model).settled:
+        time.sleep(0.01)
+    assert costs_of(lm.model) != estimated
+    assert sum(worker.passes for worker in lm.engine.models) <= 2, "in no pass of a run"

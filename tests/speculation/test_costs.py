@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
-from outlay import kernels
-from outlay.engine.engine import Engine
-from outlay.engine.seat import Seat
-from outlay.engine.submission import RunOptions, Submission
+from outlay import Budget, kernels
 from outlay.models.draft_head import untrained_draft_head
 from outlay.speculation import costs
-from outlay.speculation.costs import LONG, SHORT, WIDTHS, PassCosts, Widths, costs_of, measure
-from outlay.testing import tiny_model
+from outlay.speculation.costs import LONG, SHORT, WIDTHS, CostMeter, PassCosts, costs_of, measure, measure_now
+from outlay.testing import tiny_lm, tiny_model
 
 COSTS = PassCosts((1, 2, 4, 8), (0.010, 0.012, 0.013, 0.021), 1e-6)
 
@@ -26,16 +24,17 @@ def measured():
 
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
-    """An empty cache; counts what is measured, which takes no time and gives other costs each time."""
+    """An empty cache, and passes that take no time; counts them."""
     monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
     monkeypatch.setattr(costs, "_KNOWN", {})
+    monkeypatch.setattr(costs, "IN_A_ROW", 1)
     found = []
 
-    def measure(model):
-        found.append(PassCosts((1, 2), (0.5, 1.0 + len(found)), 0.25))
-        return found[-1]
+    def timed(worker, tree, width):
+        found.append(width)
+        return width * 1e-3
 
-    monkeypatch.setattr(costs, "measure", measure)
+    monkeypatch.setattr(costs, "timed", timed)
     return found
 
 
@@ -44,12 +43,7 @@ def clock(monkeypatch):
     """Makes passes take what a function of their rows and the text's length says."""
 
     def set_clock(seconds):
-        def decode(method, run):
-            yield run.target.topk([run.tip], 1)
-            for width, timed in method.seconds.items():
-                timed.append(seconds(width, len(run.prompt)))
-
-        monkeypatch.setattr(costs.Widths, "decode", decode)
+        monkeypatch.setattr(costs, "timed", lambda worker, tree, width: seconds(width, tree.tip.position + 1))
 
     return set_clock
 
@@ -78,21 +72,10 @@ def test_each_row_pays_for_the_text_beyond_the_short_one():
     assert COSTS(1, SHORT + 1000) - COSTS(1) == pytest.approx(1000 * 1e-6)
 
 
-def test_passes_are_timed_behind_others_of_their_width(monkeypatch):
-    engine = Engine(prefix_cache=False)
-    model = tiny_model()
-    widths = Widths((1, 3), vectors=False)
-    passes, inner = [], Seat.topk
-
-    def top(seat, nodes, k, **options):
-        passes.append(len(nodes))
-        return inner(seat, nodes, k, **options)
-
-    monkeypatch.setattr(Seat, "topk", top)
-    engine.submit(widths, Submission(model, [1, 2, 3], RunOptions(max_tokens=1))).result()
-    engine.close()
-    assert passes[1:] == costs.TURNS * ([1] * costs.IN_A_ROW + [3] * costs.IN_A_ROW)
-    assert {len(seconds) for seconds in widths.seconds.values()} == {costs.TURNS * (costs.IN_A_ROW - 1)}
+def test_passes_are_timed_behind_others_of_their_width(kept, monkeypatch):
+    monkeypatch.setattr(costs, "IN_A_ROW", 3)
+    measure(tiny_model(), (1, 3))
+    assert kept == costs.TURNS * [1, 1, 1, 3, 3, 3] + costs.TURNS * [3, 3, 3]
 
 
 def test_a_pass_is_never_free():
@@ -156,86 +139,119 @@ def test_timing_leaves_the_model_as_it_was(measured):
     assert all(torch.equal(a, layer.qkv.weight) for a, layer in zip(before, model.decoder.layers, strict=True))
 
 
+PIECES = costs.TURNS * (len(WIDTHS) + 1)
+MEASURED = PassCosts(WIDTHS, tuple(width * 1e-3 for width in WIDTHS), 0.0)
+
+
+def test_before_they_are_measured_costs_are_estimated_in_no_time(kept):
+    found = costs_of(tiny_model())
+    assert list(found.seconds) == sorted(found.seconds)
+    assert found(32) > found(1) > 0
+    assert not kept
+
+
 def test_what_was_measured_is_kept_and_read_back(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(costs, "PROCESSES", 1)
-    first = costs_of(tiny_model())
-    assert costs_of(tiny_model()) is first
+    assert measure_now(tiny_model()) == costs_of(tiny_model()) == MEASURED
     forget()
-    assert costs_of(tiny_model()) == first
-    assert len(kept) == 1
-    assert json.loads(only_file(tmp_path).read_text()) == {"widths": [1, 2], "measured": [[[0.5, 1.0], 0.25]]}
+    assert measure_now(tiny_model()) == costs_of(tiny_model()) == MEASURED
+    assert len(kept) == PIECES
+    held = json.loads(only_file(tmp_path).read_text())
+    assert held == {"widths": list(WIDTHS), "measured": [[list(MEASURED.seconds), 0.0]], "begun": []}
 
 
-def test_the_first_three_processes_measure_and_the_least_of_each_width_counts(monkeypatch, tmp_path):
+def test_the_first_three_processes_measure_and_the_least_of_each_width_counts(kept, monkeypatch):
     """The machine may have been busy with something else when the first did."""
-    monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path))
-    seconds = [(0.5, 1.0), (0.6, 0.8), (0.4, 0.9), (0.1, 0.2)]
-    found = [PassCosts((1, 2), each, slope) for each, slope in zip(seconds, (0.1, 0.3, 0.2, 0.0), strict=True)]
-    left = iter(found)
-    monkeypatch.setattr(costs, "measure", lambda model: next(left))
-    monkeypatch.setattr(costs, "_KNOWN", {})
-    wanted = [((0.5, 1.0), 0.1), ((0.5, 0.8), 0.1), ((0.4, 0.8), 0.2), ((0.4, 0.8), 0.2), ((0.4, 0.8), 0.2)]
-    for times, slope in wanted:
-        known = costs_of(tiny_model())
-        assert (known.seconds, known.slope) == (times, slope)
+    for factor, least in ((3.0, 3.0), (2.0, 2.0), (4.0, 2.0), (1.0, 2.0)):
+        monkeypatch.setattr(costs, "timed", lambda worker, tree, width, factor=factor: factor * width)
+        assert measure_now(tiny_model()).seconds == tuple(least * width for width in WIDTHS)
         forget()
-    assert list(left) == found[3:]
+
+
+def test_what_one_process_has_begun_the_next_one_goes_on_with(kept):
+    meter = CostMeter(tiny_model())
+    for _ in range(5):
+        assert meter.spare()
+    assert costs_of(tiny_model()) == costs.estimate(tiny_model()), "a part is not used"
+    forget()
+    meter, left = CostMeter(tiny_model()), 0
+    while meter.spare():
+        left += 1
+    assert left == PIECES - 5
+    assert costs_of(tiny_model()) == MEASURED
+
+
+def test_what_cannot_be_measured_stays_estimated(kept, monkeypatch):
+    monkeypatch.setattr(costs, "timed", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    meter = CostMeter(tiny_model())
+    assert not meter.spare()
+    assert not meter.spare()
+    assert costs_of(tiny_model()) == costs.estimate(tiny_model())
 
 
 def test_another_model_or_number_of_threads_is_measured_anew(kept):
-    costs_of(tiny_model())
-    costs_of(tiny_model(1))
-    costs_of(tiny_model(dtype="bfloat16"))
-    assert len(kept) == 3
+    for model in (tiny_model(), tiny_model(1), tiny_model(dtype="bfloat16"), tiny_model()):
+        measure_now(model)
+    assert len(kept) == 3 * PIECES
     before, ours = torch.get_num_threads(), kernels.threads() if kernels.available() else 1
     try:
         torch.set_num_threads(before + 1)
         if kernels.available():
             kernels.set_threads(ours + 1)
-        costs_of(tiny_model())
+        measure_now(tiny_model())
     finally:
         torch.set_num_threads(before)
         if kernels.available():
             kernels.set_threads(ours)
-    assert len(kept) == 4
-    costs_of(tiny_model())
-    assert len(kept) == 4
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"widths": [1, 2]}'])
-def test_a_damaged_file_is_measured_again_and_replaced(kept, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(costs, "PROCESSES", 1)
-    costs_of(tiny_model())
-    path = only_file(tmp_path)
-    path.write_bytes(damage)
-    forget()
-    found = costs_of(tiny_model())
-    assert found == kept[1] != kept[0]
-    forget()
-    assert costs_of(tiny_model()) == found
-    assert only_file(tmp_path) == path, "nothing else is left in the folder"
+    assert len(kept) == 4 * PIECES
 
 
 @pytest.mark.parametrize("damage", [
-    {"widths": [], "measured": [[[], 0.0]]},
-    {"widths": [1, 2], "measured": [[[1.0], 0.0]]},
-    {"widths": [1, 2], "measured": [[["a", "b"], 0.0]]},
-    {"widths": [1, 2], "measured": [[[1.0, 2.0], None]]},
-    {"widths": [1, 2], "measured": [[1.0, 2.0]]},
-    {"widths": [1, 2], "seconds": [1.0, 2.0], "slope": 0.0},
+    b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"widths": [1, 2]}',
+    b'{"widths": [], "measured": [[[], 0.0]], "begun": []}',
+    b'{"widths": [1, 2], "measured": [[["a", "b"], 0.0]], "begun": []}',
+    b'{"widths": [1, 2], "measured": [[[1.0, 2.0], null]], "begun": []}',
+    b'{"widths": [1, 2], "measured": [], "begun": [null]}',
 ])  # fmt: skip
-def test_a_file_of_the_right_shape_that_holds_nonsense_is_measured_again(kept, tmp_path, damage):
-    costs_of(tiny_model())
-    only_file(tmp_path).write_text(json.dumps(damage))
+def test_a_damaged_file_is_measured_again_and_replaced(kept, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(costs, "PROCESSES", 1)
+    measure_now(tiny_model())
+    path = only_file(tmp_path)
+    path.write_bytes(damage)
     forget()
-    costs_of(tiny_model())
-    assert len(kept) == 2
+    assert measure_now(tiny_model()) == MEASURED
+    assert len(kept) == 2 * PIECES
+    forget()
+    assert costs_of(tiny_model()) == MEASURED
+    assert only_file(tmp_path) == path, "nothing else is left in the folder"
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(kept, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OUTLAY_CACHE", str(tmp_path / "file"))
-    assert costs_of(tiny_model()) == kept[0]
+    assert measure_now(tiny_model()) == MEASURED
+
+
+def test_no_run_waits_for_measuring(kept, monkeypatch):
+    """Not for its first token, nor where its seconds are limited; afterwards it takes a share of the time."""
+    seen = []
+
+    def timed(worker, tree, width):
+        seen.append([len(live.session.tokens) for live in lm.engine._runs.live])
+        return width * 1e-3
+
+    monkeypatch.setattr(costs, "timed", timed)
+    lm = tiny_lm()
+    lm.generate("a" * 100, method="auto", max_tokens=300, ignore_eos=True, budget=Budget(seconds=60.0))
+    while not costs.known_of(lm.model).settled:
+        time.sleep(0.01)
+    assert seen == [[]] * PIECES
+    forget()
+    seen.clear()
+    lm.engine._workers.close()
+    lm.generate("a" * 100, method="auto", max_tokens=300, ignore_eos=True)
+    assert seen
+    assert all(0 not in tokens for tokens in seen)
 
 
 def test_what_further_rows_cost_is_the_difference_of_two_passes():

@@ -19,7 +19,7 @@ from outlay.cli.arguments import number, one_of
 from outlay.cli.interrupt import Interruption
 from outlay.cli.prompts import Asked, read_prompts, read_switches, read_tools
 from outlay.cli.trace_file import TraceFile
-from outlay.errors import OutlayError, UsageError
+from outlay.errors import OutlayError, QueueFull, UsageError
 
 if TYPE_CHECKING:
     from outlay.budget import Ledger
@@ -179,7 +179,8 @@ def _answer(
     with Interruption(stop) as interruption:
         try:
             for prompt in prompts:
-                asked.append(_submit(lm, prompt, len(asked), len(prompts), options, trace))
+                earlier = list(itertools.chain(*asked))
+                asked.append(_submit(lm, prompt, len(asked), len(prompts), options, trace, earlier))
             if interruption.status:
                 stop()
             results = _write_json(lm, asked) if args.json else _write_texts(asked, args.show_drafts)
@@ -196,18 +197,33 @@ def _answer(
 
 
 def _submit(
-    lm: LM, asked: Asked, number: int, count: int, options: dict[str, Any], trace: TraceFile | None
+    lm: LM,
+    asked: Asked,
+    number: int,
+    count: int,
+    options: dict[str, Any],
+    trace: TraceFile | None,
+    earlier: Sequence[Handle],
 ) -> list[Handle]:
-    """Starts the samples of one prompt, of `count` in all."""
+    """Starts the samples of one prompt, of `count` in all; where too many wait, when the first of the `earlier` ones
+    has ended.
+    """
     prompt, own = asked
     n = options["n"]
     traces = [trace.writer(number * n + sample) for sample in range(n)] if trace else ()
-    try:
-        return lm.submit_choices(prompt, **(options | own), traces=traces)
-    except UsageError as error:
-        if count == 1:
-            raise
-        raise UsageError(f"prompt {number + 1}: {error}") from error
+    while True:
+        try:
+            return lm.submit_choices(prompt, **(options | own), traces=traces)
+        except QueueFull:
+            first = next((handle for handle in earlier if not handle.done), None)
+            if first is None:
+                raise
+            with contextlib.suppress(Exception):  # told when its turn comes
+                first.result()
+        except UsageError as error:
+            if count == 1:
+                raise
+            raise UsageError(f"prompt {number + 1}: {error}") from error
 
 
 def _wait(handles: Sequence[Handle]) -> None:
@@ -244,8 +260,9 @@ def _write_text(handle: Handle, mark: terminal.Palette | None) -> None:
     """Writes a text as it comes, and ends its last line."""
     text = ""
     try:
-        for text, origin in handle.chunks():
-            sys.stdout.write(mark(text, origin) if mark else text)
+        for chunk in handle.chunks():
+            text = chunk.text or text
+            sys.stdout.write(mark(chunk.text, chunk.origin) if mark else chunk.text)
             sys.stdout.flush()
     finally:
         if not text.endswith("\n"):
@@ -275,8 +292,9 @@ def _write_error(index: int, error: OutlayError) -> None:
 
 
 def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
-    names = ("text", "tokens", "finish_reason", "method", "model")
+    names = ("text", "tokens", "finish_reason", "method", "model", "cap", "prompt_tokens", "cached_tokens")
     row: dict[str, Any] = {name: getattr(result, name) for name in names}
+    row["timing"] = result.timing._asdict()
     row["ledger"] = result.ledger.as_dict()
     if any(result.origins):
         row["origins"] = result.origins

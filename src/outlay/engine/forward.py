@@ -40,6 +40,12 @@ class Forward(Request):
     pending: list[Node] = field(default_factory=list, init=False)
     """Nodes that are still to be computed, each after those above it."""
 
+    turn: int = field(default=-1, init=False)
+    """Place among the prompts that are read; -1 before it has one."""
+
+    turn_rows: int = field(default=0, init=False)
+    """Rows of a prompt that were read in this turn."""
+
     raw_logits: dict[Node, Tensor] = field(default_factory=dict, init=False)
     """The logits [vocab] of each of `nodes`, where they are kept."""
 

@@ -54,7 +54,7 @@ class _Caller(Worker):
         if self._counts is None:
             return True
         if not call.account.spend(self._counts, call.amount):
-            call.refuse()
+            call.refuse(self._counts)
             return False
         setattr(self.ledger, self._counts, getattr(self.ledger, self._counts) + call.amount)
         return True

@@ -6,10 +6,10 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from outlay.budget import Ledger
-from outlay.engine.session import Alternative, TokenLogprob
+from outlay.engine.session import Alternative, TextChunk, Timing, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,20 @@ class Result:
     """The model's name."""
     origins: list[str]
     """What proposed each token; empty for the model's own choice."""
+    prompt_tokens: int
+    """How many tokens the prompt has."""
+    cached_tokens: int
+    """How many of them were in the cache when the run began, and were not computed for it."""
+    timing: Timing
+    """When it was submitted, began and gave its first token."""
+    cap: str = ""
+    """The entry of the budget that ended it; empty where none did."""
     logprobs: list[TokenLogprob] | None = None
     """Log-probabilities of each token, if they were asked for."""
     alternatives: list[Alternative] = field(default_factory=list)
     """Texts to choose from, if there are several: what the method proposes, the best first, or the `n` samples."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the method found out, by name: weights, a verdict, whatever doesn't add up over runs as the ledger does."""
-
-
-class TextChunk(NamedTuple):
-    """Text that one step of a run added."""
-
-    text: str
-    """The text."""
-    origin: str
-    """What proposed it; empty for the model's own choice."""
 
 
 class Handle:
@@ -64,10 +63,13 @@ class Handle:
 
     def __iter__(self) -> Iterator[str]:
         """Yields text as it comes until the run ends. Raises the run's error, if it failed."""
-        return (chunk.text for chunk in self.chunks())
+        return (chunk.text for chunk in self.chunks() if chunk.text)
 
     def chunks(self) -> Iterator[TextChunk]:
-        """Yields text as it comes, with what proposed it. Raises the run's error, if it failed."""
+        """Yields text as it comes, with its tokens and what proposed it. Raises the run's error, if it failed.
+
+        The tokens of all chunks together are those of the result.
+        """
         seen = 0
         while True:
             with self._changed:
@@ -96,7 +98,8 @@ class Handle:
                 with self._changed:
                     fresh, ended = self._chunks[seen:], self.done
                 for chunk in fresh:
-                    yield chunk.text
+                    if chunk.text:
+                        yield chunk.text
                 seen += len(fresh)
                 if ended:
                     self.result()
@@ -139,9 +142,9 @@ class Handle:
             pass
         return self.result()
 
-    def add(self, text: str, origin: str) -> None:
+    def add(self, chunk: TextChunk) -> None:
         """Adds a chunk of text. The engine calls this."""
-        self._change(lambda: self._chunks.append(TextChunk(text, origin)))
+        self._change(lambda: self._chunks.append(chunk))
 
     def end(self, result: Result | None, error: BaseException | None = None) -> None:
         """Ends the run with a result or an error. The engine calls this once."""

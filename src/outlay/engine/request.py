@@ -36,7 +36,8 @@ class Request:
     done: bool = field(default=False, init=False)
     result: Any = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
-    over_budget: bool = field(default=False, init=False)
+    over_budget: str = field(default="", init=False)
+    """The cap that its cost is above, if any."""
 
     def finish(self, result: Any) -> None:
         """Ends the request with a result, which is sent to the method that asked."""
@@ -46,9 +47,9 @@ class Request:
         """Ends the request with an error, with which the run that asked fails."""
         self.error, self.done = error, True
 
-    def refuse(self) -> None:
-        """Ends the request because its cost is above what the budget leaves."""
-        self.over_budget, self.done = True, True
+    def refuse(self, cap: str) -> None:
+        """Ends the request because its cost is above what the budget leaves of the entry `cap`."""
+        self.over_budget, self.done = cap, True
 
 
 class PassReport(NamedTuple):
@@ -90,6 +91,13 @@ class Worker(ABC):
 
     def abandon(self, requests: Sequence[Any]) -> None:  # noqa: B027 - most workers keep nothing of a request
         """Forgets requests that are not done: the run that asked has ended."""
+
+    def spare(self) -> bool:
+        """Does a piece of work of its own, when the engine has time for it; tells whether there was any.
+
+        A piece is a few passes long at most, for all others wait for it.
+        """
+        return False
 
     def close(self) -> None:  # noqa: B027 - most workers hold nothing
         """Gives back what the worker holds. It is not asked again."""

@@ -102,7 +102,7 @@ class Run:
             else:
                 ledger.extras[name] = ledger.extras.get(name, 0) + amount
         if "rounds" in amounts and self.left("rounds") <= 0:
-            self._session.end_soon("budget")
+            self._session.end_soon("budget", "rounds")
 
     def seat(self, model: str | Model, tokens: Sequence[int], role: Role = "side") -> Seat:
         """Opens a seat at another model, with a tree of its own; the engine frees it at the end of the run.
@@ -143,6 +143,6 @@ class Run:
     def receive(self, requests: Sequence[Request]) -> None:
         """Called by the engine with requests that are done, before their results go to the method."""
 
-    def close(self, reason: str) -> None:
-        """Called by the engine at the end of the run, once or more often."""
-        self._session.close(reason)
+    def close(self, reason: str, cap: str = "") -> None:
+        """Called by the engine at the end of the run, once or more often; `cap` is the entry that ended a budget."""
+        self._session.close(reason, cap)

@@ -23,8 +23,9 @@ State = TypeVar("State")
 class Seat:
     """The token `tree` of a run at one model.
 
-    `raw_logits` says whether the logits of each pass are kept for the run's log-probabilities. `owed` are nodes that
-    were computed before hidden states were kept: the first pass computes them anew.
+    `cached` counts the tokens of its beginning that were in the cache already. `raw_logits` says whether the logits of
+    each pass are kept for the run's log-probabilities. `owed` are nodes that were computed before hidden states were
+    kept: the first pass computes them anew.
     """
 
     def __init__(
@@ -32,11 +33,12 @@ class Seat:
         account: Account,
         worker: ModelWorker,
         tree: Tree,
+        cached: int = 0,
         *,
         raw_logits: bool = False,
         owed: Sequence[Node] = (),
     ) -> None:
-        self.tree = tree
+        self.tree, self.cached = tree, cached
         self._owed = owed
         self._account, self._worker, self._raw_logits = account, worker, raw_logits
         self._trees = [tree]
@@ -46,6 +48,11 @@ class Seat:
     def model(self) -> Model:
         """The model at this seat."""
         return self._worker.model
+
+    @property
+    def worker(self) -> ModelWorker:
+        """Who runs the model."""
+        return self._worker
 
     @property
     def runs(self) -> int:
@@ -176,13 +183,18 @@ class Seats:
         worker = self.workers.model(model, role)
         if hidden_states:
             worker.keep_hidden_states()
-        tree = worker.plant(tokens, reserve)
+        tree, cached = worker.plant(tokens, reserve)
         owed: list[Node] = []
         if worker.cache.hidden_states is not None and tree.tip is not None:
             owed = [node for node in tree.tip.path() if node.computed and not node.has_state]
-        seat = Seat(self.account, worker, tree, raw_logits=raw_logits, owed=owed)
+        seat = Seat(self.account, worker, tree, cached, raw_logits=raw_logits, owed=owed)
         self._seats.append(seat)
         return seat
+
+    @property
+    def models(self) -> set[ModelWorker]:
+        """The models at which the run has seats."""
+        return {seat.worker for seat in self._seats}
 
     def release(self, *, remember: bool) -> None:
         """Frees everything that the run holds, once. `remember`: whether its texts are kept for requests to come."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,14 +35,43 @@ class Alternative:
     finish_reason: str | None = None
 
 
+class TextChunk(NamedTuple):
+    """Text that one step of a run added, with the tokens that it is made of."""
+
+    text: str
+    """The text; empty where the run ends with tokens that are not shown, such as the end token."""
+    origin: str
+    """What proposed it; empty for the model's own choice."""
+    tokens: tuple[int, ...] = ()
+    """The tokens since the last chunk: its last character may be made of several."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """The log-probability of each of `tokens`, if they were asked for."""
+
+
+class Timing(NamedTuple):
+    """When a run was submitted, began and gave its first token."""
+
+    queued: float
+    """The time of its submission, in seconds since 1970."""
+    began: float | None = None
+    """Seconds from its submission until it was worked on; None where it never was."""
+    first_token: float | None = None
+    """Seconds from its submission until its first token; None where there is none."""
+
+
 class Session:
     """The text of one submission as it grows, and everything that can end it.
 
-    `deliver(text, origin)` is called with each chunk of text. `finish_reason` is None as long as the text goes on.
-    `ends_with` is the reason to end the run at the method's next request, None where there is none.
+    `deliver` is called with each chunk of text. `finish_reason` is None as long as the text goes on; `cap` is the entry
+    of the budget that ended it, if one did. `ends_with` is the reason to end the run at the method's next request, with
+    its cap, None where there is none. `timing` is when it was submitted, began and gave its first token, and
+    `cached_tokens` counts the prompt's tokens that were in the cache when it began. `restarts` is how often the run was
+    put back and began anew, which writes the same text: what was delivered isn't delivered again.
     """
 
-    def __init__(self, submission: Submission, deliver: Callable[[str, str], None], trace: Trace | None = None) -> None:
+    def __init__(
+        self, submission: Submission, deliver: Callable[[TextChunk], None], trace: Trace | None = None
+    ) -> None:
         self.submission, self.trace = submission, trace
         self.account = Account(submission.options.budget, Ledger())
         self.tokens: list[int] = []
@@ -51,12 +80,19 @@ class Session:
         self.alternatives: list[Alternative] = []
         self.facts: dict[str, Any] = {}
         self.finish_reason: str | None = None
-        self.ends_with: str | None = None
+        self.cap = ""
+        self.restarts = 0
+        self._before: Session | None = None  # the session that got furthest before the run was put back
+        self._chunks = self._repeated = 0  # chunks of text so far, and how many of them were delivered before
+        self.cached_tokens = 0
+        self.ends_with: tuple[str, str] | None = None
         self.max_tokens, self.eos_token_ids = submission.max_tokens, submission.eos_token_ids
         self._deliver = deliver
         self._text = TextStream(submission.model.tokenizer, submission.options.stop)
         self._closed = False
+        self._delivered = 0  # tokens whose text was
         self._started = time.perf_counter()
+        self.timing = Timing(time.time())
 
     @property
     def ledger(self) -> Ledger:
@@ -76,6 +112,8 @@ class Session:
             origin: What drafted it; empty for the target model's own choice.
             logits: The raw logits [vocab] that it was chosen from, where log-probabilities are wanted.
         """
+        if self.timing.first_token is None:
+            self.timing = self.timing._replace(first_token=self._seconds())
         self.tokens.append(token)
         self.origins.append(origin)
         self.ledger.tokens_out += 1
@@ -84,43 +122,85 @@ class Session:
             assert logits is not None, "raw logits come with every token whose log-probability is wanted"
             self.logprobs.append(token_logprob(logits, token, wanted))
         if token in self.eos_token_ids:
-            self.finish_reason = "stop"
+            self.end("stop")
             return
-        self._send(self._text.push(token), origin)
+        if text := self._text.push(token):
+            self._send(text, origin)
         if self._text.stopped:
-            self.finish_reason = "stop"
+            self.end("stop")
         elif self.account.left("tokens_out") <= 0:
-            self.finish_reason = "budget"
+            self.end("budget", "tokens_out")
         elif len(self.tokens) >= self.max_tokens:
-            self.finish_reason = "length"
+            self.end("length")
 
     def suggest(self, tokens: Sequence[int], score: float) -> None:
         """Adds a text to the result's `alternatives`."""
         text = self.submission.model.tokenizer.decode([token for token in tokens if token not in self.eos_token_ids])
         self.alternatives.append(Alternative(text, list(tokens), score))
 
-    def end_soon(self, reason: str) -> None:
+    def end(self, reason: str, cap: str = "") -> None:
+        """Says why the text ends here, for "budget" with its cap; a reason that stands already stays."""
+        if self.finish_reason is None:
+            self.finish_reason, self.cap = reason, cap
+
+    def end_soon(self, reason: str, cap: str = "") -> None:
         """Has the run end at the method's next request; what it commits until then is kept."""
-        self.ends_with = self.ends_with or reason
+        self.ends_with = self.ends_with or (reason, cap)
 
-    def tick(self) -> None:
-        """Brings the ledger's seconds up to date."""
-        self.ledger.seconds = time.perf_counter() - self._started
+    def begin(self) -> None:
+        """The run is worked on from now on."""
+        if self.timing.began is None:
+            self.timing = self.timing._replace(began=self._seconds())
 
-    def close(self, reason: str) -> None:
+    def again(self) -> Session:
+        """Returns the session with which the run begins anew, from its submission on."""
+        twin = Session(self.submission, self._deliver, self.trace)
+        twin._started, twin.timing, twin.cached_tokens = self._started, self.timing, self.cached_tokens
+        twin.restarts = self.restarts + 1
+        twin.ledger.extras["restarts"] = twin.restarts
+        before = self._before
+        twin._before = before if before is not None and len(before.tokens) > len(self.tokens) else self
+        twin._repeated = max(self._chunks, self._repeated)
+        return twin
+
+    def overdue(self) -> bool:
+        """Tells whether the time is over."""
+        return self.seconds_left() <= 0
+
+    def seconds_left(self) -> float:
+        """Brings the ledger's seconds up to date; returns what the budget leaves of them, infinity without a cap."""
+        self.ledger.seconds = self._seconds()
+        return self.account.left("seconds")
+
+    def close(self, reason: str, cap: str = "") -> None:
         """Ends the text, once, and delivers what was held back. A reason that stands already stays."""
         if self._closed:
             return
         self._closed = True
-        self.finish_reason = self.finish_reason or reason
-        self._send(self._text.flush())
-        if self.trace is not None:
+        self.end(reason, cap)
+        if self._before is not None and len(self._before.tokens) > len(self.tokens):
+            self._take_back(self._before)
+        text = self._text.flush()
+        if text or self._delivered < len(self.tokens):
+            self._send(text)
+        if self.trace is not None and self.finish_reason is not None:
             self.trace.finished(self.finish_reason, self.tokens)
-        self.tick()
+        self.ledger.seconds = self._seconds()
 
     def _send(self, text: str, origin: str = "") -> None:
-        if text:
-            self._deliver(text, origin)
+        begin, self._delivered = self._delivered, len(self.tokens)
+        self._chunks += 1
+        if self._chunks > self._repeated:
+            self._deliver(TextChunk(text, origin, tuple(self.tokens[begin:]), tuple(self.logprobs[begin:])))
+
+    def _take_back(self, before: Session) -> None:
+        """Ends with what an earlier session had written, which this one has not reached again."""
+        self.tokens, self.origins, self.logprobs = before.tokens, before.origins, before.logprobs
+        self._text, self._delivered, self._chunks = before._text, before._delivered, self._repeated
+        self.ledger.tokens_out = len(self.tokens)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
 
 
 def token_logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:

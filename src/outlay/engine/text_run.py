@@ -34,6 +34,6 @@ class TextRun(Run):
         """Says what the run writes next if it has to end before the method decides: the best so far."""
         self._offer = tuple(tokens)
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, cap: str = "") -> None:
         self.write(self._offer)
-        super().close(reason)
+        super().close(reason, cap)

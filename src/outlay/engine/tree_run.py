@@ -41,6 +41,8 @@ class TreeRun(Run):
             raw_logits=self.options.logprobs is not None,
             hidden_states=reads_states,
         )
+        if not session.restarts:
+            session.cached_tokens = self.target.cached
         self.draft: Seat | None = None
         if draft is not None:
             self.draft = seats.open(draft, "draft", self.prompt, reserve=reserve, hidden_states=reads_states)
@@ -86,6 +88,7 @@ class TreeRun(Run):
         if self.finish_reason is None:
             self._session.commit(token, logits=self._raw_logits.get(self.tip))
             self.tree.append([token])
+        self._drop_logits()
         return self.tip
 
     def accept(self, node: Node) -> Node:
@@ -101,6 +104,7 @@ class TreeRun(Run):
             last = below
         if last.tree is self.tree:
             self.tree.keep(last)
+        self._drop_logits()
         return last
 
     def offer(self, node: Node) -> None:
@@ -120,12 +124,19 @@ class TreeRun(Run):
         for request in requests:
             if isinstance(request, Forward):
                 self._raw_logits.update(request.raw_logits)
+                request.raw_logits = {}
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, cap: str = "") -> None:
         if self.finish_reason is None and self._offer is not None:
             self.accept(self._offer)
         self._raw_logits.clear()
-        super().close(reason)
+        super().close(reason, cap)
+
+    def _drop_logits(self) -> None:
+        """Lets go of logits that no further token is chosen from: those above the tip, and of nodes that are gone."""
+        first = self.tip.position
+        kept = {node: row for node, row in self._raw_logits.items() if node.position >= first and node.held}
+        self._raw_logits = kept
 
 
 Edit = Callable[[Tensor, Node, Sequence[int]], Tensor]

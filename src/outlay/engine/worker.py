@@ -13,8 +13,8 @@ from outlay.engine.accounting import PassCost
 from outlay.engine.forward import Forward, wanted_by
 from outlay.engine.passes import pass_for
 from outlay.engine.request import PassReport, Served, Worker
-from outlay.engine.schedule import Share, group_by_tree, schedule
-from outlay.errors import FailureError
+from outlay.engine.schedule import Schedule, Share, group_by_tree
+from outlay.errors import CacheFull, FailureError
 from outlay.models.load import Model
 from outlay.tree.cache import Cache
 from outlay.tree.plan import PassPlan, plan_pass
@@ -27,12 +27,16 @@ that rates texts, any other."""
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
+SOME_TEXT = 128  # tokens of text that must fit into the cache for a run to begin beside others
+
+
 class ModelWorker(Worker):
     """Holds one model's KV cache and serves `Forward` requests, all of a tick's in one pass.
 
     `ledger` sums what the worker did; it equals the sum of the ledgers of the runs that it worked for. `passes` counts
     physical passes, in which several runs take part, and `last` is the last of them. `seated` is how many runs have a
-    seat here at present. `shared_state` is what runs share from one to the next.
+    seat here at present; `promised` tokens of cache are left to them when another one begins. `shared_state` is what
+    runs share from one to the next.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class ModelWorker(Worker):
         self.prefixes = PrefixCache() if prefix_cache else None
         if self.prefixes is not None:
             self.cache.reclaim = self.prefixes.evict
+        self._schedule = Schedule()
         self._pass = pass_for(decoder, self.cache)
         # A draft head reads more tokens than it writes.
         self._vocab = decoder.embed.table.shape[0] if decoder.reads_hidden_states else decoder.config.vocab_size
@@ -59,6 +64,7 @@ class ModelWorker(Worker):
         self.shared_state: dict[Hashable, Any] = {}
         self.last = PassReport(0, 0, 0, 0.0, 0)
         self.seated = 0
+        self.promised = 0
         self.ledger = Ledger()
         self.pass_seconds = 0.0
 
@@ -71,29 +77,34 @@ class ModelWorker(Worker):
         """Has the cache keep what the head reads, for drafts that start from it: see `Seat.hidden_states`."""
         self.cache.keep_hidden_states()
 
-    def plant(self, prompt: Sequence[int], reserve: int) -> Tree:
-        """Returns a tree that holds the prompt; what is already in the cache is shared.
+    def plant(self, prompt: Sequence[int], reserve: int) -> tuple[Tree, int]:
+        """Returns a tree that holds the prompt, and how many of its tokens are shared, being in the cache already.
 
-        The prompt's last token is always the tree's own, because its logits are wanted.
+        The prompt's last token is always the tree's own, because its logits are wanted. Beside other runs it needs room
+        for some text as well.
 
         Args:
             prompt: Token ids.
             reserve: Tokens of text for which the cache makes room at once.
 
         Raises:
-            FailureError: When the prompt doesn't fit into the cache.
+            CacheFull: When the cache has no room for it at present.
         """
         known = self.prefixes.match(prompt[:-1]) if self.prefixes is not None else None
         shared = known.position + 1 if known else 0
         tree = Tree(self.cache, after=known, reserve=len(prompt) - shared + reserve)
+        needed = len(prompt) - shared + (min(reserve, SOME_TEXT) + self.promised if self.seated else 1)
         try:
+            while not self.cache.has_room(needed):
+                if self.cache.rescue is None or not self.cache.rescue():
+                    raise CacheFull(f"{self.model.name} has no room for {needed} more tokens in its cache")
             tree.append(prompt[shared:])
         except FailureError:
             tree.release()
             raise
         assert tree.tip is not None
         self.remember(tree.tip)
-        return tree
+        return tree, shared
 
     def remember(self, node: Node) -> None:
         """Keeps the path to `node` for requests to come."""
@@ -110,17 +121,17 @@ class ModelWorker(Worker):
                 forward.update_pending()
             else:
                 self._begin(forward)
-        while shares := schedule([forward for forward in requests if not forward.done]):
+        while shares := self._schedule.pick([forward for forward in requests if not forward.done]):
             groups = group_by_tree(shares)
             plan = plan_pass(groups, self.cache.positions, self.decoder.config.windows)
             order = [node for _, nodes in groups for node in nodes]
             costs = self._cost.split(shares, plan, order)
-            over = {account for account, cost in costs.items() if not account.allows(cost)}
+            over = {account: cap for account, cost in costs.items() if (cap := account.first_over(cost))}
             if not over:
                 return self._run_pass(shares, plan, order, costs)
             for forward in requests:
                 if forward.account in over:
-                    forward.refuse()
+                    forward.refuse(over[forward.account])
         return None
 
     def _begin(self, forward: Forward) -> None:
@@ -154,6 +165,7 @@ class ModelWorker(Worker):
             return None
         elapsed = time.perf_counter() - started
         self.pass_seconds += elapsed
+        self._schedule.observe(shares, elapsed)
         self.last = PassReport(self.passes + 1, len(order), len(costs), elapsed, self.cache.bytes())
         for account, cost in costs.items():
             account.charge(cost)

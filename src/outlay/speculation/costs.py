@@ -1,5 +1,5 @@
 """What a pass of a model costs on this machine, by its rows: measured by the first few processes that want it, and kept
-in the user's cache.
+in the user's cache. Until then it is estimated, and no run waits for it: it is measured in pieces beside running text.
 
 The time of a pass depends on its rows, on the weights' format, the processor and the threads, and on how much text each
 row attends to. It is measured for some widths after a short text, and once more after a long one; between the widths it
@@ -17,21 +17,24 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from statistics import median_low
-from typing import ClassVar
+from typing import Any
 
 import torch
 
 from outlay import kernels
-from outlay.engine.engine import Engine
-from outlay.engine.method import About, Method, Work
-from outlay.engine.submission import RunOptions, Submission
-from outlay.engine.tree_run import TreeRun
+from outlay.budget import Account, Budget, Ledger
+from outlay.engine.forward import Forward
+from outlay.engine.request import Served, Worker
+from outlay.engine.run import Run
+from outlay.engine.worker import ModelWorker
 from outlay.models import hub
 from outlay.models.load import Model
+from outlay.tree.token_tree import Tree
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SHORT, LONG = 64, 448  # tokens of text before the passes that are measured
-TURNS, IN_A_ROW = 2, 4  # of each width; the first of a row isn't counted
+TURNS, IN_A_ROW = 2, 3  # pieces of each width, and passes of a piece, the fastest of which counts
+BYTES_PER_SECOND, FLOPS, OVERHEAD = 1e10, 1.1e11, 3e-4  # of the estimate; the last in seconds
 PROCESSES = 3  # that measure: to the first, the machine may have been busy, as it is after an installation
 
 
@@ -60,82 +63,201 @@ class PassCosts:
         return [self(rows + more, context) - one for more in range(most + 1)]
 
 
-class Widths(Method):
-    """Times passes over chains of each width; commits nothing."""
+class Measurement:
+    """Times the passes of a model, piece by piece, in a cache of its own.
 
-    about: ClassVar[About] = About(
-        name="widths", summary="times passes", paper="", family="measuring", spends="passes", saves=""
-    )
-
-    def __init__(self, widths: Sequence[int], *, vectors: bool) -> None:
-        """`vectors`: whether the model reads features with its tokens."""
-        self.seconds: dict[int, list[float]] = {width: [] for width in widths}
-        self._vectors = vectors
-
-    def decode(self, run: TreeRun) -> Work:
-        """Yields a few passes of each width in a row, as decoding has them: behind a much wider one, which leaves less
-        of the weights in the caches, a narrow pass may take twice as long. The widths take turns, so that a machine
-        that drifts drifts for all.
-        """
-        size = run.model.decoder.config.hidden_size
-        yield run.target.topk([run.tip], 1)
-        for _ in range(TURNS):
-            for width, seconds in self.seconds.items():
-                for place in range(IN_A_ROW):
-                    vectors = list(torch.zeros(width, size)) if self._vectors else None
-                    nodes = run.tree.extend(range(-1, width - 1), range(1, width + 1), inputs_embeds=vectors)
-                    started = time.perf_counter()
-                    yield run.target.topk(nodes, 1)
-                    if place:
-                        seconds.append(time.perf_counter() - started)
-                    run.tree.prune(())
-
-
-def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
-    """Measures the passes of a model, in an engine of its own: the fastest of each width, the nearest to what it takes
-    where nothing else runs.
+    A piece is a few passes of one width in a row, as decoding has them: behind a much wider one, which leaves less of
+    the weights in the caches, a narrow pass may take twice as long. The widths take turns, so that a machine that
+    drifts drifts for all. `seconds` holds the fastest pass of each piece so far, the nearest to what it takes where
+    nothing else runs.
     """
-    engine = Engine(prefix_cache=False)
-    config = model.decoder.config
-    most, context = min(50, config.vocab_size - 1), max(1, config.max_positions - max(widths) - 2)
-    shorter, longer = min(SHORT, context), min(LONG, context)
 
-    def timed(length: int, widths: Sequence[int]) -> dict[int, float]:
-        method = Widths(widths, vectors=model.decoder.reads_hidden_states)
-        prompt = [1 + place % most for place in range(length)]
-        engine.submit(method, Submission(model, prompt, RunOptions(max_tokens=1))).result()
-        return {width: min(seconds) for width, seconds in method.seconds.items()}
+    def __init__(self, model: Model, widths: Sequence[int] = WIDTHS, begun: Sequence[float] = ()) -> None:
+        """`begun`: the pieces that another process has measured."""
+        self.seconds = list(begun)
+        self._model, self._widths = model, tuple(widths)
+        context = max(1, model.decoder.config.max_positions - max(widths) - 2)
+        self._short, self._long = min(SHORT, context), min(LONG, context)
+        self._probe = max(width for width in widths if width <= 8)
+        self._pieces = [(self._short, width) for _ in range(TURNS) for width in widths]
+        self._pieces += [(self._long, self._probe)] * TURNS
+        self._worker: ModelWorker | None = None
+        self._trees: dict[int, Tree] = {}
 
-    short = timed(shorter, widths)
-    for width, narrower in zip(widths[:0:-1], widths[-2::-1], strict=True):  # fewer rows never take longer
-        short[narrower] = min(short[narrower], short[width])
-    probe = max(width for width in widths if width <= 8)
-    long = timed(longer, [probe])
-    engine.close()
-    slope = max(0.0, (long[probe] - short[probe]) / (probe * max(longer - shorter, 1)))
-    return PassCosts(tuple(widths), tuple(short[width] for width in widths), slope)
+    @property
+    def done(self) -> bool:
+        """Whether all pieces are measured."""
+        return len(self.seconds) >= len(self._pieces)
+
+    def step(self) -> None:
+        """Measures the next piece."""
+        if self._worker is None:
+            self._worker = ModelWorker(
+                self._model, role="side", cache_tokens=self._long + max(self._widths) + 1, prefix_cache=False
+            )
+            self._trees = filled_trees(self._worker, self._short, self._long)
+        length, width = self._pieces[len(self.seconds)]
+        self.seconds.append(min(timed(self._worker, self._trees[length], width) for _ in range(IN_A_ROW)))
+
+    def costs(self) -> PassCosts:
+        """Returns the costs by all pieces."""
+        least: dict[tuple[int, int], float] = {}
+        for piece, seconds in zip(self._pieces, self.seconds, strict=True):
+            least[piece] = min(seconds, least.get(piece, seconds))
+        long = least[self._long, self._probe]
+        short = [least[self._short, width] for width in self._widths]
+        for place in range(len(short) - 2, -1, -1):  # fewer rows never take longer
+            short[place] = min(short[place], short[place + 1])
+        slope = (long - short[self._widths.index(self._probe)]) / (self._probe * max(self._long - self._short, 1))
+        return PassCosts(self._widths, tuple(short), max(0.0, slope))
+
+
+def filled_trees(worker: ModelWorker, *lengths: int) -> dict[int, Tree]:
+    """Returns trees of the given numbers of tokens. Their keys and values are there, though nobody computed them: what
+    a pass takes doesn't depend on what they are.
+    """
+    for held in worker.cache.layers:
+        for part in (held.keys, held.values, held.key_scales, held.value_scales):
+            if part is not None:
+                part.fill_(1)
+    tree = Tree(worker.cache, reserve=max(lengths))
+    most = min(50, worker.decoder.config.vocab_size - 1)
+    tree.append([1 + place % most for place in range(max(lengths))])
+    assert tree.tip is not None
+    path = tree.tip.path()
+    for node in path:
+        node.computed = True
+    return {length: Tree(worker.cache, after=path[length - 1]) for length in lengths}
+
+
+def timed(worker: ModelWorker, tree: Tree, width: int) -> float:
+    """Returns the seconds of a pass over a chain of `width` nodes below a tree's tip."""
+    vectors = (
+        list(torch.zeros(width, worker.decoder.config.hidden_size)) if worker.decoder.reads_hidden_states else None
+    )
+    nodes = tree.extend(range(-1, width - 1), range(1, width + 1), inputs_embeds=vectors)
+    request = Forward(Account(Budget(), Ledger()), worker, tuple(nodes), topk=1)
+    started = time.perf_counter()
+    worker.advance([request])
+    seconds = time.perf_counter() - started
+    tree.prune(())
+    if request.error is not None:
+        raise request.error
+    return seconds
+
+
+@torch.inference_mode()
+def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
+    """Measures the passes of a model, all at once."""
+    measurement = Measurement(model, widths)
+    while not measurement.done:
+        measurement.step()
+    return measurement.costs()
+
+
+def estimate(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
+    """Returns what the passes of a model may cost, before they are measured: the roofline of a small machine. Only the
+    ratios count, since `auto` follows how much slower passes are at the moment.
+    """
+    decoder = model.decoder
+    seconds = [
+        OVERHEAD + max(decoder.pass_weight_bytes(rows) / BYTES_PER_SECOND, decoder.linear_flops(rows, rows) / FLOPS)
+        for rows in widths
+    ]
+    return PassCosts(tuple(widths), tuple(seconds), 0.0)
+
+
+@dataclass
+class Known:
+    """What is known of a model's passes: the measurements that are `found`, and the pieces of one that was `begun`.
+    `settled`: this process has nothing to add.
+    """
+
+    path: Path
+    estimated: PassCosts
+    found: list[PassCosts]
+    begun: list[float]
+    settled: bool
+
+    @property
+    def costs(self) -> PassCosts:
+        """The costs by all measurements; an estimate where there is none."""
+        return _fastest(self.found) if self.found else self.estimated
+
+    def add(self, measurement: Measurement) -> None:
+        """Takes in the pieces of a measurement so far, and keeps them."""
+        self.begun = measurement.seconds
+        if measurement.done:
+            self.found, self.begun, self.settled = [*self.found, measurement.costs()], [], True
+        _write(self.path, self)
+
+
+class CostMeter(Worker):
+    """Measures what the passes of a model cost while the engine has time to spare. It serves no requests."""
+
+    role, stage = "costs", "now"
+
+    def __init__(self, model: Model) -> None:
+        self.ledger = Ledger()
+        self._known = known_of(model)
+        self._measurement: Measurement | None = Measurement(model, begun=self._known.begun)
+
+    def advance(self, requests: Sequence[Any]) -> Served | None:
+        raise TypeError("a meter of costs is asked for nothing")
+
+    def spare(self) -> bool:
+        if self._measurement is None:
+            return False
+        try:
+            self._measurement.step()
+        except (RuntimeError, MemoryError):  # what can't be measured is estimated
+            self._measurement = None
+            return False
+        self._known.add(self._measurement)
+        if self._known.settled:
+            self._measurement = None
+        return True
 
 
 def costs_of(model: Model) -> PassCosts:
-    """Returns the costs of a model's passes with the threads in use: measured before, now, or both."""
+    """Returns the costs of a model's passes with the threads in use: measured, as far as that was done, or estimated.
+
+    It takes no time; see `measure_beside` and `measure_now`.
+    """
+    return known_of(model).costs
+
+
+def measure_beside(run: Run, model: Model) -> None:
+    """Has the costs of a model's passes measured beside running text, in pieces, where they still should be."""
+    if not known_of(model).settled:
+        run.service(("costs", model.fingerprint, model.format), lambda wake: CostMeter(model))
+
+
+@torch.inference_mode()
+def measure_now(model: Model) -> PassCosts:
+    """Measures the costs of a model's passes at once, where they still should be, and returns them."""
+    known = known_of(model)
+    measurement = Measurement(model, begun=known.begun)
+    while not known.settled:
+        measurement.step()
+        known.add(measurement)
+    return known.costs
+
+
+_KNOWN: dict[str, Known] = {}
+
+
+def known_of(model: Model) -> Known:
+    """Returns what is known of a model's passes with the threads in use."""
     threads = kernels.threads() if kernels.available() else torch.get_num_threads()
     device = str(model.decoder.device)
-    measured = [WIDTHS, TURNS, IN_A_ROW]
+    measured = [WIDTHS, TURNS, IN_A_ROW, SHORT, LONG]
     about = [model.fingerprint, model.format, device, kernels.isa(), str(threads), processor(), str(measured)]
-    return _costs(model, sha256("\n".join(about).encode()).hexdigest()[:24])
-
-
-_KNOWN: dict[str, PassCosts] = {}
-
-
-def _costs(model: Model, key: str) -> PassCosts:
+    key = sha256("\n".join(about).encode()).hexdigest()[:24]
     if key not in _KNOWN:
         path = hub.cache_folder().parent / "costs" / f"{key}.json"
-        found = _read(path)
-        if len(found) < PROCESSES:
-            found.append(measure(model))
-            _write(path, found)
-        _KNOWN[key] = _fastest(found)
+        found, begun = _read(path)
+        _KNOWN[key] = Known(path, estimate(model), found, begun, settled=len(found) >= PROCESSES)
     return _KNOWN[key]
 
 
@@ -145,20 +267,27 @@ def _fastest(found: Sequence[PassCosts]) -> PassCosts:
     return PassCosts(found[0].widths, seconds, median_low(each.slope for each in found))
 
 
-def _read(path: Path) -> list[PassCosts]:
-    """Returns what was measured before; nothing where the file doesn't hold that."""
+def _read(path: Path) -> tuple[list[PassCosts], list[float]]:
+    """Returns what was measured before, and the pieces of what was begun; nothing where the file doesn't hold that."""
     try:
         held = json.loads(path.read_text())
         widths = tuple(map(int, held["widths"]))
         found = [PassCosts(widths, tuple(map(float, seconds)), float(slope)) for seconds, slope in held["measured"]]
-        return found if len(widths) > 1 and all(len(each.seconds) == len(widths) for each in found) else []
+        begun = [float(seconds) for seconds in held["begun"]]
+        return (
+            (found, begun) if widths == WIDTHS and all(len(each.seconds) == len(widths) for each in found) else ([], [])
+        )
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return [], []
 
 
-def _write(path: Path, found: Sequence[PassCosts]) -> None:
+def _write(path: Path, known: Known) -> None:
     """Keeps what was measured; a cache that can't be written is measured again next time."""
-    held = {"widths": found[0].widths, "measured": [[each.seconds, each.slope] for each in found]}
+    held = {
+        "widths": WIDTHS,
+        "measured": [[each.seconds, each.slope] for each in known.found],
+        "begun": known.begun,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlay.errors import FailureError
+from outlay.errors import CacheFull, FailureError
 from outlay.kernels import KeyValues
 from outlay.models.config import DecoderConfig
 
@@ -92,6 +92,8 @@ class Cache:
         capacity: slots that are allocated.
         in_use: slots that hold a token.
         reclaim: called when the cache is full; may free slots that are kept for reuse, and tells whether it did.
+        rescue: called when there is no slot at all, not even one to reclaim; may take some from a run that is at work,
+            and tells whether it did.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Cache:
         self.in_use = 0
         self.capacity = 0
         self.reclaim: Callable[[], bool] | None = None
+        self.rescue: Callable[[], bool] | None = None
         self.group = gcd(GROUP, config.head_dim) if dtype == torch.int8 else 0
         self.layers: list[KeyValues] = []
         self.hidden_states: Tensor | None = None
@@ -156,15 +159,19 @@ class Cache:
         """Returns a new region of `size` slots, or of as many as are left.
 
         Raises:
-            FailureError: if no slot is left, or memory for more can't be allocated.
+            CacheFull: if no slot is left.
+            FailureError: if memory for more can't be allocated.
         """
         index = self._fit(size)
         while index is None and self._growable() < size and self.reclaim is not None and self.reclaim():
             index = self._fit(size)
         if index is None:
-            size = min(size, self._longest() or self._trim_regions())
+            longest = self._longest() or self._trim_regions()
+            while not longest and self.rescue is not None and self.rescue():
+                longest = self._longest() or self._trim_regions()
+            size = min(size, longest)
             if size == 0:
-                raise FailureError(
+                raise CacheFull(
                     f"the cache is full: {self.in_use} of at most {self.limit} tokens are held and more were asked "
                     "for; run fewer requests at a time or load the model with a larger cache_tokens"
                 )
@@ -206,6 +213,13 @@ class Cache:
             start, before = self._free.pop(index)
             size += before
         insort(self._free, (start, size))
+
+    def has_room(self, size: int) -> bool:
+        """Tells whether `size` more tokens can be held, freeing slots that are kept for reuse if need be."""
+        while self.limit - self.in_use < size:
+            if self.reclaim is None or not self.reclaim():
+                return False
+        return True
 
     def free_slots(self) -> int:
         """Returns how many slots are in no region, counting those that the cache may still grow by."""

@@ -6,7 +6,7 @@ prefix too: the first pass that needs a node computes it, for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from outlay.tree.token_tree import Node
@@ -59,7 +59,11 @@ class PrefixCache:
             edge = child
 
     def evict(self) -> bool:
-        """Evicts the least recently used end of a path; tells whether there was one."""
+        """Evicts the least recently used end of a path that nothing else holds; tells whether there was one."""
+        return self._evict(lambda node: node.pins == 1 and node.children == 0)
+
+    def _evict(self, wanted: Callable[[Node], bool]) -> bool:
+        """Evicts the least recently used end of a path whose last node is `wanted`; tells whether there was one."""
         oldest: tuple[_Edge, int] | None = None
         stack = [self._root]
         while stack:
@@ -67,7 +71,7 @@ class PrefixCache:
             for token, child in edge.children.items():
                 if child.children:
                     stack.append(child)
-                elif oldest is None or child.used < oldest[0].children[oldest[1]].used:
+                elif wanted(child.nodes[-1]) and (oldest is None or child.used < oldest[0].children[oldest[1]].used):
                     oldest = edge, token
         if oldest is None:
             return False
@@ -77,7 +81,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Evicts everything."""
-        while self.evict():
+        while self._evict(lambda node: True):
             pass
 
     def _split(self, edge: _Edge, at: int) -> None:

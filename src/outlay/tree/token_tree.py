@@ -64,11 +64,16 @@ class Node:
         nodes.reverse()
         return nodes
 
+    @property
+    def held(self) -> bool:
+        """Whether a tree, a child or a pin holds it."""
+        return self.pins > 0 or self.children > 0
+
     def unpin(self) -> None:
         """Removes a pin, and frees this node and those above that nothing holds any more."""
         self.pins -= 1
         node: Node | None = self
-        while node is not None and node.children == 0 and node.pins == 0:
+        while node is not None and not node.held:
             node.region.free(node.slot)
             node = node.parent
             if node is not None:

@@ -271,7 +271,7 @@ class Metered:
     def allows(self, *inputs: Any) -> bool:
         """Tells whether the budget has room for the counts of this call, and for any more time."""
         enough_time = all(self.account.left(name) > 0 for name in ("seconds", "cpu_seconds"))
-        return enough_time and self.account.allows(cost_of(self.module, *inputs).ledger())
+        return enough_time and not self.account.first_over(cost_of(self.module, *inputs).ledger())
 
     def __call__(self, *inputs: Any) -> Any:
         """Returns the network's answer, None if the budget has no room for it."""

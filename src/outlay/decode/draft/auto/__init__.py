@@ -25,7 +25,7 @@ from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.models.load import Model
-from outlay.speculation.costs import costs_of
+from outlay.speculation.costs import measure_beside
 from outlay.speculation.ngrams import NgramTable
 from outlay.speculation.rounds import sample_and_match, verify_tree
 from outlay.speculation.tables import open_table
@@ -66,12 +66,12 @@ class Auto(Method):
                 "auto takes a draft head or model as its draft; what the text and a table of n-grams say it looks up "
                 "by itself (auto:table=FILE for another table)"
             )
-        costs_of(submission.model)
-        if draft is not None and draft.model is not None and self.draft:
-            costs_of(draft.model)
         self._table(submission.model)
 
     def decode(self, run: TreeRun) -> Work:
+        measure_beside(run, run.model)
+        if run.draft is not None and self.draft:
+            measure_beside(run, run.draft.model)
         table = self._table(run.model)
         planner = Planner(run, self.config, self.nodes, draft=self.draft, lookup=self.lookup, table=table)
         while True:

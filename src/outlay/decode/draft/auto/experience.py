@@ -23,6 +23,12 @@ class Experience:
         self._arms, self._config = arms, config
         self._gates: dict[int, Gate] = {}
 
+    def update(self, run: TreeRun) -> None:
+        """Takes in what was measured of passes since the last run began."""
+        self.target.use(costs_of(run.model))
+        if self.draft is not None and run.draft is not None:
+            self.draft.use(costs_of(run.draft.model))
+
     def gate(self, runs: int) -> Gate:
         """Returns the gate of passes that so many runs share, to an octave. Alone, the arm that asks the most is tried
         first; beside others the cheapest, since all of them pay for it.

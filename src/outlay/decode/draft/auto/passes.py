@@ -13,7 +13,13 @@ class PassTime:
     """The seconds of a model's passes. The slowdown is a geometric mean: a pause elsewhere hardly moves it."""
 
     def __init__(self, costs: PassCosts, window: float) -> None:
-        self._costs, self._log_slowdown = costs, Mean(0.0, window)
+        self._costs, self._window = costs, window
+        self._log_slowdown = Mean(0.0, window)
+
+    def use(self, costs: PassCosts) -> None:
+        """Goes on with other costs, by which the slowdown is learned anew."""
+        if costs != self._costs:
+            self._costs, self._log_slowdown = costs, Mean(0.0, self._window)
 
     def __call__(self, rows: float, context: float = 0.0) -> float:
         """Returns the seconds of a pass over some rows, each after `context` tokens."""

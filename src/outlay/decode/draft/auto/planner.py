@@ -35,6 +35,7 @@ class Planner:
         key = "auto", math.ceil(run.options.sampling.temperature), model, *arms, config
         self._run, self._config, self._nodes = run, config, nodes
         self._known: Experience = run.shared_state(key, lambda: Experience(run, arms, config))
+        self._known.update(run)
         acceptance = self._known.acceptance
         self._text: list[LookupSource | TableSource] = []
         if lookup:

@@ -23,7 +23,7 @@ from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.kernels import Top
-from outlay.speculation.costs import PassCosts, costs_of
+from outlay.speculation.costs import PassCosts, costs_of, measure_beside
 from outlay.speculation.rounds import (
     ROOT,
     Attachments,
@@ -81,11 +81,11 @@ class PPD(Method):
 
     def check(self, submission: Submission) -> None:
         open_prompt_tokens(self.prompts, submission.model)
-        if self.rows is None:
-            costs_of(submission.model)
 
     def decode(self, run: TreeRun) -> Work:
         prompts = open_prompt_tokens(self.prompts, run.model)
+        if self.rows is None:
+            measure_beside(run, run.model)
         costs = costs_of(run.model) if self.rows is None else None
         plan = tree_plan(prompts.accuracy, self.rows, costs, self.most)
         if plan is None:  # no tree pays here
