@@ -110,9 +110,9 @@ def test_a_budget_caps_what_a_method_counts():
     budget = Budget(zip_symbols=100, flops=10)
     spent = Ledger(flops=4, extras={"zip_symbols": 60})
     assert budget.left(spent, "zip_symbols") == 40
-    assert budget.allows(spent, Ledger(extras={"zip_symbols": 40}))
-    assert not budget.allows(spent, Ledger(extras={"zip_symbols": 41}))
-    assert budget.allows(Ledger(), Ledger(flops=10))
+    assert budget.first_over(spent, Ledger(extras={"zip_symbols": 40})) == ""
+    assert budget.first_over(spent, Ledger(extras={"zip_symbols": 41})) == "zip_symbols"
+    assert budget.first_over(Ledger(), Ledger(flops=10)) == ""
     assert Budget.parse("zip_symbols=100,flops=10") == budget
 
 
