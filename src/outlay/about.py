@@ -18,7 +18,8 @@ class About:
     `needs` names what a submission must give or have, `takes` what it may give: a "draft", a "scorer", a "constraint".
     `models` names the options that hold a model, or a name to load it by. `exact` says that the text is distributed as
     the target model's own. `task` names what is done, `command` runs what does another task than text. `counts` gives
-    the unit of each extra that the method adds to the ledger; a budget can cap them by name.
+    the unit of each extra that the method adds to the ledger; a budget can cap them by name. `runs_code` says that it
+    executes what a model writes: a server has such methods turned off.
     """
 
     name: str
@@ -31,6 +32,7 @@ class About:
     takes: tuple[str, ...] = ()
     exact: bool = True
     models: tuple[str, ...] = ()
+    runs_code: bool = False
     task: str = TEXT
     command: str = ""
     counts: Mapping[str, str] = field(default_factory=dict, hash=False)

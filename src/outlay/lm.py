@@ -364,6 +364,7 @@ def load(
     max_runs: int = 64,
     max_waiting: int = 4096,
     kv_dtype: str = "auto",
+    engine: Engine | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> LM:
     """Loads a model: an alias (`outlay models` lists them), a folder in the hub's layout, a `.gguf` file or a hub id.
@@ -373,8 +374,9 @@ def load(
     whole process. `cache_tokens` limits how many tokens' keys and values are held at once. `prefix_cache=False` keeps
     nothing between requests. `max_runs` is how many requests are worked on at a time, and `max_waiting` how many more
     may wait: later ones raise `QueueFull`. `kv_dtype` is how keys and values are held: "float32", "bfloat16", "int8"
-    (with a scale for each 32 dimensions of a head), or "auto", as activations are. `progress` is called with a phase,
-    what is done and the total.
+    (with a scale for each 32 dimensions of a head), or "auto", as activations are. `engine` is that of a model that was
+    loaded before (`lm.engine`): the models then share its runs and limits, and what an engine decides is given with the
+    first of them alone. `progress` is called with a phase, what is done and the total.
 
     Raises `UsageError` for a source that isn't known or can't be read, `FailureError` where fetching or memory fails.
     """
@@ -389,16 +391,19 @@ def load(
         raise UsageError(
             f"kv_dtype {kv_dtype!r} is not known{nearest(kv_dtype, known)}; it is one of {', '.join(known)}"
         )
+    if engine is not None and (cache_tokens, prefix_cache, max_runs, max_waiting, kv_dtype) != OF_ENGINE:
+        raise UsageError("with an engine, its own cache and limits hold; give them with its first model")
     model = load_model(source or DEFAULT_MODEL, dtype=dtype, device=device, progress=progress)
-    held = KV_DTYPES.get(kv_dtype)
-    engine = Engine(
-        cache_tokens=cache_tokens,
-        prefix_cache=prefix_cache,
-        max_runs=max_runs,
-        max_waiting=max_waiting,
-        kv_dtype=held,
-    )
+    if engine is None:
+        engine = Engine(
+            cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
+            max_runs=max_runs,
+            max_waiting=max_waiting,
+            kv_dtype=KV_DTYPES.get(kv_dtype),
+        )
     return LM(model, engine)
 
 
 DEFAULT_MODEL = "smollm2-135m"
+OF_ENGINE = (None, True, 64, 4096, "auto")  # the defaults of those arguments of `load` that an engine decides

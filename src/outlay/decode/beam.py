@@ -86,7 +86,9 @@ class Beam(Method):
                 run.offer((finished or running)[0].node)
             if not running or not self._can_improve(running, finished, length, limit):
                 break
-        run.accept(finished[0].node if finished else running[0].node)
+        found = finished or running
+        run.suggest([(run.text_tokens(beam.node), beam.score) for beam in found] if self.width > 1 else ())
+        run.accept(found[0].node)
 
     @staticmethod
     def _best(run: TreeRun, running: list[_Beam], count: int) -> Generator[Request, Any, list[tuple[Node, int, float]]]:

@@ -112,6 +112,7 @@ class Engine:
         handle = Handle(self._wake)
         tracer = Trace(trace, submission.model.tokenizer) if trace is not None else None
         session = Session(submission, handle.add, tracer)
+        handle.ledger = session.ledger
         with self._lock:
             self._refuse()
             self._queue.append(Waiting(method, session, handle, next(self._numbers)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,7 @@ class Handle:
         self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] = []
         self.cancelled = False
+        self.ledger = Ledger()  # what has been spent so far; the engine's own while the run goes on
 
     def __iter__(self) -> Iterator[str]:
         """Yields text as it comes until the run ends. Raises the run's error, if it failed."""
@@ -84,6 +86,13 @@ class Handle:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """As `__iter__`, without blocking the event loop. Leaving the loop early does not cancel the run."""
+        async with aclosing(self.achunks()) as chunks:
+            async for chunk in chunks:
+                if chunk.text:
+                    yield chunk.text
+
+    async def achunks(self) -> AsyncGenerator[TextChunk]:
+        """As `chunks`, without blocking the event loop. Leaving the loop early does not cancel the run."""
         loop, awake, seen = asyncio.get_running_loop(), asyncio.Event(), 0
 
         def wake() -> None:
@@ -98,8 +107,7 @@ class Handle:
                 with self._changed:
                     fresh, ended = self._chunks[seen:], self.done
                 for chunk in fresh:
-                    if chunk.text:
-                        yield chunk.text
+                    yield chunk
                 seen += len(fresh)
                 if ended:
                     self.result()

@@ -1,0 +1,144 @@
+"""The models that a server has loaded, each with its drafts. A request can name these and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, cast
+
+from outlay import catalog, kernels
+from outlay.engine.engine import Engine
+from outlay.engine.method import Method
+from outlay.engine.submission import DraftSource
+from outlay.errors import OutlayError, UsageError, nearest
+from outlay.lm import LM
+from outlay.serve.errors import ApiError
+from outlay.serve.thoughts import Tags, tags_of
+from outlay.serve.tools import Form, form_of
+from outlay.speculation.costs import measure_now
+
+OUR_PACKAGE = "outlay"
+WORDS = ("default", "none")  # values of an option that may name a file, which name none
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Hosted:
+    """A model under the name that requests use."""
+
+    name: str
+    lm: LM
+    drafts: Mapping[str, DraftSource] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names what the bits of a text depend on: weights, format and kernels."""
+        model = self.lm.model
+        code = kernels.isa() if kernels.available() else "torch"
+        return f"{model.fingerprint[:16]}-{model.format}-{code}"
+
+    @cached_property
+    def form(self) -> Form | None:
+        """How the model writes tool calls; None where its template knows no tools."""
+        template = self.lm.model.tokenizer.template
+        return form_of(template.source) if template is not None else None
+
+    @cached_property
+    def tags(self) -> Tags | None:
+        """What the model thinks between; None for one that does not think."""
+        return tags_of(self.lm.model.tokenizer)
+
+    def draft(self, name: str | None, method: Method) -> DraftSource | None:
+        """Returns the draft of a request. Raises `ApiError` for one that was not loaded."""
+        if name is None:
+            return self.lm.draft(None, method)
+        if name not in self.drafts:
+            known = ", ".join(self.drafts) or "none"
+            message = f"{self.name} has no draft {name!r} here{nearest(name, self.drafts)}; it has {known}"
+            raise ApiError(400, message, param="draft", code="draft_not_found")
+        return self.drafts[name]
+
+
+class Models:
+    """The loaded models by name, in one engine."""
+
+    def __init__(self, models: Iterable[Hosted], engine: Engine, allowed: Iterable[str] = ()) -> None:
+        self._models = {each.name: each for each in models}
+        self.engine, self._allowed = engine, frozenset(allowed)
+
+    def __iter__(self) -> Any:
+        return iter(self._models.values())
+
+    def find(self, name: str) -> Hosted:
+        """Returns a model. Raises `ApiError` for one that was not loaded."""
+        if name not in self._models:
+            known = ", ".join(self._models)
+            message = f"there is no model {name!r} here{nearest(name, self._models)}; the models are {known}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return self._models[name]
+
+    def methods(self) -> list[str]:
+        """Returns the names of the methods that requests may use."""
+        return [name for name, method in catalog.methods().items() if _may_be_used(name, method, self._allowed)]
+
+    def method(self, text: str) -> Method:
+        """Returns the method that a request names. Raises `ApiError` as `parse_method` does."""
+        return parse_method(text, self._allowed)
+
+    def warm_up(self, method: str | None) -> None:
+        """Measures the passes of models and drafts, and has each decode a few tokens, before requests come."""
+        chosen = self.method(method or "greedy")
+        for hosted in self:
+            measure_now(hosted.lm.model)
+            for draft in [*hosted.drafts.values(), hosted.lm.draft(None, chosen)]:
+                if draft is not None and draft.model is not None:
+                    measure_now(draft.model)
+            self._try(hosted, self.method("greedy"))
+            self._try(hosted, chosen)
+
+    @staticmethod
+    def _try(hosted: Hosted, method: Method) -> None:
+        tokens = hosted.lm.model.tokenizer.encode_prompt("Hello") or [0]
+        try:
+            hosted.lm.generate(tokens, method=method, draft=hosted.draft(None, method), max_tokens=WARM_UP_TOKENS)
+        except OutlayError as error:
+            raise type(error)(f"{hosted.name} can't decode with the method {method.label!r}: {error}") from error
+
+
+def parse_method(text: str, allowed: Collection[str]) -> Method:
+    """Returns the method that a request names.
+
+    Args:
+        text: its name, with options if need be.
+        allowed: the methods that are off by default and turned on.
+
+    Raises:
+        ApiError: for one that is unknown or off, or whose options name a file.
+    """
+    try:
+        name = text.partition(":")[0].strip()
+        if not _may_be_used(name, catalog.find(name), allowed):
+            message = f"the method {name!r} is turned off here; `outlay serve --allow {name}` turns it on"
+            raise ApiError(403, message, param="method", code="method_off")
+        method = catalog.parse(text)
+    except UsageError as error:
+        raise ApiError(400, str(error), param="method", code="invalid_value") from None
+    _refuse_files(method)
+    return method
+
+
+def _may_be_used(name: str, method: type[Method], allowed: Collection[str]) -> bool:
+    ours = method.__module__.partition(".")[0] == OUR_PACKAGE
+    return name in allowed or (ours and not method.about.runs_code)
+
+
+def _refuse_files(method: Method) -> None:
+    """Raises `ApiError` where an option of a method may name a file: only its words are taken from a request."""
+    for option in fields(cast(Any, method)):
+        value = getattr(method, option.name)
+        if isinstance(value, str) and "str" in str(option.type) and value not in (option.default, *WORDS):
+            message = f"option {option.name!r} of method {method.about.name!r} may not name a file in a request"
+            raise ApiError(403, message, param="method", code="file_refused")

@@ -1,0 +1,42 @@
+"""A server of two tiny models for most tests, and the official clients to ask it."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+from serve.checkpoints import write_checkpoint
+from serve.running import METHODS, start
+
+from outlay import catalog
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory):
+    """Another model of the same tokens, which ends texts by itself."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "other", seed=1, letters=False, form="[TOOL_CALLS]")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scripted_methods():
+    known = dict(catalog.methods())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "methods", lambda: known | METHODS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, other_checkpoint, scripted_methods):
+    drafts = {"small": other_checkpoint, "same": checkpoint}
+    running = start({"tiny": checkpoint, "other": other_checkpoint}, drafts=drafts, keep_alive=0.2)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=20)
