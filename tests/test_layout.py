@@ -21,6 +21,7 @@ LAYERS = [  # each may import those before it
     {"train"},
     {"scaling", "viewer"},
     {"compare"},
+    {"serve"},
     {"bench"},
     {"cli"},
 ]

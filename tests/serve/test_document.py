@@ -59,7 +59,7 @@ def aimed(body):
 
 
 def test_fuzzed_requests_get_a_clear_refusal_or_an_answer(server):
-    fuzz(server, 4)
+    fuzz(server, 2)
     assert server.idle()
 
 

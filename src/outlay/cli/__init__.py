@@ -25,6 +25,7 @@ from outlay.errors import OutlayError, OutlayWarning, UsageError, nearest
 
 COMMANDS = {
     "run": "answer a prompt and show what it cost",
+    "serve": "an OpenAI-compatible server, and a page to try it on",
     "trace": "turn the trace of a run into a page to look at",
     "compare": "the same prompts under several methods, side by side",
     "methods": "the catalogue of methods; one method in detail",
