@@ -47,7 +47,7 @@ def test_imports_point_one_way(package, above):
 
 
 def test_every_folder_is_a_suite_that_says_what_it_measures():
-    assert list(registry.summaries()) == ["accuracy", "drafts", "harness", "speculation", "speed"]
+    assert list(registry.summaries()) == ["accuracy", "drafts", "harness", "serve", "speculation", "speed"]
     assert all(summary and "\n" not in summary for summary in registry.summaries().values())
 
 
