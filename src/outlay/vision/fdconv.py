@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from outlay.vision import networks, weights
 from outlay.vision.cost import COUNTS
 
 ORDERS = {"official": 0, "paired-v1": 1}
+MATRIX_SIDE = 64  # up to it, matrix products split bands faster than Fourier transforms do
 BANDS = (2, 4, 8)  # the thresholds of FBM are 0.5 over these
 KERNEL_ELEMENTS = 1 << 24  # of all kernels that are made at once; the batch is cut into parts
 KSM = Literal["local+global", "global", "gain"]
@@ -224,11 +226,47 @@ class BandGains(nn.Module):
         self.convs = nn.ModuleList(_zeroed(nn.Conv2d(channels, 1, 3, padding=1)) for _ in BANDS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes and returns `[batch, channels, height, width]`; the transforms are in float32, or float64."""
-        out, *bands = reversed(split_bands(x))
-        for conv, band in zip(reversed(self.convs), bands, strict=True):
-            out = out + 2 * torch.sigmoid(conv(x)) * band
+        """Takes and returns `[batch, channels, height, width]`; the bands are split in float32, or float64."""
+        weight, bias = (torch.cat([getattr(conv, name) for conv in self.convs]) for name in ("weight", "bias"))
+        first, *later = (2 * torch.sigmoid(F.conv2d(x, weight, bias, padding=1))).split(1, dim=1)
+        out, above = first * x, first
+        for low, gain in zip(low_passes(x), [*later, None], strict=True):
+            below = 1.0 if gain is None else gain
+            out = torch.addcmul(out, low, below - above)  # sum of gain x band, each map read once
+            above = above if gain is None else gain
         return out.to(x.dtype)
+
+
+def low_passes(x: Tensor) -> list[Tensor]:
+    """Returns what of a map lies below each threshold of the bands, the highest threshold first.
+
+    The thresholds cut a square out of the spectrum, so a low pass is one matrix over the rows and one over the columns:
+    for small sides their products are faster than Fourier transforms.
+
+    Args:
+        x: `[batch, channels, height, width]`.
+    """
+    height, width = x.shape[-2:]
+    with torch.autocast(x.device.type, enabled=False):
+        wide = x if x.dtype == torch.float64 else x.float()
+        if max(height, width) <= MATRIX_SIDE:
+            sides = [(_low_pass(height, band), _low_pass(width, band)) for band in BANDS]
+            return [
+                torch.from_numpy(rows).to(wide) @ wide @ torch.from_numpy(columns).to(wide) for rows, columns in sides
+            ]
+        spectrum = torch.fft.rfft2(wide, norm="ortho")
+        radius = torch.maximum(
+            torch.fft.fftfreq(height, device=x.device).abs()[:, None], torch.fft.rfftfreq(width, device=x.device)[None]
+        )
+        masks = [radius < 0.5 / band + 1e-8 for band in BANDS]
+        return [torch.fft.irfft2(spectrum * mask, s=(height, width), norm="ortho") for mask in masks]
+
+
+@lru_cache(maxsize=1024)
+def _low_pass(side: int, band: int) -> np.ndarray[Any, Any]:
+    """The symmetric matrix that keeps the frequencies of a sequence up to 0.5 / `band`."""
+    kept = np.abs(np.fft.fftfreq(side)) < 0.5 / band + 1e-8
+    return np.fft.ifft(kept[:, None] * np.fft.fft(np.eye(side), axis=0), axis=0).real.copy()
 
 
 def split_bands(x: Tensor) -> list[Tensor]:
@@ -237,19 +275,8 @@ def split_bands(x: Tensor) -> list[Tensor]:
     Args:
         x: `[batch, channels, height, width]`.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        wide = x if x.dtype == torch.float64 else x.float()
-        height, width = x.shape[-2:]
-        spectrum = torch.fft.rfft2(wide, norm="ortho")
-        radius = torch.maximum(
-            torch.fft.fftfreq(height, device=x.device).abs()[:, None], torch.fft.rfftfreq(width, device=x.device)[None]
-        )
-        bands, above = [], wide
-        for band in BANDS:
-            low = torch.fft.irfft2(spectrum * (radius < 0.5 / band + 1e-8), s=(height, width), norm="ortho")
-            bands.append(above - low)
-            above = low
-        return [*bands, above]
+    edges = [x, *low_passes(x)]
+    return [*(above - low for above, low in pairwise(edges)), edges[-1]]
 
 
 def _zeroed(head: Any) -> Any:
