@@ -44,8 +44,10 @@ def read(result: Mapping[str, Any]) -> tuple[SpeedSettings, Measurements]:
     found = Measurements(facts=result["contenders"], failures=result["failures"], idle=result["idle_cores"])
     for row in result["values"]:
         kind = KINDS[row["task"]]
-        values: dict[str, Any] = {field.name: row[field.name] for field in fields(kind)}
-        task = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        options_of_task: dict[str, Any] = {
+            field.name: tuple(value) if isinstance(value := row[field.name], list) else value for field in fields(kind)
+        }
+        task = kind(**options_of_task)
         found.values[row["contender"], task] = row["rounds"]
         found.seconds[row["contender"], task] = row["seconds"]
     return SpeedSettings(**options), found
