@@ -36,9 +36,7 @@ def test_bytes_of_a_text_are_those_counted_by_hand():
     lm = tiny_lm()
     result = lm.generate("abcde", max_tokens=3, ignore_eos=True)
     padding = -257 % 16 * 32 if kernels.available() else 0  # the kernels hold the LM head's rows in sixteens
-    weights = 4 * (
-        ROW + HEAD + padding + 5 * 32
-    )  # five norms; rows of the embedding come on top
+    weights = 4 * (ROW + HEAD + padding + 5 * 32)  # five norms; rows of the embedding come on top
     assert result.ledger.weight_bytes == 3 * weights + 7 * 4 * 32
     per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head_dim, float32
     assert result.ledger.kv_bytes == (5 + 6 + 7) * per_token

@@ -49,6 +49,7 @@ class LlamaCpp(Participant):
         options = self._llama.llama_context_default_params()
         options.n_ctx, options.n_seq_max, options.n_batch = sequences * length, sequences, batch
         options.n_threads = options.n_threads_batch = threads
+        self._choose(options, sequences)
         context = self._llama.llama_init_from_model(self._model, options)
         if not context:
             raise FailureError(f"could not make a context of {options.n_ctx} tokens")
@@ -61,6 +62,9 @@ class LlamaCpp(Participant):
             self._contexts[threads] = self._make_context(self.sequences, length, self._batch_tokens, threads)
         self._clear(self._contexts[threads])
         return self._contexts[threads]
+
+    def _choose(self, options: Any, sequences: int) -> None:
+        """Changes a context's options where the defaults don't run."""
 
     def _clear(self, context: Any) -> None:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(context), True)
@@ -133,6 +137,10 @@ class IkLlamaCpp(LlamaCpp):
 
     name = "ik-llama-cpp-python"
     module = "ik_llama_cpp._ctypes_api"
+
+    def _choose(self, options: Any, sequences: int) -> None:
+        # Its flash attention ends the process (`S > 0`) at a block of keys that a row sees none of.
+        options.flash_attn = sequences == 1
 
     def _clear(self, context: Any) -> None:
         self._llama.llama_kv_cache_clear(context)
