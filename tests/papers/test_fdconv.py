@@ -151,8 +151,9 @@ def test_bands_add_up_and_share_no_frequency(sides):
     assert all(not (one & other).any() for one, other in itertools.combinations(spectra, 2))
 
 
-def test_matrices_split_bands_as_transforms_do(monkeypatch):
-    x = torch.randn(2, 3, 15, 22, dtype=torch.float64)
+@pytest.mark.parametrize("sides", [(15, 22), (16, 64)])
+def test_matrices_split_bands_as_transforms_do(monkeypatch, sides):
+    x = torch.randn(2, 3, *sides, dtype=torch.float64)
     by_matrices = split_bands(x)
     monkeypatch.setattr("outlay.vision.fdconv.MATRIX_SIDE", 0)
     assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(by_matrices, split_bands(x), strict=True))

@@ -265,7 +265,8 @@ def low_passes(x: Tensor) -> list[Tensor]:
 @lru_cache(maxsize=1024)
 def _low_pass(side: int, band: int) -> np.ndarray[Any, Any]:
     """The symmetric matrix that keeps the frequencies of a sequence up to 0.5 / `band`."""
-    kept = np.abs(np.fft.fftfreq(side)) < 0.5 / band + 1e-8
+    frequencies = np.abs(np.fft.fftfreq(side)).astype(np.float32)
+    kept = frequencies < np.float32(0.5 / band + 1e-8)  # as torch compares: in float32, 1/4 is not below 1/4 + 1e-8
     return np.fft.ifft(kept[:, None] * np.fft.fft(np.eye(side), axis=0), axis=0).real.copy()
 
 
