@@ -41,4 +41,5 @@ def prepare(declaration: Declaration, items: Sequence[Item], progress: ShowProgr
     for done, contender in enumerate(every):
         progress(f"warming up {contender.label}", done, len(every))
         ready.append(tried(contender, lm, declaration, prompt))
+    lm.engine.settle()  # what passes cost is measured beside the first texts
     return Prepared(declaration, items, lm, ready)

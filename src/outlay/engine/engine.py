@@ -76,6 +76,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._numbers = count()
         self._closed = self._cancelling = False
+        self._settled = True  # nothing runs, and no service has work of its own
         self._spare = False  # a service has work of its own
         self._awake = False  # something may have changed for runs that wait for jobs
         _ENGINES.add(self)
@@ -115,6 +116,7 @@ class Engine:
         handle.ledger = session.ledger
         with self._lock:
             self._refuse()
+            self._settled = False
             self._queue.append(Waiting(method, session, handle, next(self._numbers)))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="outlay-engine", daemon=True)
@@ -146,6 +148,14 @@ class Engine:
             thread.join()
         with self._ticking:
             self._workers.close()
+
+    def settle(self) -> None:
+        """Returns when nothing runs and the services have done their own work, such as measuring what passes cost.
+
+        What is timed afterwards is not disturbed by it.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: self._settled or self._thread is None)
 
     def clear(self, *, learned: bool = True) -> None:
         """Forgets the prefixes kept for reuse, and what methods have learned. What running requests hold stays."""
@@ -215,6 +225,8 @@ class Engine:
             with self._lock:
                 self._take_back()
                 if not self._runs.live and not self._queue and not self._spare:
+                    self._settled = True
+                    self._lock.notify_all()
                     self._lock.wait_for(lambda: bool(self._queue) or self._closed, timeout=LINGER)
                 if not self._runs.live and not self._queue and (self._closed or not self._spare):
                     self._thread = None

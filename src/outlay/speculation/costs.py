@@ -229,8 +229,9 @@ def costs_of(model: Model) -> PassCosts:
 
 def measure_beside(run: Run, model: Model) -> None:
     """Has the costs of a model's passes measured beside running text, in pieces, where they still should be."""
-    if not known_of(model).settled:
-        run.service(("costs", model.fingerprint, model.format), lambda wake: CostMeter(model))
+    known = known_of(model)
+    if not known.settled:
+        run.service(("costs", known.path), lambda wake: CostMeter(model))
 
 
 @torch.inference_mode()
