@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from outlay import catalog, kernels
+from outlay.about import Entry
 from outlay.engine.engine import Engine
 from outlay.engine.method import Method
 from outlay.engine.submission import DraftSource
@@ -130,7 +131,7 @@ def parse_method(text: str, allowed: Collection[str]) -> Method:
     return method
 
 
-def _may_be_used(name: str, method: type[Method], allowed: Collection[str]) -> bool:
+def _may_be_used(name: str, method: type[Entry], allowed: Collection[str]) -> bool:
     ours = method.__module__.partition(".")[0] == OUR_PACKAGE
     return name in allowed or (ours and not method.about.runs_code)
 
