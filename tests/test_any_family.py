@@ -48,7 +48,7 @@ def test_methods_write_what_they_write_alone(method: str, interface_model: Model
         options["draft"] = testing.tiny_model(1)
     handles = [lm.submit(prompt, **options) for prompt in testing.PROMPTS[:4]]
     together = [handle.result(60) for handle in handles]
-    assert all(result.ledger.ran_on == ("transformers",) for result in together if method != "speculative")
+    assert all(result.ledger.ran_on[0].startswith("transformers") for result in together if method != "speculative")
     for prompt, result in zip(testing.PROMPTS, together, strict=False):
         assert LM(interface_model, Engine()).generate(prompt, **options).tokens == result.tokens
     if method in ("speculative", "lookup"):

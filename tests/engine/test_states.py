@@ -10,6 +10,7 @@ import torch
 
 from outlay import LM, About, Method
 from outlay.engine.engine import Engine
+from outlay.engine import worker
 from outlay.engine.passes import FusedPass, LayeredPass
 from outlay.models.draft_head import untrained_draft_head
 from outlay.testing import tiny_lm, tiny_model
@@ -43,7 +44,9 @@ def states_of(run, kept):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float32", LayeredPass), ("int4", FusedPass), ("int8", FusedPass)])
-def test_hidden_states_after_every_layer_come_with_the_logits(dtype, kind):
+def test_hidden_states_after_every_layer_come_with_the_logits(dtype, kind, monkeypatch):
+    if kind is LayeredPass:
+        monkeypatch.setattr(worker, "pass_for", LayeredPass)
     model = tiny_model(dtype=dtype)
     lm = LM(model, Engine())
     _, ((logits, states), again) = look(lm, states_of)

@@ -14,6 +14,7 @@ from outlay.engine.engine import Engine
 from outlay.engine.method import About, Method
 from outlay.errors import UsageError
 from outlay.models import fitted
+from outlay.models.linear import weight_of
 from outlay.testing import PROMPTS, tiny_model
 from outlay.train.prompt_tokens import PromptRecipe, PromptTrainer
 
@@ -118,11 +119,11 @@ def test_typical_acceptance_takes_longer_paths_and_is_another_law(prompts_file, 
 
 
 def test_only_the_prompt_tokens_are_trained(model, passages):  # noqa: F811
-    before = model.decoder.lm_head.weight.clone()
+    before = weight_of(model.decoder.lm_head).clone()
     trainer = PromptTrainer(model, PromptRecipe(m=2, steps=3))
     start = trainer.embeddings.detach().clone()
     trainer.fit(passages[:4], None, silent)
-    assert torch.equal(before, model.decoder.lm_head.weight)
+    assert torch.equal(before, weight_of(model.decoder.lm_head))
     assert not torch.equal(start, trainer.embeddings)
     assert trainer.embeddings.numel() == 2 * 32
 

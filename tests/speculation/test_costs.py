@@ -10,9 +10,22 @@ import torch
 
 from outlay import Budget, kernels
 from outlay.models.draft_head import untrained_draft_head
+from outlay.models.linear import weight_of
 from outlay.speculation import costs
-from outlay.speculation.costs import LONG, SHORT, WIDTHS, CostMeter, PassCosts, costs_of, measure, measure_now
+from outlay.speculation.costs import LONG, SHORT, WIDTHS, CostMeter, Measurement, PassCosts, costs_of, known_of
 from outlay.testing import tiny_lm, tiny_model
+
+
+def measure(model, widths=WIDTHS):
+    measurement = Measurement(model, widths)
+    while not measurement.done:
+        measurement.step()
+    return measurement.costs()
+
+
+def measure_now(model):
+    return known_of(model).complete(model)
+
 
 COSTS = PassCosts((1, 2, 4, 8), (0.010, 0.012, 0.013, 0.021), 1e-6)
 
@@ -134,9 +147,9 @@ def test_a_head_of_few_tokens_can_be_timed():
 
 def test_timing_leaves_the_model_as_it_was(measured):
     model = tiny_model()
-    before = [layer.qkv.weight.clone() for layer in model.decoder.layers]
+    before = [weight_of(layer.qkv).clone() for layer in model.decoder.layers]
     measure(model, (1, 2))
-    assert all(torch.equal(a, layer.qkv.weight) for a, layer in zip(before, model.decoder.layers, strict=True))
+    assert all(torch.equal(a, weight_of(layer.qkv)) for a, layer in zip(before, model.decoder.layers, strict=True))
 
 
 PIECES = costs.TURNS * (len(WIDTHS) + 1)

@@ -13,6 +13,7 @@ import outlay.train.prompt_tokens as prompt_tokens_module
 from outlay.decode.draft.ppd.prompt_tokens import RANKS, load_prompt_tokens
 from outlay.errors import UsageError
 from outlay.models import fitted
+from outlay.models.linear import weight_of
 from outlay.testing import tiny_lm, tiny_model
 from outlay.train.corpus import WARM_EVERY, Passage
 from outlay.train.prompt_tokens import PHRASE, PromptRecipe, PromptTrainer, train_prompts
@@ -53,10 +54,10 @@ def stopping(phase, at):
 @pytest.fixture(scope="module")
 def distribution(model):
     """The tiny model's distribution at a hidden state that suits three tokens, and that hidden state."""
-    rows = model.decoder.lm_head.weight[[5, 70, 99]]
+    rows = weight_of(model.decoder.lm_head)[[5, 70, 99]]
     state = (rows * torch.tensor([[3.0], [2.4], [1.8]])).sum(0)
     state = state / state.square().mean().sqrt()
-    return (model.decoder.lm_head.weight @ state).softmax(0), state
+    return (weight_of(model.decoder.lm_head) @ state).softmax(0), state
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from outlay.engine.method import About, Method
 from outlay.errors import UsageError
 from outlay.models import fitted
 from outlay.models.draft_head import load_draft_head
+from outlay.models.linear import weight_of
 from outlay.speculation.model_drafter import ModelDrafter
 from outlay.speculation.rounds import ROOT, DraftTree, TopTokens
 from outlay.testing import PROMPTS, tiny_model
@@ -143,10 +144,10 @@ def test_a_prompt_that_was_read_before_features_were_kept_is_drafted_after_all_t
 
 
 def test_training_leaves_the_target_as_it_is_and_counts_its_own_parameters(model, passages):
-    before = [layer.qkv.weight.clone() for layer in model.decoder.layers]
+    before = [weight_of(layer.qkv).clone() for layer in model.decoder.layers]
     trainer = DraftHeadTrainer(model, DraftHeadRecipe(layers=2, vocabulary=100, epochs=1, ahead=2), passages[:2])
     trainer.fit(None, silent)
-    assert all(torch.equal(a, layer.qkv.weight) for a, layer in zip(before, model.decoder.layers, strict=True))
+    assert all(torch.equal(a, weight_of(layer.qkv)) for a, layer in zip(before, model.decoder.layers, strict=True))
     hidden, inner, kv = 32, 64, 16
     layer = hidden * (hidden + 2 * kv) + hidden * hidden + 3 * hidden * inner + 2 * hidden
     expected = 2 * hidden * hidden + hidden + 2 * layer + hidden + 2 * hidden

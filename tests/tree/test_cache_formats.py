@@ -92,7 +92,7 @@ def test_a_narrow_cache_stays_near_and_grows_with_its_text(weights, dtype, bound
     for held in ("float32", dtype):
         cache = Cache(decoder.config, KV_DTYPES[held], CPU, limit=512, capacity=16)
         run = pass_for(decoder, cache)
-        assert isinstance(run, FusedPass if weights == "bfloat16" and kernels.available() else LayeredPass)
+        assert isinstance(run, FusedPass if kernels.available() else LayeredPass)
         tree = Tree(cache, reserve=10)
         for first in range(0, 60, 12):
             tree.append(range(first, first + 12))

@@ -18,7 +18,7 @@ from outlay.lm import LM
 from outlay.serve.errors import ApiError
 from outlay.serve.thoughts import Tags, tags_of
 from outlay.serve.tools import Form, form_of
-from outlay.speculation.costs import measure_now
+from outlay.speculation.costs import known_of
 
 OUR_PACKAGE = "outlay"
 WORDS = ("default", "none")  # values of an option that may name a file, which name none
@@ -93,10 +93,10 @@ class Models:
         """Measures the passes of models and drafts, and has each decode a few tokens, before requests come."""
         chosen = self.method(method or "greedy")
         for hosted in self:
-            measure_now(hosted.lm.model)
+            known_of(hosted.lm.model).complete(hosted.lm.model)
             for draft in [*hosted.drafts.values(), hosted.lm.draft(None, chosen)]:
                 if draft is not None and draft.model is not None:
-                    measure_now(draft.model)
+                    known_of(draft.model).complete(draft.model)
             self._try(hosted, self.method("greedy"))
             self._try(hosted, chosen)
 

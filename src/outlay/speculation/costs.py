@@ -146,15 +146,6 @@ def timed(worker: ModelWorker, tree: Tree, width: int) -> float:
     return seconds
 
 
-@torch.inference_mode()
-def measure(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
-    """Measures the passes of a model, all at once."""
-    measurement = Measurement(model, widths)
-    while not measurement.done:
-        measurement.step()
-    return measurement.costs()
-
-
 def estimate(model: Model, widths: Sequence[int] = WIDTHS) -> PassCosts:
     """Returns what the passes of a model may cost, before they are measured: the roofline of a small machine. Only the
     ratios count, since `auto` follows how much slower passes are at the moment.
@@ -191,6 +182,14 @@ class Known:
             self.found, self.begun, self.settled = [*self.found, measurement.costs()], [], True
         _write(self.path, self)
 
+    def complete(self, model: Model) -> PassCosts:
+        """Measures the costs of the model's passes at once, where they still should be, and returns them."""
+        measurement = Measurement(model, begun=self.begun)
+        while not self.settled:
+            measurement.step()
+            self.add(measurement)
+        return self.costs
+
 
 class CostMeter(Worker):
     """Measures what the passes of a model cost while the engine has time to spare. It serves no requests."""
@@ -222,7 +221,7 @@ class CostMeter(Worker):
 def costs_of(model: Model) -> PassCosts:
     """Returns the costs of a model's passes with the threads in use: measured, as far as that was done, or estimated.
 
-    It takes no time; see `measure_beside` and `measure_now`.
+    It takes no time; see `measure_beside` and `Known.complete`.
     """
     return known_of(model).costs
 
@@ -232,17 +231,6 @@ def measure_beside(run: Run, model: Model) -> None:
     known = known_of(model)
     if not known.settled:
         run.service(("costs", known.path), lambda wake: CostMeter(model))
-
-
-@torch.inference_mode()
-def measure_now(model: Model) -> PassCosts:
-    """Measures the costs of a model's passes at once, where they still should be, and returns them."""
-    known = known_of(model)
-    measurement = Measurement(model, begun=known.begun)
-    while not known.settled:
-        measurement.step()
-        known.add(measurement)
-    return known.costs
 
 
 _KNOWN: dict[str, Known] = {}
