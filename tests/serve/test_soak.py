@@ -13,7 +13,7 @@ import psutil
 import pytest
 from serve.running import start
 from serve.test_leaving import Client
-from serve.test_load import WAYS, alone, wishes
+from serve.test_serve_load import WAYS, alone, wishes
 
 SECONDS = float(os.environ.get("OUTLAY_SOAK_SECONDS", 1200))
 NONSENSE = [
