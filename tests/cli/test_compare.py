@@ -318,7 +318,8 @@ class Drafted(Method):
 
 
 def test_a_method_whose_draft_is_missing_is_refused_before_anything_runs(compare, tiny, monkeypatch, tmp_path):
-    monkeypatch.setitem(catalog.methods(), "drafted", Drafted)
+    for known in (catalog.entries(), catalog.methods()):
+        monkeypatch.setitem(known, "drafted", Drafted)
     status, _, err = compare("--methods", "greedy,drafted")
     assert status == 2
     assert err == "outlay: drafted: drafted needs a draft model: add --draft M\n"

@@ -21,11 +21,13 @@ def other_checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("models") / "other", seed=1, letters=False, form="[TOOL_CALLS]")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def scripted_methods():
-    known = dict(catalog.methods())
+    """Methods that tests script, in the catalogue for the tests of a module and no longer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "methods", lambda: known | METHODS)
+        for known in (catalog.entries(), catalog.methods()):
+            for name, method in METHODS.items():
+                patch.setitem(known, name, method)
         yield
 
 
