@@ -125,7 +125,7 @@ def start(sources, *, drafts=None, log=None, **settings):
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     running = Running(service, server, thread, log, f"http://127.0.0.1:{listening.getsockname()[1]}", chosen)
-    assert until(lambda: service.desk.ready)
+    assert until(lambda: service.desk.ready and server.started)  # a server without warm-up is ready before it listens
     return running
 
 
