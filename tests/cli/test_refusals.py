@@ -59,7 +59,7 @@ USAGE = {
     "pull nothing": (["pull"], "MODEL is missing; see `outlay pull --help`"),
     "methods": (["methods", "bean"], "no method 'bean' (did you mean 'beam'?)"),
     "suite": (["bench", "sped"], "no suite 'sped' (did you mean 'speed'?)"),
-    "no suite": (["bench"], "say which suite to run: accuracy, docs, drafts, harness, speculation, speed"),
+    "no suite": (["bench"], "say which suite to run: accuracy, docs, drafts, harness, serve, speculation, speed"),
 }  # fmt: skip
 
 
@@ -133,11 +133,18 @@ def test_a_folder_that_is_not_a_model(refusal, tmp_path):
     assert "config.json" in line
 
 
-def test_an_architecture_that_does_not_run(refusal, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("mamba", "mamba remembers a text by more than attention's keys and values (recurrent"),
+        ("nonesuch", "'nonesuch' is not one that outlay runs natively (llama"),
+    ],
+)
+def test_an_architecture_that_does_not_run_is_refused_as_such_without_weights_too(refusal, tmp_path, family, expected):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{family}"}}')
     status, line = refusal("run", "Hi", "--model", tmp_path)
     assert status == 2
-    assert "'mamba' is not one that outlay runs: it runs llama" in line
+    assert expected in line
 
 
 @pytest.mark.parametrize("path", ["/nowhere/trace", "/"])

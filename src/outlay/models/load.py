@@ -93,10 +93,11 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
         store = Checkpoint(folder)
         decoder = _build_folder(config, store, format, device, progress)
     else:
-        from outlay.models.via_transformers.load import load_decoder
+        from outlay.models.via_transformers.load import load_decoder, network_class
 
+        kind = network_class(raw)  # a family that does not run is refused as such, whatever else the folder lacks
         store = Checkpoint(folder)
-        decoder = load_decoder(folder, raw, format, device, progress)
+        decoder = load_decoder(kind, folder, raw, format, device, progress)
         tokenizer = _folder_tokenizer(folder, decoder.config)
     canonical = json.dumps(raw, sort_keys=True).encode()
     return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format)

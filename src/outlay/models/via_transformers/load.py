@@ -20,23 +20,14 @@ from outlay.models.via_transformers.probe import examine, own_attention
 from outlay.models.via_transformers.weights import count_costs, pack_linears
 
 
-def load_decoder(
-    folder: Path, raw: dict[str, Any], format: str, device: torch.device, progress: Progress | None = None
-) -> TransformersDecoder:
-    """Loads a network.
-
-    Args:
-        folder: the model's folder.
-        raw: its `config.json`.
-        format: how the weights of linear layers are held: one of `linear.FORMATS`.
-        device: where the network runs.
-        progress: told of layers.
+def network_class(raw: dict[str, Any]) -> Any:
+    """Returns the class of `transformers` for the network that a `config.json` describes.
 
     Raises:
-        UsageError: if `transformers` is not installed or does not know the family, if attention is not the network's
-            only memory, or if weights are missing.
+        UsageError: if `transformers` is not installed or does not know the family, or if attention is not the network's
+            only memory.
     """
-    family = raw.get("model_type") or ", ".join(raw.get("architectures") or ()) or "none named"
+    family = _family(raw)
     refuse_other_memory(raw)
     try:
         import transformers
@@ -45,23 +36,6 @@ def load_decoder(
             f"architecture {family!r} is not one that outlay runs natively ({', '.join(FAMILIES)}); it may run through "
             "transformers: pip install 'outlay[transformers]'"
         ) from None
-    attention.register()
-    kind = _network_class(transformers, raw, family)
-    if kind._is_stateful:
-        raise other_memory(family, "recurrent or convolutional states")
-
-    dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
-    with _quiet(transformers):
-        network = _load(kind, folder, family)
-    network = network.eval().requires_grad_(False)
-    pack_linears(network, format, device, progress)
-    network = network.to(device=device, dtype=dtype)
-    options = network.config.get_text_config(decoder=True)
-    return examine(network, options, count_costs(network, options), dtype, device)
-
-
-def _network_class(transformers: Any, raw: dict[str, Any], family: str) -> Any:
-    """Returns the class of a family's causal language models."""
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if family not in mapping:
         raise UsageError(
@@ -69,7 +43,43 @@ def _network_class(transformers: Any, raw: dict[str, Any], family: str) -> Any:
             f"transformers {transformers.__version__} knows no causal language model of that name"
         )
     names = mapping[family]
-    return getattr(transformers, names if isinstance(names, str) else names[0])
+    kind = getattr(transformers, names if isinstance(names, str) else names[0])
+    if kind._is_stateful:
+        raise other_memory(family, "recurrent or convolutional states")
+    return kind
+
+
+def _family(raw: dict[str, Any]) -> str:
+    return raw.get("model_type") or ", ".join(raw.get("architectures") or ()) or "none named"
+
+
+def load_decoder(
+    kind: Any, folder: Path, raw: dict[str, Any], format: str, device: torch.device, progress: Progress | None = None
+) -> TransformersDecoder:
+    """Loads a network.
+
+    Args:
+        kind: its class, from `network_class`.
+        folder: the model's folder.
+        raw: its `config.json`.
+        format: how the weights of linear layers are held: one of `linear.FORMATS`.
+        device: where the network runs.
+        progress: told of layers.
+
+    Raises:
+        UsageError: if weights are missing, or if attention can't be given ours.
+    """
+    import transformers
+
+    attention.register()
+    dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
+    with _quiet(transformers):
+        network = _load(kind, folder, _family(raw))
+    network = network.eval().requires_grad_(False)
+    pack_linears(network, format, device, progress)
+    network = network.to(device=device, dtype=dtype)
+    options = network.config.get_text_config(decoder=True)
+    return examine(network, options, count_costs(network, options), dtype, device)
 
 
 def _load(kind: Any, folder: Path, family: str) -> Any:
