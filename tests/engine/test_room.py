@@ -151,7 +151,8 @@ def test_mixed_requests_from_many_threads_write_what_they_write_alone(count, lon
         prompt, options, cancelled, _ = requests[number]
         expected = alone.generate(prompt, **options)
         if cancelled and result.finish_reason == "cancelled":
-            assert expected.text.startswith(result.text) or options["method"].startswith(("beam", "best_of"))
+            begun = expected.tokens[: len(result.tokens)]  # of the tokens, for the text may end within a character
+            assert begun == result.tokens or options["method"].startswith(("beam", "best_of"))
         else:
             assert (result.tokens, result.text) == (expected.tokens, expected.text)
     assert nothing_left(lm)

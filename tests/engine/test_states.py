@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from outlay import LM, About, Method
-from outlay.engine.engine import Engine
 from outlay.engine import worker
+from outlay.engine.engine import Engine
 from outlay.engine.passes import FusedPass, LayeredPass
 from outlay.models.draft_head import untrained_draft_head
 from outlay.testing import tiny_lm, tiny_model
