@@ -15,7 +15,8 @@ LAYERS = [  # each may import those before it
     {"models"},
     {"tree"},
     {"engine"},
-    {"speculation"},
+    {"speculation", "rewards"},
+    {"search"},
     {"decode", "vision"},
     {"drafts", "catalog", "lm", "score", "testing"},
     {"train"},
@@ -55,7 +56,7 @@ def part_of(module, name):
 def method_of(path):
     """The method that a file of `decode/` belongs to: the file itself, or its folder."""
     parts = path.with_suffix("").parts
-    return "/".join(parts[:3]) if parts[1:2] == ("draft",) else "/".join(parts[:2])
+    return "/".join(parts[:3]) if parts[1:2] in (("draft",), ("search",)) else "/".join(parts[:2])
 
 
 METHODS = {path: tree for path, tree in MODULES.items() if path.parts[0] == "decode" and path.name != "__init__.py"} | {
@@ -88,11 +89,14 @@ def test_no_method_imports_another():
     assert not wrong
 
 
+FOR_OTHERS = {"resampling"}  # of the kit: what methods of other families, and other packages, resample by as well
+
+
 def kit_names():
     """The kit's public names, each with the names of the kit that its definition uses."""
     defined = {}
     for path, tree in MODULES.items():
-        if path.parts[0] == "speculation":
+        if path.parts[0] in ("speculation", "search") and path.stem not in FOR_OTHERS:
             for node in tree.body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef):
                     defined[node.name] = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {

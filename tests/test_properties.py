@@ -12,7 +12,9 @@ from outlay import catalog
 from outlay.decode.draft.ppd.prompt_tokens import KIND
 from outlay.models import fitted
 from outlay.models.draft_head import untrained_draft_head
-from outlay.testing import MethodProperties, tiny_model
+from outlay.rewards.functions import FunctionScorer
+from outlay.rewards.model import RewardModel
+from outlay.testing import MethodProperties, tiny_model, tiny_reward_model
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95}
 
@@ -24,15 +26,26 @@ class Case:
     method: str
     draft: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    scorer: str | None = None
 
     def __str__(self) -> str:
-        return "-".join([self.method, *([self.draft] if self.draft else []), *(["sampled"] if self.options else [])])
+        given = [each for each in (self.draft, self.scorer) if each]
+        return "-".join([self.method, *given, *(["sampled"] if self.options else [])])
 
 
 # A method that is not here runs with its defaults.
 CASES = [
     Case("sample", options=SAMPLED),
     Case("best_of", options=SAMPLED),
+    Case("best_of:by=score", None, SAMPLED, "self"),
+    Case("best_of:by=score", None, SAMPLED, "letters"),
+    Case("astar:k=3,step_tokens=4", None, SAMPLED, "letters"),
+    Case("astar:k=2,step_tokens=4,parallel=2,reopen=0,beam_cap=8,n_solutions=2", None, SAMPLED, "model"),
+    Case("particles:n=4,step_tokens=4", None, SAMPLED, "letters"),
+    Case("particles:n=4,step_tokens=4,potential=ratio,resample=systematic,ess=0.5,sweeps=2", None, SAMPLED, "self"),
+    Case("particles:n=3,step_tokens=4,absorbing=true,entropic=0.5,select=sample", None, SAMPLED, "model"),
+    Case("step_beam:n=4,width=2,step_tokens=4", None, SAMPLED, "letters"),
+    Case("step_beam:n=4,width=2,step_tokens=4,dvts=true", None, SAMPLED, "model"),
     Case("speculative", "model"),
     Case("speculative", "head", SAMPLED),
     Case("speculative", "lookup", SAMPLED),
@@ -71,6 +84,15 @@ def _each_case(request, prompts):
     TestEveryMethod.method = case.method.format(prompts=prompts)
     TestEveryMethod.options = case.options
     TestEveryMethod.draft = drafts[case.draft]() if case.draft in drafts else case.draft
+    TestEveryMethod.scorer = SCORERS.get(case.scorer, case.scorer)
+
+
+def letters(prompt, texts):
+    """Rewards of no use, which no property minds."""
+    return [(sum(text.encode()) % 97) / 97 for text in texts]
+
+
+SCORERS = {"letters": FunctionScorer(letters), "model": RewardModel(tiny_reward_model())}
 
 
 class TestEveryMethod(MethodProperties):

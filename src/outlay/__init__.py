@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from outlay.budget import Budget as Budget
     from outlay.budget import Ledger as Ledger
     from outlay.decode.beam import Beam as Beam
-    from outlay.decode.best_of import BestOf as BestOf
     from outlay.decode.draft.aded import ADED as ADED
     from outlay.decode.draft.auto import Auto as Auto
     from outlay.decode.draft.lookup import Lookup as Lookup
@@ -23,6 +22,10 @@ if TYPE_CHECKING:
     from outlay.decode.draft.traversal import Traversal as Traversal
     from outlay.decode.greedy import Greedy as Greedy
     from outlay.decode.sample import Sample as Sample
+    from outlay.decode.search.astar import AStar as AStar
+    from outlay.decode.search.best_of import BestOf as BestOf
+    from outlay.decode.search.particles import Particles as Particles
+    from outlay.decode.search.step_beam import StepBeam as StepBeam
     from outlay.engine.functions import FunctionWorker as FunctionWorker
     from outlay.engine.functions import ProcessWorker as ProcessWorker
     from outlay.engine.functions import ThreadWorker as ThreadWorker
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from outlay.errors import UsageError as UsageError
     from outlay.lm import LM as LM
     from outlay.lm import load as load
+    from outlay.rewards.scorer import Judge as Judge
+    from outlay.rewards.scorer import Scorer as Scorer
 
 __version__ = "0.1.0"
 
@@ -51,7 +56,10 @@ _HOMES = {
     "Budget": "outlay.budget",
     "Ledger": "outlay.budget",
     "Beam": "outlay.decode.beam",
-    "BestOf": "outlay.decode.best_of",
+    "AStar": "outlay.decode.search.astar",
+    "BestOf": "outlay.decode.search.best_of",
+    "Particles": "outlay.decode.search.particles",
+    "StepBeam": "outlay.decode.search.step_beam",
     "ADED": "outlay.decode.draft.aded",
     "Auto": "outlay.decode.draft.auto",
     "Lookup": "outlay.decode.draft.lookup",
@@ -85,6 +93,8 @@ _HOMES = {
     "UsageError": "outlay.errors",
     "LM": "outlay.lm",
     "load": "outlay.lm",
+    "Judge": "outlay.rewards.scorer",
+    "Scorer": "outlay.rewards.scorer",
 }
 
 __all__ = sorted(_HOMES)

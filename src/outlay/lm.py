@@ -25,6 +25,7 @@ from outlay.errors import OutlayError, OutlayWarning, UsageError, nearest
 from outlay.models.chat import Tools
 from outlay.models.content import content_of
 from outlay.models.load import Model, load_model
+from outlay.rewards import resolve as scorers
 from outlay.tree.cache import KV_DTYPES
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
@@ -67,6 +68,7 @@ class LM:
         self.model, self.engine = model, engine
         self._drafts: dict[str, DraftSource | None] = {}
         self._models: dict[str, Model] = {}
+        self._scorers: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -167,6 +169,7 @@ class LM:
         tools: Tools | None = None,
         template: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        question: str = "",
         trace: Callable[[dict[str, Any]], None] | None = None,
     ) -> Handle:
         """Starts a run and returns its handle at once; see `generate` for the arguments."""
@@ -197,8 +200,8 @@ class LM:
             template=template,
             continue_final_message=continue_final_message,
         )
-        given = self.draft(draft, chosen), scorer, constraint, self._named_models(chosen)
-        submission = Submission(self.model, tokens, options, *given)
+        given = self.draft(draft, chosen), self.scorer(scorer), constraint, self._named_models(chosen)
+        submission = Submission(self.model, tokens, options, *given, question=question or _question(prompt))
         return self.engine.submit(chosen, submission, trace=trace)
 
     def submit_choices(
@@ -233,9 +236,10 @@ class LM:
             raise UsageError("trace follows one run; give submit_choices a function for each of n in traces")
         encoding = {name: options.pop(name) for name in ENCODING if name in options}
         tokens = self.encode(prompt, **encoding)
+        asked = {"question": _question(prompt)}
         tracing: list[dict[str, Any]] = [{"trace": trace} for trace in traces] or [{}] * n
         return self._submit_together(
-            [{"prompt": tokens, "seed": seed + place, **options, **tracing[place]} for place in range(n)]
+            [{"prompt": tokens, "seed": seed + place, **asked, **options, **tracing[place]} for place in range(n)]
         )
 
     def generate(self, prompt: Prompt, *, n: int = 1, **options: Any) -> Result:
@@ -250,7 +254,8 @@ class LM:
         of which is its text; a budget holds for each, and the ledger is that of all. `stop`: strings that end the text,
         which is cut before them. `ignore_eos` goes on past end tokens. `logprobs`: how many of the most probable tokens
         to report for each token. `chat`, `special_tokens`, `tools`, `template` and `continue_final_message` say how the
-        prompt is read (`encode`). `trace` is called with each event of the run.
+        prompt is read (`encode`). `question` is what a scorer is told that the prompt asks, the last message of a user
+        by default. `trace` is called with each event of the run.
 
         Raises `UsageError` for an argument that can't be used and `FailureError` where the run fails.
         """
@@ -272,8 +277,8 @@ class LM:
         asked: list[list[Handle]] = []
         with self.engine.together():
             try:
-                for tokens in encoded:
-                    asked.append(self.submit_choices(tokens, n, **options))
+                for tokens, prompt in zip(encoded, prompts, strict=True):
+                    asked.append(self.submit_choices(tokens, n, **({"question": _question(prompt)} | options)))
             except OutlayError:
                 for handle in itertools.chain(*asked):
                     handle.cancel()
@@ -336,6 +341,16 @@ class LM:
             refuse_other_tokens(draft, self.model)
             return model_draft(draft)
         return draft
+
+    def scorer(self, scorer: Any) -> Any:
+        """Returns what `scorer` means, loaded once (`outlay.rewards.resolve`)."""
+        if scorer is None:
+            return None
+        if not isinstance(scorer, str):
+            return scorers.resolve(scorer, self.model)
+        if scorer not in self._scorers:
+            self._scorers[scorer] = scorers.resolve(scorer, self.model)
+        return self._scorers[scorer]
 
     def _named_models(self, method: Method) -> dict[str, Model]:
         """Returns the models that a method's options name, by option, each loaded once; none for an option of None."""
@@ -403,6 +418,17 @@ def load(
             kv_dtype=KV_DTYPES.get(kv_dtype),
         )
     return LM(model, engine)
+
+
+def _question(prompt: Prompt) -> str:
+    """Returns what a prompt asks, as text: the last message of a user; "" for token ids."""
+    if isinstance(prompt, str):
+        return prompt
+    said = [part for part in prompt if isinstance(part, Mapping) and part.get("role") == "user"]
+    content = said[-1].get("content") if said else ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content or () if isinstance(part, Mapping))
 
 
 DEFAULT_MODEL = "smollm2-135m"

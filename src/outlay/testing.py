@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import tokenizers
@@ -33,6 +34,7 @@ from outlay.models.embedding import Embedding
 from outlay.models.linear import pack
 from outlay.models.load import Model
 from outlay.models.quantized import QuantizedWeight
+from outlay.models.reward_head import RewardHead
 from outlay.models.tokenizer import Tokenizer
 
 BOOKED = (
@@ -106,6 +108,16 @@ def tiny_model(
         device=torch.device(device), interleaved=False, transposed=False, plus_one=False,
     )  # fmt: skip
     return Model(f"tiny-{seed}", builder.build(), _byte_tokenizer(), f"tiny-{seed}-{layers}-{context}", dtype)
+
+
+def tiny_reward_model(seed: int = 7, *, context: int = 512) -> Model:
+    """Returns `tiny_model` with a random head of one output in place of its LM head: a reward model of whole texts."""
+    model = tiny_model(seed, context=context)
+    old = model.decoder
+    weight = torch.randn(1, old.config.hidden_size, generator=torch.Generator().manual_seed(seed))
+    decoder = Decoder(old.config, old.layers, old.embed, pack(weight, "float32"), final_norm=old.final_norm)
+    head = RewardHead(("score",), 1)
+    return replace(model, name=f"tiny-reward-{seed}", decoder=decoder, fingerprint=f"reward-{seed}", head=head)
 
 
 def markov_model(transitions: Tensor, name: str = "markov") -> Model:

@@ -334,7 +334,7 @@ class RunLoop:
             if older:
                 self._put_back(live)
                 return
-            live.run.close("length")  # it has the whole cache
+            live.run.close("budget" if live.run.has_offer else "length")  # it has the whole cache
         except Exception as failure:  # whatever a method raises belongs to its caller, and must not stop the others
             self._end(live, failure)
             return

@@ -89,6 +89,11 @@ class Run:
         """What the method found out and no ledger can add up, by name: it goes into `Result.facts`."""
         return self._session.facts
 
+    @property
+    def has_offer(self) -> bool:
+        """Whether the method has offered a text to end with."""
+        return False
+
     def left(self, entry: str) -> float:
         """Returns what the budget leaves of a ledger entry; infinity where it has no cap."""
         return self._session.account.left(entry)

@@ -43,7 +43,8 @@ class Submission:
     """A prompt with its options, checked against the model.
 
     `scorer` and `constraint` are what the caller gives to methods that take one. `models` holds those that the method's
-    options name, by option.
+    options name, by option. `question` is what the user asks, as text, for scorers that have tokens of their own; the
+    prompt's text where it is left out.
 
     Raises:
         UsageError: For a prompt that is empty, too long for the model's context, or not of its vocabulary.
@@ -56,8 +57,13 @@ class Submission:
     scorer: Any = None
     constraint: Any = None
     models: Mapping[str, Model] = field(default_factory=dict)
+    question: str = ""
 
     def __post_init__(self) -> None:
+        if self.model.head is not None:
+            raise UsageError(
+                f"{self.model.name} is a reward model, which rates texts and writes none; give it as a scorer"
+            )
         if not self.prompt:
             raise UsageError("the prompt is empty; give it at least one token")
         if len(self.prompt) >= self.context:
@@ -74,6 +80,11 @@ class Submission:
     def context(self) -> int:
         """The length of the model's context, in tokens."""
         return self.model.decoder.config.max_positions
+
+    @property
+    def asked(self) -> str:
+        """What the user asks, as text."""
+        return self.question or self.model.tokenizer.decode(self.prompt)
 
     @property
     def greedy(self) -> bool:

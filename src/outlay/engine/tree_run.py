@@ -111,6 +111,10 @@ class TreeRun(Run):
         """Says which node is the best end so far: what the run commits if it has to end before the method decides."""
         self._offer = node
 
+    @property
+    def has_offer(self) -> bool:
+        return self._offer is not None
+
     def mark(self, node: Node, **marks: float | str) -> None:
         """Writes what a method thinks of a node of its tree, such as `score`, `visits` or `round`, into the trace."""
         if self._session.trace is not None:
@@ -129,6 +133,7 @@ class TreeRun(Run):
     def close(self, reason: str, cap: str = "") -> None:
         if self.finish_reason is None and self._offer is not None:
             self.accept(self._offer)
+            self._session.finish_reason = reason  # the search was cut, though its text may be whole
         self._raw_logits.clear()
         super().close(reason, cap)
 

@@ -54,6 +54,7 @@ class Builder:
         interleaved: bool,
         transposed: bool,
         plus_one: bool,
+        head: str | None = None,
     ) -> None:
         """Says what to build.
 
@@ -67,10 +68,12 @@ class Builder:
             interleaved: whether the file has the rotated pairs of a head's dimensions side by side.
             transposed: whether the file has layers as [in, out].
             plus_one: whether RMS norms multiply by weight + 1.
+            head: the layer that stands in place of the LM head, by its name in the store: a reward model's.
         """
         self.config, self.store, self.names, self.device = config, store, names, device
         self.format, self.float_format = format, float_format
         self.interleaved, self.transposed, self.plus_one = interleaved, transposed, plus_one
+        self.head = head
         self.dtype = torch.float32 if device.type == "cpu" else FLOATS.get(format, torch.bfloat16)
 
     def build(self, progress: Progress | None = None) -> Decoder:
@@ -251,10 +254,23 @@ class Builder:
         """Returns input embeddings and LM head, which may share one matrix. An integer format holds both as int8."""
         config = self.config
         table = self._vocabulary("embed")
-        weight = table if config.tied_lm_head else self._vocabulary("lm_head")
         embed = Embedding(table.to(self.device), self.dtype, config.embedding_scale)
+        if self.head is not None:
+            return embed, self._reward_head(self.head)
+        weight = table if config.tied_lm_head else self._vocabulary("lm_head")
         form = self._format_of(weight) if self.format == "own" else "int8" if self.format == "int4" else self.format
         return embed, pack(weight, form, device=self.device, exact_output=True)
+
+    def _reward_head(self, name: str) -> Linear:
+        """Packs the layer of a reward head, in float32, since a few numbers rest on it."""
+        weight, bias = self.store.floats(f"{name}.weight"), None
+        if weight.shape[1] != self.config.hidden_size:
+            raise UsageError(
+                f"tensor {name}.weight has shape {list(weight.shape)}; expected {self.config.hidden_size} columns"
+            )
+        if self.store.shape(f"{name}.bias") is not None:
+            bias = self.store.floats(f"{name}.bias").float()
+        return pack(weight.float(), "float32", bias, device=self.device, exact_output=True)
 
     def _vocabulary(self, part: str) -> Tensor | QuantizedWeight:
         config = self.config

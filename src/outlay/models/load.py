@@ -19,6 +19,7 @@ from outlay.models.checkpoint import Checkpoint, read_json, sampled
 from outlay.models.config import FAMILIES, DecoderConfig, decoder_config, token_ids
 from outlay.models.decoder import Decoder
 from outlay.models.linear import FORMATS, fast_bfloat16, native_kernels
+from outlay.models.reward_head import RewardHead, find_head
 from outlay.models.tokenizer import Tokenizer, load_tokenizer_json
 
 DTYPES = ("auto", *FORMATS)
@@ -45,6 +46,8 @@ class Model:
     """How the weights are held: one of `linear.FORMATS`, or several joined by "+"."""
     vocabulary: torch.Tensor | None = None
     """The tokens that a draft head can write, int64 [decoder.config.vocab_size]. None: all of the tokenizer's."""
+    head: RewardHead | None = None
+    """A reward model's head, whose first layer stands in place of the LM head. None: a language model."""
 
 
 def load_model(
@@ -87,11 +90,15 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
     _refuse_quantized(raw)
     format = _best_float(device) if dtype == "auto" else dtype
     decoder: Decoder
+    head: RewardHead | None = None
     if raw.get("model_type") in FAMILIES:
         config = decoder_config(raw, long)
         tokenizer = _folder_tokenizer(folder, config)
         store = Checkpoint(folder)
-        decoder = _build_folder(config, store, format, device, progress)
+        head = find_head(store.shape, store.floats, device)
+        if head is not None:
+            config = replace(config, logit_softcap=None)
+        decoder = _build_folder(config, store, format, device, progress, head)
     else:
         from outlay.models.via_transformers.load import load_decoder, network_class
 
@@ -100,7 +107,7 @@ def _load_folder(folder: Path, dtype: str, device: torch.device, progress: Progr
         decoder = load_decoder(kind, folder, raw, format, device, progress)
         tokenizer = _folder_tokenizer(folder, decoder.config)
     canonical = json.dumps(raw, sort_keys=True).encode()
-    return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format)
+    return Model(folder.name, decoder, tokenizer, _fingerprint(canonical, store.identity()), format, head=head)
 
 
 def family_of(path: Path) -> str:
@@ -123,7 +130,12 @@ def family_of(path: Path) -> str:
 
 
 def _build_folder(
-    config: DecoderConfig, store: Checkpoint, format: str, device: torch.device, progress: Progress | None
+    config: DecoderConfig,
+    store: Checkpoint,
+    format: str,
+    device: torch.device,
+    progress: Progress | None,
+    head: RewardHead | None,
 ) -> Decoder:
     builder = Builder(
         config,
@@ -135,6 +147,7 @@ def _build_folder(
         interleaved=False,
         transposed=config.architecture == "gpt2",
         plus_one=config.norm_plus_one,
+        head=None if head is None else head.layers[0],
     )
     return builder.build(progress)
 

@@ -1,0 +1,96 @@
+"""Beam search over steps with a scorer, and diverse verifier tree search (Beeching et al. 2024, HuggingFace).
+
+Beam search: of n steps drawn after the n / width best beginnings, the n / width with the highest rewards go on. DVTS
+runs n / width beginnings apart from each other, each of which goes on with the best of its own `width` steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from outlay.engine.method import About, Method, Work
+from outlay.engine.submission import Submission
+from outlay.engine.tree_run import TreeRun
+from outlay.errors import UsageError
+from outlay.search.steps import Leaf, Steps, check_scores, check_steps, unescaped
+
+Rated = tuple[float, Leaf]
+
+
+@dataclass(frozen=True)
+class StepBeam(Method):
+    """Of n steps drawn after each round, those with the highest rewards go on."""
+
+    n: int = 16
+    """Steps that are drawn and rated a round."""
+    width: int = 4
+    """Steps that are drawn after each beginning; n / width beginnings go on."""
+    dvts: bool = False
+    """Whether each beginning is kept apart and goes on with its own best step."""
+    step: str = "\\n\\n"
+    """What ends a step; empty: only `step_tokens` do."""
+    step_tokens: int = 1024
+    """Tokens of a step at most."""
+    max_steps: int = 40
+    """Steps of a text at most."""
+
+    about: ClassVar[About] = About(
+        name="step_beam",
+        summary="the best n / width of n drawn steps go on, by their rewards",
+        paper="",
+        family="search",
+        spends="n positions a pass and n scores a step",
+        saves="samples, against best of n at the same accuracy",
+        needs=("scorer",),
+        exact=False,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("n", "width", "step_tokens", "max_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"step_beam needs {name} of 1 or more, not {getattr(self, name)}")
+        if self.n % self.width:
+            raise UsageError(f"n of step_beam must be a multiple of its width {self.width}, not {self.n}")
+
+    def check(self, submission: Submission) -> None:
+        check_steps(submission, "step_beam", unescaped(self.step), drawn=self.n > 1)
+        check_scores(submission, "step_beam", self.n)
+
+    def decode(self, run: TreeRun) -> Work:
+        mark = unescaped(self.step)
+        judge = run.submission.scorer.begin(run, mark)
+        steps = Steps(run, mark=mark, step_tokens=self.step_tokens, max_steps=self.max_steps, judge=judge)
+        finished: list[Rated] = []
+        families = [steps.branch(steps.root, self.width) for _ in range(self.n // self.width)]
+        while families:
+            drawn = [leaf for family in families for leaf in family]
+            yield from steps.grow(drawn)
+            rewards = yield from judge.rewards([leaf.tip for leaf in drawn])
+            run.count(rounds=1)
+            for leaf, reward in zip(drawn, rewards, strict=True):
+                run.mark(leaf.tip, score=reward, round=run.ledger.rounds)
+            going_on = self._best(families, list(zip(rewards, drawn, strict=True)))
+            finished += [rated for rated in going_on if rated[1].ended]
+            run.offer(best(finished or going_on).tip)
+            families = [steps.branch(leaf, self.width) for _, leaf in going_on if not leaf.ended]
+            kept = {id(leaf) for _, leaf in finished}
+            for leaf in drawn:
+                if id(leaf) not in kept:
+                    leaf.release()
+        run.accept(best(finished).tip)
+
+    def _best(self, families: Sequence[Sequence[Leaf]], rated: Sequence[Rated]) -> list[Rated]:
+        """Returns the beginnings that go on: the best of each family, or as many of all of them together."""
+        if not self.dvts:
+            return sorted(rated, key=lambda each: -each[0])[: len(families)]
+        best_of_each = []
+        for place in range(0, len(rated), self.width):
+            best_of_each.append(max(rated[place : place + self.width], key=lambda each: each[0]))
+        return best_of_each
+
+
+def best(rated: Sequence[Rated]) -> Leaf:
+    """Returns the text with the highest reward, the first among equals."""
+    return max(rated, key=lambda each: each[0])[1]

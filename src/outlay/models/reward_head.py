@@ -1,0 +1,60 @@
+"""What a reward model has in place of an LM head: linear layers that make numbers of a hidden state.
+
+The first layer runs where another model's LM head does, so a pass gives its outputs as "logits"; the rest is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LAYERS = (("score.0", "score.2"), ("v_head.summary",), ("score",))
+"""The layers of each head that we know, by their names in a checkpoint: two layers with a ReLU between them (Qwen's
+reward models), a value head, and the head of `transformers` for sequence classification."""
+
+
+@dataclass(frozen=True, eq=False)
+class RewardHead:
+    """A head of one layer or two.
+
+    Args:
+        layers: The layers' names in the checkpoint.
+        outputs: How many numbers it gives.
+        weight: The second layer's weight, float32 [outputs, hidden_size]; None if there is only one layer.
+        bias: The second layer's bias, float32 [outputs].
+    """
+
+    layers: tuple[str, ...]
+    outputs: int
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, first: Tensor) -> Tensor:
+        """Returns the head's outputs, float32 [n, outputs], from those of its first layer, [n, width]."""
+        if self.weight is None:
+            return first
+        return torch.nn.functional.linear(first.float().relu(), self.weight, self.bias)
+
+
+def find_head(
+    shape: Callable[[str], tuple[int, ...] | None], floats: Callable[[str], Tensor], device: torch.device
+) -> RewardHead | None:
+    """Returns the head that a checkpoint has; None for a language model.
+
+    Args:
+        shape: Returns the shape of a tensor, None if the checkpoint lacks it.
+        floats: Returns a tensor.
+        device: Where the model runs.
+    """
+    for layers in LAYERS:
+        found = shape(f"{layers[-1]}.weight")
+        if found is None or shape(f"{layers[0]}.weight") is None:
+            continue
+        if len(layers) == 1:
+            return RewardHead(layers, found[0])
+        weight, bias = (floats(f"{layers[1]}.{kind}").to(device, torch.float32) for kind in ("weight", "bias"))
+        return RewardHead(layers, found[0], weight, bias)
+    return None

@@ -1,0 +1,129 @@
+"""Reward models as scorers: each run has a tree of its own at the model, in which every prefix is read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outlay.engine.request import Request
+from outlay.engine.seat import Seat
+from outlay.engine.tree_run import TreeRun
+from outlay.models.load import Model
+from outlay.rewards.forms import Form, form_of
+from outlay.rewards.scorer import Judge, Scorer, TextJudge, check_reduce, count_scores, reduced
+from outlay.tree.token_tree import Node
+
+MOST = 700.0  # the largest exponent whose power is a float
+
+
+@dataclass(frozen=True, eq=False)
+class RewardModel(Scorer):
+    """A reward model, of any form in `rewards.forms`. Between its tokens and the target's, text crosses as text."""
+
+    model: Model
+    """The model."""
+    form: str | None = None
+    """Its form; None: what the model tells by its head or its name."""
+    reduce: str = "last"
+    """How the rewards of a text's steps become one: last, min or prod."""
+
+    def __post_init__(self) -> None:
+        check_reduce(self.reduce)
+        form_of(self.model, self.form)
+
+    def begin(self, run: TreeRun, step: str = "") -> Judge:
+        return _ModelJudge(run, self.model, form_of(self.model, self.form), self.reduce, step)
+
+
+class _ModelJudge(TextJudge):
+    def __init__(self, run: TreeRun, model: Model, form: Form, reduce: str, step: str) -> None:
+        super().__init__(run)
+        self._model, self._form, self._reduce, self._step = model, form, reduce, step
+        self._words = form.words(model.tokenizer) if form.words is not None else None
+        self._tries: list[_Trie] = []
+        self._found: dict[Node, float] = {}  # rewards by the nodes at which they are read
+
+    def rate(self, texts: Sequence[str]) -> Generator[Request | list[Request], Any, Sequence[float]]:
+        prompt = self.run.submission.asked
+        placed = [self._form.place(self._model.tokenizer, prompt, self._steps(text)) for text in texts]
+        marks = [[self._node(tokens) for tokens in places] for places in placed]
+        fresh = [node for node in dict.fromkeys(node for row in marks for node in row) if node not in self._found]
+        yield count_scores(self.run, len(texts))
+        yield from self._ask(fresh)
+        return [reduced([self._found[node] for node in row], self._reduce) for row in marks]
+
+    def _steps(self, text: str) -> list[str]:
+        """Returns the steps of a text, without the marks between them; the text is one step where there are none."""
+        if self._form.outcome or not self._step:
+            return [text.strip()]
+        return [step.strip() for step in text.split(self._step) if step.strip()] or [text.strip()]
+
+    def _node(self, tokens: list[int]) -> Node:
+        """Returns the node at the end of `tokens`, grown where it isn't there yet."""
+        trie = next((trie for trie in self._tries if tokens[: len(trie.begin)] == trie.begin), None)
+        if trie is None:
+            trie = _Trie(self.run.seat(self._model, tokens[: self._shared(tokens)], "score"), tokens)
+            self._tries.append(trie)
+        return trie.grow(tokens)
+
+    def _shared(self, tokens: list[int]) -> int:
+        """Returns how many of the first tokens any other text would share, as two texts that differ at once tell."""
+        tokenizer, prompt = self._model.tokenizer, self.run.submission.asked
+        probes = [self._form.place(tokenizer, prompt, [probe])[0] for probe in ("a", "1")]
+        same = 0
+        for place in zip(tokens, *probes, strict=False):
+            if len(set(place)) > 1:
+                break
+            same += 1
+        return max(1, same)
+
+    def _ask(self, nodes: Sequence[Node]) -> Generator[Request | list[Request], Any, None]:
+        """Asks for the rewards at `nodes`, in one pass of each tree."""
+        by_trie = [(trie, [node for node in nodes if node in trie.nodes]) for trie in self._tries]
+        for trie, own in by_trie:
+            if not own:
+                continue
+            if self._words is not None:
+                right, wrong = self._words
+                rows = yield trie.seat.logprobs_of(own, [(right, wrong)] * len(own))
+                for node, row in zip(own, rows, strict=True):
+                    self._found[node] = _share(row.logprobs[right], row.logprobs[wrong])
+            else:
+                first = yield trie.seat.forward(own)
+                assert self._model.head is not None
+                assert self._form.of_outputs is not None
+                rewards = self._form.of_outputs(self._model.head(first)).tolist()
+                self._found.update(zip(own, rewards, strict=True))
+
+
+class _Trie:
+    """The texts at one seat, as far as they begin alike."""
+
+    def __init__(self, seat: Seat, tokens: list[int]) -> None:
+        tip = seat.tree.tip
+        assert tip is not None, "a seat's tree holds what it was planted with"
+        self.seat, self.begin = seat, tokens[: tip.position + 1]
+        self.nodes: set[Node] = {tip}
+        self._below: dict[tuple[Node, int], Node] = {}
+        self._tip = tip
+
+    def grow(self, tokens: list[int]) -> Node:
+        """Returns the node of a text that begins with `begin`."""
+        node, at = self._tip, len(self.begin)
+        while at < len(tokens) and (below := self._below.get((node, tokens[at]))) is not None:
+            node, at = below, at + 1
+        rest = tokens[at:]
+        if not rest:
+            return node
+        grown = self.seat.tree.extend([node, *range(len(rest) - 1)], rest, "scored")
+        for above, below in zip([node, *grown[:-1]], grown, strict=True):
+            self._below[above, below.token] = below
+        self.nodes.update(grown)
+        return grown[-1]
+
+
+def _share(right: float, wrong: float) -> float:
+    """Returns the probability of one of two tokens, given that it is one of them."""
+    return 1 / (1 + math.exp(min(MOST, wrong - right)))
