@@ -34,8 +34,8 @@ metrics: exact regex number (need "answer"), tests (needs "tests"; runs the prog
 
 A comparison that was stopped goes on where it was when the same command is typed again.
 """
-PASSED_ON = ("metric", "reference", "draft", "dtype", "device", "threads", "batch", "max_tokens", "temperature",
-             "top_k", "top_p", "min_p", "raw", "trace")  # fmt: skip
+PASSED_ON = ("metric", "reference", "draft", "scorer", "dtype", "device", "threads", "batch", "max_tokens",
+             "temperature", "top_k", "top_p", "min_p", "raw", "trace")  # fmt: skip
 DECLARED = ("methods", "prompts", "seeds", "repeat", "budget", "model", "stop", "skip_bad", "limit", *PASSED_ON)
 
 
@@ -75,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("model and text")
     how.add_argument("--model", metavar="M", help="an alias (see `outlay models`), a folder, a .gguf file or a hub id")
     how.add_argument("--draft", metavar="M", help="a small model, for the methods that draft")
+    how.add_argument("--scorer", metavar="S", help="what rates texts, for the methods that take a scorer: self, "
+                     "python:FILE or a reward model")  # fmt: skip
     how.add_argument("--dtype", type=one_of(DTYPES), metavar="D", help=" ".join(DTYPES))
     how.add_argument("--device", metavar="D", help="a device of torch (default: cpu)")
     how.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")

@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 KV_DTYPES = ("auto", "float32", "bfloat16", "int8")
 PASSED_ON = (
-    "draft", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "draft", "scorer", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "stop", "logprobs",
 )  # fmt: skip
 CHAT = ("tools", "template", "continue_final_message")  # options that only a chat has
@@ -71,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      "(default: auto, which writes what greedy or sample write, sooner)")  # fmt: skip
     how.add_argument("--draft", metavar="M", help="what drafts: another model, a file that `outlay train` wrote, or "
                      "head, lookup, table, ppd, self:int4, self:skip")  # fmt: skip
+    how.add_argument("--scorer", metavar="S", help="what rates texts: self, python:FILE with score(prompt, texts), or "
+                     "a reward model, with :form=NAME,reduce=last|min|prod if need be")  # fmt: skip
     how.add_argument("--budget", metavar="k=v,...", help="caps on the ledger, such as target_passes=64,seconds=2")
     how.add_argument("--dtype", type=one_of(DTYPES), default="auto", metavar="D", help=" ".join(DTYPES))
     how.add_argument("--kv-dtype", type=one_of(KV_DTYPES), default="auto", metavar="D",

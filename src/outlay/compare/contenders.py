@@ -41,11 +41,18 @@ class Contender:
         """Identifies its runs in a journal."""
         return self.name, self.budget
 
+    @property
+    def takes_scorer(self) -> bool:
+        """Whether the method asks the comparison's scorer."""
+        about, by = self.method.about, getattr(self.method, "by", "score")
+        return "scorer" in about.needs or ("scorer" in about.takes and by in ("score", "weighted"))
+
     def options(self, declaration: Declaration) -> dict[str, Any]:
         """Returns the arguments of `LM.submit`."""
         return {
             "method": self.method,
             "draft": declaration.draft,
+            "scorer": declaration.scorer if self.takes_scorer else None,
             "budget": Budget.parse(self.budget) if self.budget else None,
             "max_tokens": declaration.max_tokens,
             "stop": declaration.stop,

@@ -20,6 +20,8 @@ class Declaration:
     """The method that the others are measured against; None is the first."""
     metric: str | None = None
     draft: str | None = None
+    scorer: str | None = None
+    """What rates texts, for the methods that take a scorer."""
     dtype: str = "auto"
     device: str = "cpu"
     threads: int | None = None
