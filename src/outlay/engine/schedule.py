@@ -27,7 +27,7 @@ class Pieces:
     depend on the clock."""
     first: int = 64
     """Rows beside running text before anything is measured."""
-    least: int = 16
+    least: int = 8
     """Rows beside running text, at least, so that prompts get on where rows are dear."""
     gap: float = 2.5
     """What a pass beside running text may take, over one without prompts."""
