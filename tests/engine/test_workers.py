@@ -60,6 +60,15 @@ class Jobs(Method):
             run.commit(token)
 
 
+@dataclass(frozen=True)
+class JobAfterPass(Jobs):
+    """Writes a token, and then has the slow function called."""
+
+    def decode(self, run):
+        run.commit((yield from run.next_token(run.tip)))
+        yield from super().decode(run)
+
+
 @dataclass
 class Gate:
     """A slow function: it returns when it is opened."""
@@ -136,6 +145,11 @@ def test_a_slow_function_does_not_hold_the_others():
     gate.opened.set()
     result = slow.result(20)
     assert (result.tokens, result.ledger.executions) == ([65], 1)
+
+
+def test_a_job_that_is_asked_for_after_a_pass_is_started_before_the_engine_sleeps():
+    method = JobAfterPass(lambda wake: ThreadWorker(lambda: 65, wake))
+    assert tiny_lm().submit("x", method=method, max_tokens=4).result(20).tokens[1:] == [65]
 
 
 def nap(seconds):

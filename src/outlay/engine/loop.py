@@ -60,6 +60,7 @@ class Live:
     alone: bool = True  # the method yielded one request, not a list
     begun: bool = False
     gone: bool = False  # it has ended, or was put back
+    unstarted: bool = False  # it has asked for something since jobs were last started
     growth: int = FIRST_GROWTH  # tokens that it has added to the caches at once, at most
 
     @property
@@ -79,8 +80,12 @@ class Live:
 
     @property
     def waits_for_jobs(self) -> bool:
-        """Whether the run waits, and for jobs only."""
-        return not self.ready and all(request.done or request.worker.stage == "job" for request in self.waiting)
+        """Whether the run waits, and for jobs only, which are all started."""
+        return (
+            not self.ready
+            and not self.unstarted
+            and all(request.done or request.worker.stage == "job" for request in self.waiting)
+        )
 
     def go_on(self) -> None:
         """Sends the method its results and takes what it asks for next. Raises `StopIteration` at its end."""
@@ -94,7 +99,7 @@ class Live:
         requests = [asked] if isinstance(asked, Request) else asked
         if not isinstance(requests, list) or not all(isinstance(request, Request) for request in requests):
             raise TypeError(f"a method yields a request or a list of them, not {asked!r}")
-        self.alone, self.waiting = isinstance(asked, Request), requests
+        self.alone, self.waiting, self.unstarted = isinstance(asked, Request), requests, True
 
     def abandon(self) -> None:
         """Tells the workers that nobody waits for this run's requests any more."""
@@ -191,6 +196,7 @@ class RunLoop:
                 batches.setdefault(request.worker, []).append(request)
             if asked:
                 asking.append(live)
+                live.unstarted &= stage != "job"
         for worker, requests in batches.items():
             self._advance(worker, requests)
         for live in asking:

@@ -40,7 +40,8 @@ def _mapped(size: int) -> Tensor:
     block = mmap.mmap(-1, size, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(block, dtype=torch.uint8)
+    with torch.inference_mode(False):  # the block outlives this call, and what is loaded later may be in no such mode
+        return torch.frombuffer(block, dtype=torch.uint8)
 
 
 weights = Memory()
