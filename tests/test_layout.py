@@ -13,6 +13,7 @@ LAYERS = [  # each may import those before it
     {"errors", "budget", "about", "kernels", "python_sources", "machine", "spread", "progress", "messages", "prompts"},
     {"tables", "problems"},
     {"models"},
+    {"constrain"},
     {"tree"},
     {"engine"},
     {"speculation", "rewards"},
