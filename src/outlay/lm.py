@@ -12,6 +12,8 @@ import torch
 
 from outlay import catalog, kernels
 from outlay.budget import Budget
+from outlay.constrain import Compiled, constraint_of
+from outlay.constrain.constraint import compile_constraint
 from outlay.decode.greedy import Greedy
 from outlay.decode.sample import Sample
 from outlay.drafts import default_draft, model_draft, refuse_other_tokens, resolve
@@ -200,7 +202,8 @@ class LM:
             template=template,
             continue_final_message=continue_final_message,
         )
-        given = self.draft(draft, chosen), self.scorer(scorer), constraint, self._named_models(chosen)
+        compiled = None if constraint is None else self._compiled(constraint, chosen)
+        given = self.draft(draft, chosen), self.scorer(scorer), compiled, self._named_models(chosen)
         submission = Submission(self.model, tokens, options, *given, question=question or _question(prompt))
         return self.engine.submit(chosen, submission, trace=trace)
 
@@ -246,8 +249,10 @@ class LM:
         """Answers a prompt and returns the result.
 
         **Arguments:** `method` is a name, with options if need be (`"beam:width=8"`), or a method object; by default
-        `greedy` at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts; `scorer` and
-        `constraint` are for methods that take one. `budget` caps what is spent. `seed` fixes every random draw.
+        `greedy` at temperature 0 and `sample` above. `draft` is a model that methods may ask for drafts; `scorer` is
+        for methods that take one. `constraint` is what the text must satisfy: an object of `outlay.constrain`, a dict
+        (a JSON Schema), or "json", "regex:PATTERN", "schema:FILE", "grammar:FILE", "python:FILE". `budget`
+        caps what is spent. `seed` fixes every random draw.
         `max_tokens` (256) counts new tokens. `temperature` (0), `top_k`, `top_p`, `min_p`, `repetition_penalty`,
         `logit_bias` have the meaning of `transformers`, `presence_penalty` and `frequency_penalty` that of OpenAI, over
         the text written so far. `n` samples with the seeds from `seed` on become the result's `alternatives`, the first
@@ -321,6 +326,15 @@ class LM:
         strange = next((token for token in sampling.logit_bias if not 0 <= token < vocab), None)
         if strange is not None:
             raise UsageError(f"logit_bias names token {strange}, but the vocabulary goes from 0 to {vocab - 1}")
+
+    def _compiled(self, constraint: Any, method: Method) -> Compiled:
+        """Returns a constraint over this model's tokens. Raises `UsageError` where the method takes none."""
+        if "constraint" not in (*method.about.needs, *method.about.takes):
+            raise UsageError(
+                f"{method.about.name} takes no constraint; leave constraint= out, or choose a method that takes one"
+            )
+        size = self.model.decoder.config.vocab_size
+        return compile_constraint(constraint_of(constraint), self.model.tokenizer, size)
 
     def draft(self, draft: str | Model | LM | DraftSource | None, method: Method | None = None) -> DraftSource | None:
         """Returns what `draft` means, loaded once (`outlay.drafts.resolve`).

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 
 from outlay import LM, About, Budget, FunctionWorker, Ledger, Method, TextRun, UsageError
+from outlay.constrain import Choice
 from outlay.engine.engine import Engine
 from outlay.models.load import Model
 from outlay.testing import MethodProperties, tiny_lm, tiny_model
@@ -232,12 +233,14 @@ class Judged(Method):
 
 def test_a_scorer_and_a_constraint_reach_the_methods_that_take_them_and_are_refused_by_others():
     lm = tiny_lm()
-    assert lm.generate("x", method=Judged(), scorer="s", constraint="c").facts == {"given": ["s", "c"]}
+    choice = Choice("c")
+    scorer, compiled = lm.generate("x", method=Judged(), scorer="s", constraint=choice).facts["given"]
+    assert (scorer, compiled.constraint) == ("s", choice)
     assert lm.generate("x", method=Judged(), scorer="s").facts == {"given": ["s", None]}
     with pytest.raises(UsageError, match=r"^judged needs a scorer: give one with scorer=$"):
         lm.generate("x", method=Judged())
-    with pytest.raises(UsageError, match="greedy takes no constraint; leave constraint= out"):
-        lm.generate("x", constraint="c")
+    with pytest.raises(UsageError, match="superposed takes no constraint; leave constraint= out"):
+        lm.generate("x", method="superposed", constraint="json")
 
 
 def test_facts_are_in_the_json_of_the_command_line():

@@ -23,6 +23,7 @@ from outlay.errors import OutlayError, QueueFull, UsageError
 
 if TYPE_CHECKING:
     from outlay.budget import Ledger
+    from outlay.constrain import Constraint
     from outlay.engine.handle import Handle, Result
     from outlay.lm import LM
 
@@ -99,6 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--n", type=number(1, whole=True), default=1, metavar="N",
                       help="samples of each prompt, with the seeds from --seed on (default: 1)")  # fmt: skip
 
+    limits = parser.add_argument_group("constraints").add_mutually_exclusive_group()
+    limits.add_argument("--json-schema", metavar="FILE", help="write JSON that this schema describes")
+    limits.add_argument("--regex", metavar="PATTERN", help="write what this regular expression matches whole")
+    limits.add_argument("--grammar", metavar="FILE", help="write a text of this grammar, in Lark's syntax or GBNF")
+    limits.add_argument("--choice", action="append", metavar="TEXT", help="write one of these texts; repeatable")
+    limits.add_argument("--constraint", metavar="NAME", help="json, or python:FILE, which defines complete_ok(data) "
+                        "and may define prefix_ok(data), over the bytes so far")  # fmt: skip
+
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object for each prompt instead of the text")
     output.add_argument("--logprobs", type=number(0, whole=True), metavar="N",
@@ -162,9 +171,22 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         options["budget"] = Budget.parse(args.budget)
     options |= {"n": args.n, "chat": not args.raw, "special_tokens": args.special_tokens}
     options |= {"continue_final_message": args.continue_final_message, "template": read_switches(args.template)}
+    options["constraint"] = _constraint(args)
     if args.tools is not None:
         options["tools"] = read_tools(args.tools)
     return options
+
+
+def _constraint(args: argparse.Namespace) -> Constraint | None:
+    """Returns the constraint that the arguments give, if any."""
+    from outlay.constrain import Choice, constraint_of
+
+    if args.choice:
+        return Choice(*args.choice)
+    kinds = {"schema": args.json_schema, "regex": args.regex, "grammar": args.grammar}
+    names = [f"{kind}:{given}" for kind, given in kinds.items() if given is not None]
+    name = args.constraint if args.constraint is not None else next(iter(names), None)
+    return None if name is None else constraint_of(name)
 
 
 def _answer(

@@ -52,6 +52,7 @@ class Beam(Method):
         paper="",
         family="search",
         spends="`width` positions a pass",
+        takes=("constraint",),
         saves="keys and values, which the beams share",
         exact=False,
     )

@@ -66,6 +66,8 @@ class Submission:
             )
         if not self.prompt:
             raise UsageError("the prompt is empty; give it at least one token")
+        if self.constraint is not None and self.options.ignore_eos:
+            raise UsageError("ignore_eos goes past the end that a constraint gives the text; leave it out")
         if len(self.prompt) >= self.context:
             raise UsageError(
                 f"the prompt has {len(self.prompt)} tokens, but {self.model.name} reads at most {self.context}, one of "

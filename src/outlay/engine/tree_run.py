@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from outlay.constrain import Compiled
+from outlay.constrain import State as ConstraintState
 from outlay.engine.forward import Forward
 from outlay.engine.request import Request
 from outlay.engine.run import Run
@@ -49,6 +52,9 @@ class TreeRun(Run):
         self._prompt_end: Node = self.tip
         self._offer: Node | None = None
         self._raw_logits: dict[Node, Tensor] = {}
+        constraint = session.submission.constraint
+        self.allowed: Allowed | None = Allowed(self, constraint) if isinstance(constraint, Compiled) else None
+        """What the constraint allows after each node; None where there is no constraint."""
         self.sampler = Sampler(self)
         if session.trace is not None:
             self.tree.watch = session.trace
@@ -85,6 +91,7 @@ class TreeRun(Run):
         """Commits the next token and frees all tentative nodes. Returns the token's node, the new tip."""
         self.tree.prune(())
         self._offer = None
+        self._refuse(self.tip, token)
         if self.finish_reason is None:
             self._session.commit(token, logits=self._raw_logits.get(self.tip))
             self.tree.append([token])
@@ -98,6 +105,7 @@ class TreeRun(Run):
         """
         last, self._offer = self.tip, None
         for below in node.path(last):
+            self._refuse(last, below.token)
             if self.finish_reason is not None:
                 break
             self._session.commit(below.token, below.origin, self._raw_logits.get(last))
@@ -136,12 +144,77 @@ class TreeRun(Run):
             self._session.finish_reason = reason  # the search was cut, though its text may be whole
         self._raw_logits.clear()
         super().close(reason, cap)
+        if self.allowed is not None:
+            self.facts["valid"] = self.allowed.constraint.check(self.text)
+
+    def _refuse(self, node: Node, token: int) -> None:
+        """Ends the text before a token that the constraint doesn't allow: nothing valid could be had."""
+        if self.allowed is not None and not self.allowed.allows(node, token):
+            self._session.end("no_valid_output")
 
     def _drop_logits(self) -> None:
         """Lets go of logits that no further token is chosen from: those above the tip, and of nodes that are gone."""
         first = self.tip.position
         kept = {node: row for node, row in self._raw_logits.items() if node.position >= first and node.held}
         self._raw_logits = kept
+        if self.allowed is not None:
+            self.allowed.state(self.tip)  # before those above it are forgotten
+            self.allowed.forget(first)
+
+
+TRIED = 8  # of the most probable tokens, one by one, before a mask is made; a mask costs as much as 50 or more
+
+
+class Allowed:
+    """What a constraint allows after the nodes of a run's tree."""
+
+    def __init__(self, run: TreeRun, compiled: Compiled) -> None:
+        self._run, self.constraint = run, compiled.constraint
+        self._states: dict[Node, ConstraintState | None] = {run.tip: compiled.state}
+
+    def state(self, node: Node, then: Sequence[int] = ()) -> ConstraintState | None:
+        """Returns the state after a node and further tokens; None after an end token or what is not allowed."""
+        missing = []
+        above = node
+        while above not in self._states:
+            missing.append(above)
+            assert above.parent is not None, "the prompt's end has a state"
+            above = above.parent
+        state = self._states[above]
+        for below in reversed(missing):
+            state = self._states[below] = state.after(below.token) if state is not None else None
+        for token in then:
+            state = state.after(token) if state is not None else None
+        return state
+
+    def allows(self, node: Node, token: int) -> bool:
+        """Tells whether a token may follow a node."""
+        state = self.state(node)
+        if state is None:
+            return False
+        return state.ends() if token in self._run.eos_token_ids else state.after(token) is not None
+
+    def masked(self, logits: Tensor, node: Node, then: Sequence[int]) -> Tensor:
+        """Returns logits [vocab] with -inf for what is not allowed; unchanged behind the end of a text."""
+        state = self.state(node, then)
+        if state is None:
+            return logits
+        mask = torch.from_numpy(state.mask()).to(logits.device)
+        return logits.masked_fill(~mask, -torch.inf)
+
+    def most_probable(self, logits: Tensor, node: Node) -> int | None:
+        """Returns the most probable token that may follow; None where a mask has to be made."""
+        logits = logits.clone()
+        for _ in range(TRIED):
+            token = most_probable(logits)
+            if self.allows(node, token):
+                return token
+            logits[token] = -torch.inf
+        return None
+
+    def forget(self, position: int) -> None:
+        """Forgets nodes above a position of the text, and those that are gone."""
+        self._states = {node: s for node, s in self._states.items() if node.position >= position and node.held}
 
 
 Edit = Callable[[Tensor, Node, Sequence[int]], Tensor]
@@ -151,8 +224,8 @@ Edit = Callable[[Tensor, Node, Sequence[int]], Tensor]
 class Sampler:
     """Chooses tokens from logits by the run's sampling options and its random streams.
 
-    The order is fixed: raw logits, bias and penalties, the `edits` of constraints and steering, temperature,
-    truncation. It holds wherever a distribution is made, of the target's logits or a draft's.
+    The order is fixed: raw logits, bias and penalties, the `edits` of steering, the constraint's mask,
+    temperature, truncation. It holds wherever a distribution is made, of the target's logits or a draft's.
     """
 
     def __init__(self, run: TreeRun) -> None:
@@ -167,7 +240,8 @@ class Sampler:
     @property
     def raw(self) -> bool:
         """Whether the logits are used as they are, before temperature: without bias, penalties and edits."""
-        return not self.edits and not self._options.logit_bias and not self._options.counts_text
+        edited = self.edits or self._run.allowed is not None
+        return not edited and not self._options.logit_bias and not self._options.counts_text
 
     def penalized(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
         """Applies bias, penalties and edits to logits, before temperature and truncation.
@@ -180,9 +254,9 @@ class Sampler:
         text: list[int] = []
         if self._options.counts_text:
             text = [*self._run.text_tokens(node or self._run.tip), *then]
-        logits = penalize(logits, self._options, self._run.prompt, text)
-        for edit in self.edits:
-            logits = edit(logits, node or self._run.tip, then)
+        logits = self._edited(logits, text, node or self._run.tip, then)
+        if self._run.allowed is not None:
+            logits = self._run.allowed.masked(logits, node or self._run.tip, then)
         return logits
 
     def probs(self, logits: Tensor, node: Node | None = None, then: Sequence[int] = ()) -> Tensor:
@@ -190,7 +264,17 @@ class Sampler:
 
         Where the logits are used as they are (`raw`), those of several nodes, [nodes, vocab], give one for each.
         """
-        return distribution(self.penalized(logits, node, then), self._options)
+        penalized = self.penalized(logits, node, then)
+        if self._run.allowed is not None and not bool((penalized > -torch.inf).any()):
+            penalized = torch.zeros_like(penalized)  # nothing is allowed: a draft is cut there, and a text ends
+        return distribution(penalized, self._options)
+
+    def _edited(self, logits: Tensor, text: Sequence[int], node: Node, then: Sequence[int]) -> Tensor:
+        """Applies bias, penalties and edits to logits [vocab], where `text` was written."""
+        logits = penalize(logits, self._options, self._run.prompt, text)
+        for edit in self.edits:
+            logits = edit(logits, node, then)
+        return logits
 
     def token_draw(self, node: Node | None = None, stream: int = 0) -> TokenDraw:
         """Returns how the token after `node` is drawn, above temperature 0: see `pick`."""
@@ -202,7 +286,15 @@ class Sampler:
 
         Draws depend on the seed, the position of `node`, and `stream`.
         """
+        allowed, node = self._run.allowed, node or self._run.tip
+        if self.greedy and allowed is not None:
+            text = self._run.text_tokens(node) if self._options.counts_text else []
+            token = allowed.most_probable(self._edited(logits, text, node, ()), node)
+            if token is not None:
+                return token
         penalized = self.penalized(logits, node)
         if self.greedy:
             return most_probable(penalized)
+        if allowed is not None and not bool((penalized > -torch.inf).any()):
+            return 0  # nothing is allowed, so this isn't either, and the text ends
         return draw_tokens(penalized[None], [self.token_draw(node, stream)])[0]

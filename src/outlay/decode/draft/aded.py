@@ -85,6 +85,7 @@ class ADED(Method):
         paper="Liu et al. 2025, https://arxiv.org/abs/2407.12021",
         family="speculation",
         spends="`num_draft` + 1 positions a target pass",
+        takes=("constraint",),
         saves="target passes, most for code and text that repeats itself",
     )
 

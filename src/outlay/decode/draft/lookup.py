@@ -43,6 +43,7 @@ class Lookup(Method):
         paper="Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding",
         family="speculation",
         spends="`tokens` + 1 positions a target pass where something is found",
+        takes=("constraint",),
         saves="target passes, where a text repeats itself or its prompt",
     )
 

@@ -38,7 +38,7 @@ class BestOf(Method):
         family="search",
         spends="n positions a pass",
         saves="passes, against n requests one after the other",
-        takes=("scorer",),
+        takes=("scorer", "constraint"),
         exact=False,
     )
 

@@ -52,7 +52,7 @@ class Auto(Method):
         family="speculation",
         spends="positions and draft passes where they are worth their time",
         saves="time; it writes what greedy or sample write",
-        takes=("draft",),
+        takes=("draft", "constraint"),
     )
 
     def __post_init__(self) -> None:

@@ -69,6 +69,7 @@ class PPD(Method):
         paper="Chen et al. 2024, https://arxiv.org/abs/2405.18628",
         family="speculation",
         spends="the tree's and the prompt tokens' positions in each target pass",
+        takes=("constraint",),
         saves="target passes, with no draft model",
         needs=("prompt tokens",),
     )
@@ -153,7 +154,10 @@ def typical_acceptance(run: TreeRun, tree: DraftTree, epsilon: float, delta: flo
     """Returns the rule that accepts the longest path of tokens that are likely enough; see `typical_tokens`."""
 
     def rule(nodes: Sequence[Node], logits: Tensor) -> tuple[list[int], int]:
-        enough = [typical_tokens(run.sampler.probs(row), epsilon, delta) for row in logits[: len(nodes)]]
+        enough = [
+            typical_tokens(run.sampler.probs(row, node), epsilon, delta)
+            for row, node in zip(logits[: len(nodes)], nodes, strict=True)
+        ]
         accepted: list[int] = []
         for index in range(len(tree)):
             path = tree.path(index)
