@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+import outlay
 from outlay import LM, About, Budget, FunctionWorker, Ledger, Method, TextRun, UsageError
 from outlay.constrain import Choice
 from outlay.engine.engine import Engine
@@ -234,9 +235,10 @@ class Judged(Method):
 def test_a_scorer_and_a_constraint_reach_the_methods_that_take_them_and_are_refused_by_others():
     lm = tiny_lm()
     choice = Choice("c")
-    scorer, compiled = lm.generate("x", method=Judged(), scorer="s", constraint=choice).facts["given"]
-    assert (scorer, compiled.constraint) == ("s", choice)
-    assert lm.generate("x", method=Judged(), scorer="s").facts == {"given": ["s", None]}
+    scorer, compiled = lm.generate("x", method=Judged(), scorer="self", constraint=choice).facts["given"]
+    assert isinstance(scorer, outlay.Scorer)
+    assert compiled.constraint == choice
+    assert lm.generate("x", method=Judged(), scorer=scorer).facts == {"given": [scorer, None]}
     with pytest.raises(UsageError, match=r"^judged needs a scorer: give one with scorer=$"):
         lm.generate("x", method=Judged())
     with pytest.raises(UsageError, match="superposed takes no constraint; leave constraint= out"):

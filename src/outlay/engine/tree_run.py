@@ -141,7 +141,6 @@ class TreeRun(Run):
     def close(self, reason: str, cap: str = "") -> None:
         if self.finish_reason is None and self._offer is not None:
             self.accept(self._offer)
-            self._session.finish_reason = reason  # the search was cut, though its text may be whole
         self._raw_logits.clear()
         super().close(reason, cap)
         if self.allowed is not None:
