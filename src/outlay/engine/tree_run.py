@@ -141,6 +141,7 @@ class TreeRun(Run):
     def close(self, reason: str, cap: str = "") -> None:
         if self.finish_reason is None and self._offer is not None:
             self.accept(self._offer)
+            self._session.cap = cap  # a cap that cuts a search is told, also where its text ends for its own reason
         self._raw_logits.clear()
         super().close(reason, cap)
         if self.allowed is not None:
