@@ -190,9 +190,10 @@ def test_an_engine_that_waits_for_jobs_only_sleeps(monkeypatch):
     slow = [lm.submit("x", method=Jobs(gate.worker), max_tokens=5) for _ in range(3)]
     for _ in slow:
         assert gate.entered.acquire(timeout=20)
-    before, computed = len(ticks), time.process_time()
+    clock = time.pthread_getcpuclockid(lm.engine._thread.ident)  # other engines of the process may be at work
+    before, computed = len(ticks), time.clock_gettime(clock)
     time.sleep(0.5)
-    assert time.process_time() - computed < 0.02 * 0.5
+    assert time.clock_gettime(clock) - computed < 0.02 * 0.5
     assert len(ticks) - before <= 1
     gate.opened.set()
     assert [handle.result(20).tokens for handle in slow] == [[65]] * 3
