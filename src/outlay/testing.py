@@ -205,6 +205,7 @@ class MethodProperties:
                 assert result.cap == name, f"{name} capped at {cap} of {spent[name]}"
                 if result.finish_reason != "budget":  # a search may offer a whole text, which keeps its own reason
                     assert spent["scores"] > 0
+                    assert result.finish_reason in ("length", "stop")
                 assert result.text == lm.model.tokenizer.decode(result.tokens)
         for name in ("drafted", "accepted"):  # a run whose drafts are used up goes on without
             cap = int(spent[name] * 0.4)

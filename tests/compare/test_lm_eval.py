@@ -13,11 +13,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
+import outlay
 from outlay.cli import main
 from outlay.compare.lm_eval import OutlayLM, _only_new_garbage
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
 from outlay.lm import LM
+from outlay.models import linear
 from outlay.testing import tiny_lm, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +32,18 @@ def hf(transformers_model, transformers_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def ours(default_lm):
+def ours(default_path):
+    """Over torch's products, which sum in the order in which those of the hf type do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "native_kernels", lambda: False)
+        lm = outlay.load(default_path, dtype="float32")
+    assert lm.model.decoder.layers[0].qkv.format == "float32"
+    assert not isinstance(lm.model.decoder.layers[0].qkv, linear.NativeLinear)
+    return get_model("outlay").create_from_arg_obj({"model": lm})
+
+
+@pytest.fixture(scope="module")
+def native(default_lm):
     return get_model("outlay").create_from_arg_obj({"model": default_lm})
 
 
@@ -46,6 +59,14 @@ def short_window(hf, ours, monkeypatch):
     monkeypatch.setattr(ours, "max_length", 24)
 
 
+def test_the_native_kernels_sum_likelihoods_to_the_same_within_float32(ours, native):
+    asked = instances(
+        "loglikelihood", ("The river", " flows"), ("The capital of France is", " Paris, the city of love")
+    )
+    found, expected = ([logprob for logprob, _ in lm.loglikelihood(asked, disable_tqdm=True)] for lm in (native, ours))
+    assert found == pytest.approx(expected, rel=3e-5)
+
+
 def instances(kind, *arguments):
     return [Instance(kind, {}, argument, index) for index, argument in enumerate(arguments)]
 
@@ -55,7 +76,7 @@ def check_likelihoods(hf, ours, *pairs):
     for (logprob, greedy), (expected, as_greedy) in zip(
         ours.loglikelihood(asked, disable_tqdm=True), hf.loglikelihood(asked, disable_tqdm=True), strict=True
     ):
-        assert logprob == pytest.approx(expected, rel=3e-5, abs=1e-4)
+        assert logprob == pytest.approx(expected, abs=1e-4)
         assert greedy == as_greedy
 
 
@@ -77,10 +98,10 @@ def test_a_task_of_local_files_gives_what_the_hf_type_gives(hf, ours, task, docs
     expected, found = (simple_evaluate(lm, tasks=[task], limit=docs, task_manager=manager) for lm in (hf, ours))
     metrics = {name: value for name, value in expected["results"][task].items() if isinstance(value, float)}
     assert metrics
-    assert {name: found["results"][task][name] for name in metrics} == pytest.approx(metrics, rel=3e-5, abs=1e-4)
+    assert {name: found["results"][task][name] for name in metrics} == pytest.approx(metrics, abs=1e-4)
     for sample, reference in zip(found["samples"][task], expected["samples"][task], strict=True):
         for (answer,), (wanted,) in zip(sample["resps"], reference["resps"], strict=True):
-            assert answer == wanted if isinstance(wanted, str) else answer == pytest.approx(wanted, rel=3e-5, abs=2e-4)
+            assert answer == wanted if isinstance(wanted, str) else answer == pytest.approx(wanted, abs=2e-4)
 
 
 def test_continuations_of_one_context_are_scored_as_apart(hf, ours):
@@ -104,7 +125,7 @@ def test_a_context_is_cut_at_its_beginning_where_it_does_not_fit(hf, ours, short
 def test_rolling_windows_are_those_of_the_hf_type(hf, ours, short_window, words):
     asked = instances("loglikelihood_rolling", *(((" word" * count).strip(),) for count in {words, 3}))
     found, expected = (lm.loglikelihood_rolling(asked, disable_tqdm=True) for lm in (ours, hf))
-    assert found == pytest.approx(expected, rel=3e-5, abs=1e-4)
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_generated_texts_end_and_are_cut_where_those_of_the_hf_type_are(hf, ours, short_window):
