@@ -34,8 +34,8 @@ LISTS = {"README.md": "docs/methods/", "docs/methods/index.md": ""}  # pages tha
 LIST = re.compile(r"(?<=<!-- methods -->\n).*?(?=<!-- end of methods -->)", re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s]+)(?=[)#])")
 REFERENCE = re.compile(r"<!-- reference: (?P<what>\w+) -->")
-METHODS = "outlay.decode"
-OURS = (METHODS, "outlay.vision")
+METHODS = ("outlay.decode", "outlay.diffuse")
+OURS = (*METHODS, "outlay.attend", "outlay.vision", "outlay.codec")
 
 
 # The catalogue, as a list of pages.

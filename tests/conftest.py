@@ -99,6 +99,20 @@ def family(nodeid):
     return path if folder in ("tests", "tests/papers") else folder
 
 
+@pytest.fixture
+def each_isa():
+    """Goes through the instruction sets that run here: `for isa in each_isa():` computes with each in turn."""
+    from outlay import kernels
+
+    def go_through():
+        for name in ("scalar", "avx2", "avx512vnni", "amx-emulated", "amx", "neon"):
+            if kernels.choose(name):
+                yield name
+
+    yield go_through
+    kernels.choose(kernels.isa())
+
+
 @pytest.fixture(scope="session")
 def default_path():
     """The default model's file, fetched once into the user's cache."""

@@ -45,7 +45,7 @@ class Zip(Entry):
 def listed(monkeypatch):
     """The catalogue with `Zip` in it, from another package."""
     entry = type("Point", (), {"name": "zip", "value": "zip:Zip", "dist": None, "load": lambda self: Zip})()
-    monkeypatch.setattr(catalog, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(catalog, "entry_points", lambda group: [entry] if group == catalog.ENTRY_POINTS else [])
     for cached in (catalog.entries, catalog.methods):
         cached.cache_clear()
     yield Zip

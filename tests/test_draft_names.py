@@ -119,7 +119,7 @@ def test_files_and_folders_are_drafts(model, tiny, tmp_path):  # noqa: F811
     assert len(prompts._vectors) == 4
     assert resolve(str(tiny), model).model.fingerprint == load_model(tiny).fingerprint
     NgramTable.build([[1, 2, 3]], tokenizer_fingerprint(model.tokenizer)).save(tmp_path / "t.safetensors")
-    run = SimpleNamespace(prompt=[1, 2], tokens=[])
+    run = SimpleNamespace(known_text=[1, 2], tokens=[])
     proposer = resolve(str(tmp_path / "t.safetensors"), model).drafter(run)
     assert proposer.propose(DraftLimits(4, 1)).tokens == [3]
 

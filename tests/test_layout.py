@@ -10,17 +10,46 @@ import outlay
 
 SOURCE = Path(outlay.__file__).parent
 LAYERS = [  # each may import those before it
-    {"errors", "budget", "about", "kernels", "python_sources", "machine", "spread", "progress", "messages", "prompts"},
+    {
+        "errors",
+        "budget",
+        "about",
+        "kernels",
+        "python_sources",
+        "machine",
+        "spread",
+        "progress",
+        "messages",
+        "prompts",
+        "pictures",
+        "metrics",
+    },
+    {"prompt_tree", "batching"},
     {"tables", "problems"},
     {"models"},
     {"constrain"},
     {"tree"},
+    {"attend"},
     {"engine"},
     {"speculation", "rewards"},
     {"search"},
-    {"decode", "vision"},
-    {"drafts", "catalog", "lm", "score", "testing"},
+    {"decode", "diffuse", "vision", "codec"},
+    {
+        "drafts",
+        "catalog",
+        "lm",
+        "image_prompts",
+        "score",
+        "masked_score",
+        "prompt_logits",
+        "replay",
+        "shared_prefix",
+        "testing",
+        "transcripts",
+    },
+    {"subtitles"},
     {"train"},
+    {"shrink"},
     {"scaling", "viewer"},
     {"compare"},
     {"serve"},
@@ -57,11 +86,13 @@ def part_of(module, name):
 def method_of(path):
     """The method that a file of `decode/` belongs to: the file itself, or its folder."""
     parts = path.with_suffix("").parts
-    return "/".join(parts[:3]) if parts[1:2] in (("draft",), ("search",)) else "/".join(parts[:2])
+    return "/".join(parts[:3]) if parts[1:2] in (("draft",), ("search",), ("steer",)) else "/".join(parts[:2])
 
 
 METHODS = {path: tree for path, tree in MODULES.items() if path.parts[0] == "decode" and path.name != "__init__.py"} | {
-    path: tree for path, tree in MODULES.items() if path.parts[:2] == ("decode", "draft") and len(path.parts) > 3
+    path: tree
+    for path, tree in MODULES.items()
+    if path.parts[:2] in (("decode", "draft"), ("decode", "steer")) and len(path.parts) > 3
 }
 
 
@@ -90,14 +121,11 @@ def test_no_method_imports_another():
     assert not wrong
 
 
-FOR_OTHERS = {"resampling"}  # of the kit: what methods of other families, and other packages, resample by as well
-
-
 def kit_names():
     """The kit's public names, each with the names of the kit that its definition uses."""
     defined = {}
     for path, tree in MODULES.items():
-        if path.parts[0] in ("speculation", "search") and path.stem not in FOR_OTHERS:
+        if path.parts[0] in ("speculation", "search"):
             for node in tree.body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef):
                     defined[node.name] = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from outlay import catalog
+from outlay.constrain import Predicate
 from outlay.decode.draft.ppd.prompt_tokens import KIND
+from outlay.engine.canvas_run import CanvasRun
 from outlay.models import fitted
 from outlay.models.draft_head import untrained_draft_head
 from outlay.rewards.functions import FunctionScorer
 from outlay.rewards.model import RewardModel
-from outlay.testing import MethodProperties, tiny_model, tiny_reward_model
+from outlay.testing import ConstraintProperties, MethodProperties, tiny_lm, tiny_model, tiny_reward_model
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95}
 
@@ -41,9 +43,12 @@ CASES = [
     Case("best_of:by=score", None, SAMPLED, "letters"),
     Case("astar:k=3,step_tokens=4", None, SAMPLED, "letters"),
     Case("astar:k=2,step_tokens=4,parallel=2,reopen=0,beam_cap=8,n_solutions=2", None, SAMPLED, "model"),
+    Case("hydragen:n=3", None, SAMPLED),
     Case("particles:n=4,step_tokens=4", None, SAMPLED, "letters"),
     Case("particles:n=4,step_tokens=4,potential=ratio,resample=systematic,ess=0.5,sweeps=2", None, SAMPLED, "self"),
     Case("particles:n=3,step_tokens=4,absorbing=true,entropic=0.5,select=sample", None, SAMPLED, "model"),
+    Case("astar:k=3,step_tokens=4", None, SAMPLED, "verifier"),
+    Case("particles:n=4,step_tokens=4,absorbing=true", None, SAMPLED, "verifier"),
     Case("step_beam:n=4,width=2,step_tokens=4", None, SAMPLED, "letters"),
     Case("step_beam:n=4,width=2,step_tokens=4,dvts=true", None, SAMPLED, "model"),
     Case("speculative", "model"),
@@ -60,12 +65,29 @@ CASES = [
     Case("aded:search=mcts"),
     Case("ppd:rows=8,prompts={prompts}"),
     Case("ppd:rows=8,prompts={prompts}", options=SAMPLED),
+    Case("vasparse:strict=false,keep=0.5,window=4", options=SAMPLED),
     Case("auto"),
     Case("auto", "model", SAMPLED),
     Case("auto", "head"),
 ]
+CONSTRAINED = [
+    Case("awrs", options={"temperature": 1.0}),
+    Case("awrs:particles=3,variant=geometric,select=mode", options={"temperature": 0.8}),
+    Case("awrs:score_every=2", None, {"temperature": 1.0}, "letters"),
+]
+# Draws that a random model's texts satisfy: what it writes freely is never a date.
+FREE = [Case("rejection:draws=16", options={"temperature": 1.0})]
+NEEDS_CONSTRAINT = {name for name, method in catalog.methods().items() if "constraint" in method.about.needs}
 NAMED = {case.method.partition(":")[0] for case in CASES}
-CASES += [Case(name) for name in sorted(catalog.methods()) if name not in NAMED]
+CASES += [
+    Case(name)
+    for name, method in sorted(catalog.methods().items())
+    if name not in NAMED | NEEDS_CONSTRAINT
+    and not issubclass(method.run_type, CanvasRun)  # those have laws of their own
+]
+CONSTRAINED += [
+    case for case in CASES if "constraint" in catalog.methods()[case.method.partition(":")[0]].about.takes
+]  # every method that takes one, as it runs without
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +99,22 @@ def prompts(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=CASES, ids=str, autouse=True)
+@pytest.fixture(params=CASES, ids=str)
 def _each_case(request, prompts):
-    case = request.param
+    _set(TestEveryMethod, request.param, prompts)
+
+
+@pytest.fixture(params=CONSTRAINED, ids=str)
+def _each_constrained(request, prompts):
+    _set(TestEveryMethodUnderAConstraint, request.param, prompts)
+
+
+def _set(test, case, prompts):
     drafts = {"model": lambda: tiny_model(1), "head": lambda: untrained_draft_head(tiny_model(), 1, 128)}
-    TestEveryMethod.method = case.method.format(prompts=prompts)
-    TestEveryMethod.options = case.options
-    TestEveryMethod.draft = drafts[case.draft]() if case.draft in drafts else case.draft
-    TestEveryMethod.scorer = SCORERS.get(case.scorer, case.scorer)
+    test.method = case.method.format(prompts=prompts)
+    test.options = case.options
+    test.draft = drafts[case.draft]() if case.draft in drafts else case.draft
+    test.scorer = SCORERS.get(case.scorer, case.scorer)
 
 
 def letters(prompt, texts):
@@ -93,7 +123,30 @@ def letters(prompt, texts):
 
 
 SCORERS = {"letters": FunctionScorer(letters), "model": RewardModel(tiny_reward_model())}
+SCORERS["verifier"] = RewardModel(tiny_model(2), "likelihood")
 
 
+@pytest.mark.usefixtures("_each_case")
 class TestEveryMethod(MethodProperties):
     pass
+
+
+@pytest.fixture(params=FREE, ids=str)
+def _each_free(request, prompts):
+    _set(TestEveryMethodOfWholeTexts, request.param, prompts)
+
+
+@pytest.mark.usefixtures("_each_constrained")
+class TestEveryMethodUnderAConstraint(ConstraintProperties):
+    pass
+
+
+@pytest.mark.usefixtures("_each_free")
+class TestEveryMethodOfWholeTexts(ConstraintProperties):
+    constraint = Predicate(lambda data: True)
+    options: ClassVar = {}
+
+    def test_every_text_is_valid_and_is_said_to_be(self):
+        for result in self.run(tiny_lm(), logit_bias={256: 5.0}):
+            assert result.finish_reason == "stop"
+            assert result.facts["valid"]

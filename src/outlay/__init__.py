@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlay.about import About as About
+    from outlay.attend.policy import CachePolicy as CachePolicy
+    from outlay.attend.zipvl import ZipVL as ZipVL
     from outlay.budget import Budget as Budget
     from outlay.budget import Ledger as Ledger
     from outlay.decode.beam import Beam as Beam
@@ -21,11 +23,27 @@ if TYPE_CHECKING:
     from outlay.decode.draft.superposed import Superposed as Superposed
     from outlay.decode.draft.traversal import Traversal as Traversal
     from outlay.decode.greedy import Greedy as Greedy
+    from outlay.decode.hydragen import Hydragen as Hydragen
     from outlay.decode.sample import Sample as Sample
     from outlay.decode.search.astar import AStar as AStar
     from outlay.decode.search.best_of import BestOf as BestOf
     from outlay.decode.search.particles import Particles as Particles
     from outlay.decode.search.step_beam import StepBeam as StepBeam
+    from outlay.decode.steer.awrs import AWRS as AWRS
+    from outlay.decode.steer.rejection import Rejection as Rejection
+    from outlay.decode.vasparse import VASparse as VASparse
+    from outlay.diffuse.bacd import BACD as BACD
+    from outlay.diffuse.dynamic import Dynamic as Dynamic
+    from outlay.diffuse.entropy_bounded import EntropyBounded as EntropyBounded
+    from outlay.diffuse.ete import ETE as ETE
+    from outlay.diffuse.factor import Factor as Factor
+    from outlay.diffuse.first_hitting import FirstHitting as FirstHitting
+    from outlay.diffuse.hierarchical import Hierarchical as Hierarchical
+    from outlay.diffuse.llada import LLaDA as LLaDA
+    from outlay.diffuse.localleap import LocalLeap as LocalLeap
+    from outlay.diffuse.rule import CommitRule as CommitRule
+    from outlay.diffuse.threshold import Threshold as Threshold
+    from outlay.engine.canvas_run import CanvasRun as CanvasRun
     from outlay.engine.functions import FunctionWorker as FunctionWorker
     from outlay.engine.functions import ProcessWorker as ProcessWorker
     from outlay.engine.functions import ThreadWorker as ThreadWorker
@@ -46,13 +64,17 @@ if TYPE_CHECKING:
     from outlay.errors import UsageError as UsageError
     from outlay.lm import LM as LM
     from outlay.lm import load as load
-    from outlay.rewards.scorer import Judge as Judge
+    from outlay.prompt_tree import PromptTree as PromptTree
+    from outlay.rewards.scorer import RunScorer as RunScorer
     from outlay.rewards.scorer import Scorer as Scorer
+    from outlay.shared_prefix import SharedPrefix as SharedPrefix
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: the command line answers --help without waiting for torch.
 _HOMES = {
+    "CachePolicy": "outlay.attend.policy",
+    "ZipVL": "outlay.attend.zipvl",
     "Budget": "outlay.budget",
     "Ledger": "outlay.budget",
     "Beam": "outlay.decode.beam",
@@ -60,6 +82,7 @@ _HOMES = {
     "BestOf": "outlay.decode.search.best_of",
     "Particles": "outlay.decode.search.particles",
     "StepBeam": "outlay.decode.search.step_beam",
+    "AWRS": "outlay.decode.steer.awrs",
     "ADED": "outlay.decode.draft.aded",
     "Auto": "outlay.decode.draft.auto",
     "Lookup": "outlay.decode.draft.lookup",
@@ -70,8 +93,23 @@ _HOMES = {
     "Speculative": "outlay.decode.draft.specinfer",
     "Superposed": "outlay.decode.draft.superposed",
     "Traversal": "outlay.decode.draft.traversal",
+    "VASparse": "outlay.decode.vasparse",
     "Greedy": "outlay.decode.greedy",
+    "Rejection": "outlay.decode.steer.rejection",
+    "Hydragen": "outlay.decode.hydragen",
     "Sample": "outlay.decode.sample",
+    "CommitRule": "outlay.diffuse.rule",
+    "FirstHitting": "outlay.diffuse.first_hitting",
+    "LLaDA": "outlay.diffuse.llada",
+    "Factor": "outlay.diffuse.factor",
+    "Dynamic": "outlay.diffuse.dynamic",
+    "EntropyBounded": "outlay.diffuse.entropy_bounded",
+    "Hierarchical": "outlay.diffuse.hierarchical",
+    "LocalLeap": "outlay.diffuse.localleap",
+    "BACD": "outlay.diffuse.bacd",
+    "ETE": "outlay.diffuse.ete",
+    "Threshold": "outlay.diffuse.threshold",
+    "CanvasRun": "outlay.engine.canvas_run",
     "FunctionWorker": "outlay.engine.functions",
     "ProcessWorker": "outlay.engine.functions",
     "ThreadWorker": "outlay.engine.functions",
@@ -93,7 +131,9 @@ _HOMES = {
     "UsageError": "outlay.errors",
     "LM": "outlay.lm",
     "load": "outlay.lm",
-    "Judge": "outlay.rewards.scorer",
+    "PromptTree": "outlay.prompt_tree",
+    "SharedPrefix": "outlay.shared_prefix",
+    "RunScorer": "outlay.rewards.scorer",
     "Scorer": "outlay.rewards.scorer",
 }
 

@@ -23,11 +23,15 @@ class Ledger:
 
     `target_passes` and `draft_passes` count the forward passes that the run took part in, `target_tokens` and
     `draft_tokens` the positions that they computed for it, `score_passes` and `score_tokens` those of reward models,
-    `side_passes` and `side_tokens` those of any other model. `scores` counts the texts that a scorer rated, `checks`
-    evaluations of a constraint, `executions` programs that ran. A multiply-add is 2 `flops`. `weight_bytes` is the
-    run's share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values
-    that attention read: what several runs read together is counted once. `extras` holds what only one method counts,
-    under its own names (`About.counts`). `ran_on` names the code that did the passes, "native avx512vnni" or "torch".
+    `side_passes` and `side_tokens` those of any other model, `encoder_passes` and `encoder_tokens` those of the
+    encoders of any of them, paid by the first run that has an input. `scores` counts the texts that a scorer rated,
+    `checks` evaluations of a constraint, `executions` programs that ran. `nats` is minus the log-probability of what
+    was filled on a canvas, each token's when it was chosen. A multiply-add is 2 `flops`. `weight_bytes` is the run's
+    share, by positions computed, of the weights that its passes read; `kv_bytes` its share of the keys and values that
+    attention read: what several runs read together is counted once. `kv_held` is the most bytes of keys and values that
+    the run held in a pass, over all models; what several runs hold is split evenly. `extras` holds what only one method
+    counts, under its own names (`About.counts`). `ran_on` names the code that did the passes, "native avx512vnni" or
+    "torch".
     """
 
     target_passes: int = 0
@@ -38,6 +42,8 @@ class Ledger:
     draft_tokens: int = 0
     score_tokens: int = 0
     side_tokens: int = 0
+    encoder_passes: int = 0
+    encoder_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
     tokens_out: int = 0
@@ -45,9 +51,11 @@ class Ledger:
     scores: int = 0
     checks: int = 0
     executions: int = 0
+    nats: float = 0.0
     flops: int = 0
     weight_bytes: int = 0
     kv_bytes: int = 0
+    kv_held: int = 0
     seconds: float = 0.0
     extras: dict[str, float] = field(default_factory=dict)
     ran_on: tuple[str, ...] = ()
@@ -138,11 +146,11 @@ def _extra(name: str, amount: float) -> str:
 
 
 def _amount(name: str, amount: float) -> str:
-    if name == "seconds":
+    if name in ("seconds", "nats"):
         return f"{amount:.3f}"
     if name == "flops":
         return _scaled(amount, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
-    if name.endswith("_bytes"):
+    if name.endswith("_bytes") or name == "kv_held":
         return _scaled(amount, ("B", "kB", "MB", "GB", "TB", "PB"))
     return f"{amount:,}"
 

@@ -13,21 +13,37 @@ import pkgutil
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import outlay.attend
+import outlay.codec.circuit
+import outlay.codec.lic
 import outlay.decode
+import outlay.diffuse
 import outlay.vision
+import outlay.vision.detect
 from outlay.about import About, Entry
+from outlay.attend.policy import CachePolicy
+from outlay.decode.under_policy import UnderPolicy
 from outlay.engine.method import Method
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.models.load import Model
 
 ENTRY_POINTS = "outlay.methods"
-HOMES = (outlay.decode, outlay.vision)
+Made = TypeVar("Made")
+HOMES = (
+    outlay.attend,
+    outlay.decode,
+    outlay.diffuse,
+    outlay.vision,
+    outlay.vision.detect,
+    outlay.codec.circuit,
+    outlay.codec.lic,
+)
 
 
 @dataclass(frozen=True)
@@ -54,19 +70,33 @@ def entries() -> dict[str, type[Entry]]:
     Raises:
         FailureError: for a package whose entry point can't be used.
     """
+    return found_in(HOMES, ENTRY_POINTS, "Method")
+
+
+def found_in(homes: Sequence[types.ModuleType], group: str, kind: str) -> dict[str, type[Entry]]:
+    """Returns the entries in packages of ours and behind the entry points of others, by name, ours first.
+
+    Args:
+        homes: Our packages.
+        group: The group of entry points.
+        kind: The class that an entry point must name a subclass of, for messages.
+
+    Raises:
+        FailureError: for a package whose entry point can't be used.
+    """
     found: dict[str, type[Entry]] = {}
-    for home in HOMES:
+    for home in homes:
         for module in pkgutil.walk_packages(home.__path__, home.__name__ + "."):
             for value in vars(importlib.import_module(module.name)).values():
                 if _is_entry(value) and not inspect.isabstract(value) and value.__module__ == module.name:
                     found[value.about.name] = value
-    for entry in entry_points(group=ENTRY_POINTS):
+    for entry in entry_points(group=group):
         try:
             method = entry.load()
         except (ImportError, AttributeError) as error:
             raise FailureError(f"the method {entry.name!r} of {_package(entry)} can't be loaded: {error}") from error
         if not _is_entry(method):
-            raise FailureError(f"the method {entry.name!r} of {_package(entry)} is not a Method class with an `about`")
+            raise FailureError(f"the method {entry.name!r} of {_package(entry)} is not a {kind} class with an `about`")
         found.setdefault(entry.name, method)
     return found
 
@@ -79,6 +109,12 @@ def _is_entry(value: object) -> bool:
 def methods() -> dict[str, type[Method]]:
     """Returns the methods that the engine runs, by name."""
     return {name: entry for name, entry in entries().items() if issubclass(entry, Method)}
+
+
+@cache
+def policies() -> dict[str, type[CachePolicy]]:
+    """Returns the cache policies, by name."""
+    return {name: entry for name, entry in entries().items() if issubclass(entry, CachePolicy)}
 
 
 def _package(entry: Any) -> str:
@@ -96,7 +132,7 @@ def find(name: str) -> type[Entry]:
 
 
 def options(method: type[Entry]) -> list[Option]:
-    """Returns the options of a method class, in the order of its fields.
+    """Returns the options of a method class, in the order of its fields; those that are given by name alone are last.
 
     An option is documented by the string below its field, in the class or in the nearest base class that has one.
 
@@ -107,7 +143,7 @@ def options(method: type[Entry]) -> list[Option]:
     kinds, docs = typing.get_type_hints(method), _field_docs(method)
     return [
         Option(field.name, in_words(kinds[field.name]), _default(field), docs.get(field.name, ""))
-        for field in fields(cast(Any, method))
+        for field in sorted(fields(cast(Any, method)), key=lambda field: field.kw_only is True)
     ]
 
 
@@ -157,6 +193,8 @@ def in_words(kind: Any, literal: Callable[[Any], str] = typed) -> str:
         return " or ".join(map(literal, parts))
     if origin is tuple:
         return "numbers with x between them"
+    if origin is Callable:
+        return "a function, given in Python"
     names = {
         int: "a whole number",
         float: "a number",
@@ -171,36 +209,65 @@ def in_words(kind: Any, literal: Callable[[Any], str] = typed) -> str:
 def parse(text: str) -> Method:
     """Makes a method that the engine runs from `"name"` or `"name:option=value,..."`.
 
+    The name of a cache policy stands for greedy decoding or sampling under it.
+
     Raises:
         UsageError: for what it doesn't know, and for an entry that does another task than text.
     """
     name = text.partition(":")[0].strip()
     about = find(name).about
-    made = make(text) if name in methods() else None
+    made = make(text) if name in methods() or name in policies() else None
+    if isinstance(made, CachePolicy):
+        return UnderPolicy(made)
     if not isinstance(made, Method):
         raise UsageError(f"{name!r} doesn't decode tokens, its task is {about.task}; run it with: {about.command}")
     return made
 
 
+def parse_policy(text: str) -> CachePolicy:
+    """Makes a cache policy from `"name"` or `"name:option=value,..."`. Raises `UsageError` for what it doesn't know."""
+    name, known = text.partition(":")[0].strip(), policies()
+    if name not in known:
+        raise UsageError(f"there is no cache policy {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    policy = make(text)
+    assert isinstance(policy, CachePolicy), "policies are found by their class"
+    return policy
+
+
 def make(text: str) -> Entry:
     """Makes any entry from `"name"` or `"name:option=value,..."`. Raises `UsageError` for what it doesn't know."""
     name, _, written = text.partition(":")
-    method = find(name.strip())
-    kinds = typing.get_type_hints(method)
-    values: dict[str, Any] = {}
-    known = [option.name for option in fields(method)]  # type: ignore[arg-type]
+    return made(find(name.strip()), "method", name, written)
+
+
+def made(kind: type[Made], what: str, name: str, written: str, usual: Mapping[str, Any] | None = None) -> Made:
+    """Makes a dataclass of options as they are typed.
+
+    Args:
+        kind: The dataclass.
+        what: What it is, such as "method", for messages.
+        name: Its name.
+        written: `"option=value,..."`, or "".
+        usual: Values of options that aren't written, in place of the dataclass's defaults.
+
+    Raises:
+        UsageError: For an option that it doesn't have, a value of the wrong type, or one that is missing.
+    """
+    kinds = typing.get_type_hints(kind)
+    values: dict[str, Any] = dict(usual or {})
+    known = [option.name for option in fields(cast(Any, kind))]
     for part in filter(None, written.split(",")):
         option, equals, value = (word.strip() for word in part.partition("="))
         if option not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
-            raise UsageError(f"method {name!r} has no option {option!r}{nearest(option, known)}; {has}")
+            raise UsageError(f"{what} {name!r} has no option {option!r}{nearest(option, known)}; {has}")
         if not equals:
-            raise UsageError(f"option {option!r} of method {name!r} needs a value: {name}:{option}=VALUE")
-        values[option] = _read(f"option {option!r} of method {name!r}", value, kinds[option])
-    missing = [o.name for o in fields(method) if _required(o) and o.name not in values]  # type: ignore[arg-type]
+            raise UsageError(f"option {option!r} of {what} {name!r} needs a value: {name}:{option}=VALUE")
+        values[option] = _read(f"option {option!r} of {what} {name!r}", value, kinds[option])
+    missing = [o.name for o in fields(cast(Any, kind)) if _required(o) and o.name not in values]
     if missing:
-        raise UsageError(f"method {name!r} needs {', '.join(missing)}: {name}:{missing[0]}=VALUE")
-    return method(**values)
+        raise UsageError(f"{what} {name!r} needs {', '.join(missing)}: {name}:{missing[0]}=VALUE")
+    return kind(**values)
 
 
 def _required(option: Any) -> bool:

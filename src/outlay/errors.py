@@ -22,6 +22,10 @@ class QueueFull(FailureError):
     """As many requests wait as the engine takes; a later one may find room."""
 
 
+class ScorerError(FailureError):
+    """A scorer's own code failed. What it says may be meant for those alone who gave the scorer."""
+
+
 class CacheFull(FailureError):
     """No slot is left in a cache."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from outlay.errors import UsageError
 
 Message = Mapping[str, Any]
+IMAGE_PARTS = ("image", "image_url", "input_image")
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 MAY_BE_SILENT = ("assistant", "tool", "function", "ipython")  # roles whose content may be null
 
@@ -16,12 +18,13 @@ MAY_BE_SILENT = ("assistant", "tool", "function", "ipython")  # roles whose cont
 def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Returns messages whose contents are strings and whose tool calls have their arguments as mappings.
 
-    Parts of text are joined, a line each. Null content is "". A tool's result gets the name of the function that was
-    called. Other entries stay as they are.
+    Parts of text are joined, a line each. Null content is "". The content of a message with images is a list of parts,
+    `{"type": "text", "text": ...}` or `{"type": "image"}`, the latter with the image under "image" where the message
+    has it. A tool's result gets the name of the function that was called. Other entries stay as they are.
 
     Raises:
-        UsageError: if a message has no role or no content, or has a part that is no text, or calls a tool in a form
-            that can't be read.
+        UsageError: if a message has no role or no content, or has a part that is neither text nor an image, or calls
+            a tool in a form that can't be read.
     """
     names: dict[str, str] = {}
     return [_message(message, f"message {number}", names) for number, message in enumerate(messages, 1)]
@@ -38,7 +41,7 @@ def _message(message: Any, where: str, names: dict[str, str]) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UsageError(f"a chat message is a mapping with 'role' and 'content', not {message!r:.60}")
     read = dict(message)
-    read["content"] = _text(message, where)
+    read["content"] = _content(message, where)
     if message.get("tool_calls"):
         read["tool_calls"] = list(_calls(message["tool_calls"], where))
         names.update((call["id"], call["function"]["name"]) for call in read["tool_calls"] if "id" in call)
@@ -50,7 +53,7 @@ def _message(message: Any, where: str, names: dict[str, str]) -> dict[str, Any]:
     return read
 
 
-def _text(message: Message, where: str) -> str:
+def _content(message: Message, where: str) -> str | list[dict[str, Any]]:
     content = message.get("content")
     if content is None:
         if message["role"] not in MAY_BE_SILENT:
@@ -60,21 +63,62 @@ def _text(message: Message, where: str) -> str:
         return content
     if not isinstance(content, Sequence):
         raise UsageError(f"the content of {where} must be text or a list of parts, not {content!r:.60}")
-    return "\n".join(_part(part, where) for part in content)
+    parts = [_part(part, where) for part in content]
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Any, where: str) -> dict[str, Any]:
     if isinstance(part, str):
-        return part
+        return {"type": "text", "text": part}
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
         raise UsageError(f"a part of {where} must be a mapping with 'type', not {part!r:.60}")
+    if kind in IMAGE_PARTS:
+        return _image(part, where)
     if kind not in TEXT_PARTS:
-        raise UsageError(f"{where} has a part of type {kind!r}, but outlay reads parts of text alone")
+        raise UsageError(f"{where} has a part of type {kind!r}, but outlay reads text and images alone")
     text = part.get(TEXT_PARTS[kind])
     if not isinstance(text, str):
         raise UsageError(f"a {kind!r} part of {where} must have its text under {TEXT_PARTS[kind]!r}")
-    return text
+    return {"type": "text", "text": text}
+
+
+def _image(part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns an image part, with the image under "image" where the part has it and doesn't only say its place."""
+    url = part.get("image_url", part.get("url"))
+    if isinstance(url, Mapping):
+        url = url.get("url")
+    if url is None and part["type"] != "image":
+        raise UsageError(f"an {part['type']!r} part of {where} must have its URL under 'image_url'")
+    if url is not None:
+        return {"type": "image", "image": of_data_url(url, where)}
+    if (encoded := part.get("base64")) is not None:
+        return {"type": "image", "image": _of_base64(encoded, where)}
+    found = part.get("image", part.get("path"))
+    return {"type": "image"} if found is None else {"type": "image", "image": found}
+
+
+def of_data_url(url: Any, where: str) -> bytes:
+    """Returns what a data: URL holds.
+
+    Raises:
+        UsageError: For any other URL: nothing is fetched, and no file opened by one.
+    """
+    head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if not head.lower().startswith("data:") or not comma:
+        raise UsageError(f"an image of {where} is not a data: URL, the only one that outlay reads; it fetches nothing")
+    if not head.lower().endswith(";base64"):
+        raise UsageError(f"the data: URL of an image of {where} must be in base64, as in data:image/png;base64,...")
+    return _of_base64(data, where)
+
+
+def _of_base64(data: Any, where: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"an image of {where} is not base64: {error}") from None
 
 
 def _calls(calls: Any, where: str) -> Iterator[dict[str, Any]]:

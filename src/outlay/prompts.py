@@ -1,4 +1,4 @@
-"""Reads prompts from files: plain lines, or JSON lines with "prompt" or "messages", and with "tools" if need be."""
+"""Reads prompts from files: plain lines, or JSON lines with "prompt" or "messages", and "tools" or "images" if any."""
 
 from __future__ import annotations
 
@@ -53,16 +53,35 @@ def with_system(system: str, prompt: Prompt) -> Messages:
 
 
 def encoding_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns the options of `LM.encode` that a row has: "tools", and its "chat_template_kwargs" as `template`.
+    """Returns the options that a row has: "tools", its "chat_template_kwargs" as `template`, and "images".
 
     Raises:
-        UsageError: If they are not a list and an object.
+        UsageError: If they are not a list, an object and a list of files.
     """
     tools, switches = row.get("tools") or [], row.get("chat_template_kwargs") or {}
     check_tools(tools, f'"tools" in {where}')
     if not isinstance(switches, dict):
         raise UsageError(f'"chat_template_kwargs" in {where} must be an object, not {switches!r:.60}')
-    return {name: value for name, value in (("tools", tools), ("template", switches)) if value}
+    images = row.get("images") or []
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        raise UsageError(f'"images" in {where} must be a list of files, not {images!r:.60}')
+    return {name: value for name, value in (("tools", tools), ("template", switches), ("images", images)) if value}
+
+
+def constraint_of_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the constraint that a row has, as an option of `LM.submit`: a name, or an object, a JSON Schema."""
+    given = row.get("constraint")
+    if given is not None and not isinstance(given, str | dict):
+        raise UsageError(f'"constraint" in {where} must be a name or a JSON schema, not {given!r:.60}')
+    return {} if given is None else {"constraint": given}
+
+
+def scorer_of(row: Mapping[str, Any], where: str) -> str | None:
+    """Returns the "scorer" of a row, by which its own texts are rated. Raises `UsageError` if it is no name."""
+    scorer = row.get("scorer")
+    if scorer is not None and (not isinstance(scorer, str) or not scorer):
+        raise UsageError(f'"scorer" in {where} must be a name, such as self or python:FILE, not {scorer!r:.60}')
+    return scorer
 
 
 def check_tools(tools: Any, where: str) -> None:

@@ -12,15 +12,26 @@ import torch
 
 from outlay.bench.accuracy import suite as accuracy
 from outlay.bench.accuracy.formats import Continuations, Extent, LayerErrors, TextWindow, Variant
-from outlay.bench.accuracy.measure import compare, layer_errors, linears, same_tokens, tap, windows
+from outlay.bench.accuracy.measure import (
+    CodedInputs,
+    block_changes,
+    code_inputs,
+    compare,
+    layer_errors,
+    linears,
+    same_tokens,
+    tap,
+    windows,
+)
 from outlay.bench.accuracy.report import report
 from outlay.bench.accuracy.suite import SUITE, AccuracySettings
-from outlay.bench.prompt_logits import logits_from
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models.linear import pack, weight_of
 from outlay.progress import silent
+from outlay.prompt_logits import logits_from
+from outlay.shrink.pvq import PVQ
 from outlay.testing import PROMPTS, tiny_lm, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +52,8 @@ def settings(*words):
         (["--formats", "int5"], "no format 'int5' .did you mean 'int"),
         (["--formats", ","], "names none"),
         (["--windows", "0"], "--windows must be 1 or more"),
+        (["--activations", "pvq:pulses=58"], "name them with --against"),
+        (["--against", ".", "--activations", "rtn"], "coded by pvq, not by rtn"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused_in_one_line(words, message):
@@ -90,6 +103,55 @@ def test_predictions_are_compared_as_by_hand():
         },
         rel=1e-5,
     )
+
+
+def test_changes_are_the_means_of_whole_blocks():
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(600, 5, generator=generator).log_softmax(-1)
+    logits, targets = torch.randn(600, 5, generator=generator), torch.randint(0, 5, (600,), generator=generator)
+    change = (reference - logits.log_softmax(-1)).gather(1, targets[:, None])[:, 0].double()
+    assert block_changes(reference, logits, targets) == pytest.approx(
+        [float(change[:256].mean()), float(change[256:512].mean())]
+    )
+    few = block_changes(reference[:9], logits[:9], targets[:9])
+    assert few == pytest.approx([float(change[:9].mean())])
+
+
+def test_other_checkpoints_are_compared_in_float32_and_formats_only_when_asked_for(tmp_path):
+    (tmp_path / "small").mkdir()
+    found = settings("--against", str(tmp_path / "small"))
+    assert [(each.name, each.dtype, each.source) for each in found.variants] == [
+        ("small", "float32", str(tmp_path / "small"))
+    ]
+    both = settings("--against", str(tmp_path / "small"), "--formats", "int8")
+    assert [each.name for each in both.variants] == ["int8", "small"]
+    with pytest.raises(UsageError):
+        settings("--against", str(tmp_path / "nothing"))
+
+
+def test_checkpoints_are_measured_with_coded_activations_beside(tmp_path):
+    (tmp_path / "small").mkdir()
+    found = settings("--against", str(tmp_path / "small"), "--activations", "pvq:pulses=58")
+    assert [(each.name, each.activations) for each in found.variants] == [
+        ("small", None), ("small, activations pvq:pulses=58", "pvq:pulses=58")
+    ]  # fmt: skip
+
+
+def test_coded_activations_change_every_layer_but_the_head_and_less_with_more_pulses():
+    model = tiny_model()
+    taps = tap(model.decoder)
+    logits_from(LM(model, Engine()), list(range(3, 43)), 0)
+
+    def errors(pulses):
+        other = tiny_model()
+        code_inputs(other.decoder, PVQ(pulses=pulses))
+        assert [isinstance(each, CodedInputs) for each in linears(other.decoder).values()] == [True] * 8 + [False]
+        assert len(logits_from(LM(other, Engine()), [1, 2, 3, 4], 0)) == 4
+        return layer_errors(taps, other.decoder)
+
+    few, more, most = (errors(pulses) for pulses in (4, 12, 58))
+    assert few.pop("head") == more.pop("head") == most.pop("head") == 0.0
+    assert all(few[name] > 1.3 * more[name] > 2 * most[name] > 0 for name in few)
 
 
 def test_scored_logits_are_those_of_decoding_token_by_token():

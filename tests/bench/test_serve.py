@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+
 import pytest
 from serve.checkpoints import write_checkpoint
 from serve.running import start
@@ -9,8 +12,8 @@ from serve.running import start
 from outlay.bench.serve import suite
 from outlay.bench.serve.client import load
 from outlay.bench.serve.report import ENGINE, report
-from outlay.bench.serve.servers import Server
-from outlay.errors import FailureError
+from outlay.bench.serve.servers import Server, serving
+from outlay.errors import FailureError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,22 @@ def test_clients_get_the_texts_and_their_times(server):
     assert all(0 < answer.first < found.seconds for answer in found.answers)
     with pytest.raises(FailureError, match="status 404"):
         load(server.url, "other", ["One."], 6)
+
+
+@pytest.mark.parametrize("given", ["transformers", "transformers=", "outlay=python", "other=python"])
+def test_an_interpreter_belongs_to_another_server(given):
+    parser = argparse.ArgumentParser()
+    suite.SUITE.add_options(parser)
+    assert suite.SUITE.settings(parser.parse_args(["--python", "transformers=p"])).pythons == {"transformers": "p"}
+    with pytest.raises(UsageError, match="NAME=PYTHON"):
+        suite.SUITE.settings(parser.parse_args(["--python", given]))
+
+
+@pytest.mark.parametrize(("python", "says"), [(sys.executable, "not installed"), ("/no/python", "does not run")])
+def test_a_server_that_can_not_be_had_says_why(tmp_path, monkeypatch, python, says):
+    monkeypatch.setattr("outlay.bench.serve.servers.MODULES", {"transformers": ("no_such_module",)})
+    with pytest.raises(FailureError, match=says), serving("transformers", tmp_path, 1, 1, {"transformers": python}):
+        pass
 
 
 def test_the_report_has_a_row_for_each_load(server, folder, monkeypatch):

@@ -244,7 +244,7 @@ def ours():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_our_contender_measures_decoding_and_leaves_the_cache_empty(ours, batch):
     threads = torch.get_num_threads()
-    values = ours.measure(Decode(batch, threads, prompt=8, new=8))
+    values = ours.measure(Decode(batch, threads, prompt=8, new=32))  # so long that they overlap on any machine
     assert values["step_ms"] == pytest.approx(1000 * batch / values["tokens_per_second"])
     assert 0 < values["own_ms"] < values["step_ms"]
     (worker,) = ours._lm(threads).engine.workers

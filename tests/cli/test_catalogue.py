@@ -12,6 +12,7 @@ import pytest
 import outlay as package
 from outlay import catalog
 from outlay.cli import COMMANDS
+from outlay.shrink.catalog import shrinkers
 
 
 def test_methods_lists_the_whole_catalogue(outlay):
@@ -56,7 +57,7 @@ def test_the_example_of_every_method_can_be_parsed(outlay, name):
 
 def test_methods_as_json(outlay):
     rows = json.loads(outlay("methods", "--json")[1])
-    assert [row["name"] for row in rows] == list(catalog.entries())
+    assert [row["name"] for row in rows] == [*catalog.entries(), *shrinkers()]
     beam = json.loads(outlay("methods", "beam", "--json")[1])
     assert beam in rows
     doc = beam["options"][0].pop("doc")

@@ -297,12 +297,19 @@ def test_a_broken_line_is_named_and_the_others_go_on_if_asked(compare, prompts, 
     assert results(tmp_path / "out")["manifest"]["prompts"]["count"] == 5
 
 
-@pytest.mark.parametrize("extra", ["image", "constraint"])
-def test_what_a_method_can_not_take_is_refused(compare, prompts, extra):
-    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "See?", extra: "x.png"}) + "\n")
+@pytest.mark.parametrize(("extra", "method"), [("image", "greedy"), ("constraint", "superposed")])
+def test_what_a_method_can_not_take_is_refused(compare, prompts, extra, method):
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "See?", extra: "json"}) + "\n")
+    status, _, err = compare("--methods", method)
+    assert status == 2
+    assert f"prompt 5 has {'an' if extra == 'image' else 'a'} {extra}, which {method} can't take" in err
+
+
+def test_a_constraint_that_can_not_be_read_is_refused(compare, prompts):
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "See?", "constraint": "x.png"}) + "\n")
     status, _, err = compare()
     assert status == 2
-    assert f"prompt 5 has {'an' if extra == 'image' else 'a'} {extra}, which greedy can't take" in err
+    assert "prompt 5: constraint 'x.png' is not known" in err
 
 
 @dataclass(frozen=True)

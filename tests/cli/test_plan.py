@@ -344,3 +344,37 @@ def test_a_file_that_cannot_be_written_is_a_failure(outlay, tmp_path):
     status, _, err = outlay("plan", "--table", tmp_path / "points.json", "--json", tmp_path)
     assert status == 1
     assert err == f"outlay: can't write {tmp_path}: Is a directory\n"
+
+
+def test_a_split_is_planned_for_each_batch_and_written(outlay, tmp_path):
+    file = tmp_path / "split.json"
+    words = [
+        "--split",
+        "2M",
+        "--hidden",
+        "128",
+        "--inputs",
+        "16",
+        "--outputs",
+        "4",
+        "--batch",
+        "1,2",
+        "--vocabulary",
+        "64",
+    ]
+    status, out, _ = outlay("plan", *words, "--threads", "1", "--json", file)
+    assert status == 0
+    assert "batch 1: 16 places in, 4 tokens out" in out
+    assert "batch 2: " in out
+    assert "predicted, not run" in out
+    plans = json.loads(file.read_text())["split"]
+    assert [plan["task"]["batch"] for plan in plans] == [1, 2]
+    assert all(split["seconds"] > 0 for plan in plans for split in plan["splits"])
+
+
+def test_a_split_takes_no_model_and_no_table(refusal):
+    assert refusal("plan", "--split", "2M", "--model", "smollm2-135m")[0] == 2
+    status, line = refusal(
+        "plan", "--split", "100", "--hidden", "64", "--inputs", "4", "--outputs", "1", "--vocabulary", "64"
+    )
+    assert (status, "two layers of width 64" in line) == (2, True)

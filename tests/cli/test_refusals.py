@@ -58,8 +58,12 @@ USAGE = {
     "pull": (["pull", "smollm-135m"], "(did you mean 'smollm2-135m'?)"),
     "pull nothing": (["pull"], "MODEL is missing; see `outlay pull --help`"),
     "methods": (["methods", "bean"], "no method 'bean' (did you mean 'beam'?)"),
-    "suite": (["bench", "sped"], "no suite 'sped' (did you mean 'speed'?)"),
-    "no suite": (["bench"], "say which suite to run: accuracy, docs, drafts, harness, serve, speculation, speed"),
+    "suite": (["bench", "sped"], "no suite 'sped' (did you mean 'speed' or 'sparse'?)"),
+    "no suite": (
+        ["bench"],
+        "say which suite to run: accuracy, arch, batching, bits, cache, codec, detect, diffusion, docs, drafts, "
+        "harness, hydragen, parallel, pictures, search, serve, shrink, sparse, speculation, speed, steer, vision",
+    ),
 }  # fmt: skip
 
 

@@ -216,3 +216,34 @@ def test_n_samples_are_texts_of_their_own_and_alternatives_in_json(outlay, tiny)
     ]  # fmt: skip
     assert {each["finish_reason"] for row in rows for each in row["alternatives"]} == {"length"}
     assert [row["ledger"]["tokens_out"] for row in rows] == [18, 18]
+
+
+def test_a_line_may_name_a_scorer_of_its_own(outlay, tiny, tmp_path):
+    for name, reward in (("one", 1), ("half", 0.5)):
+        (tmp_path / f"{name}.py").write_text(
+            f"quick = True\ndef score(prompt, texts):\n    return [{reward}] * len(texts)\n"
+        )
+    rows = [{"prompt": "One"}, {"prompt": "One", "scorer": f"python:{tmp_path / 'one.py'}"}]
+    stdin = "\n".join(map(json.dumps, rows)).encode()
+    words = ("run", "--lines", "--json", "--model", tiny, "--max-tokens", 6, "--temperature", 0.9)
+    words += ("--method", "particles:n=2,potential=ratio,odds=false,step_tokens=3")
+    status, out, error = outlay(*words, "--scorer", f"python:{tmp_path / 'half.py'}", stdin=stdin)
+    assert status == 0, error
+    found = [json.loads(line)["facts"]["log_normaliser"] for line in out.splitlines()]
+    assert found == [pytest.approx(-0.6931, abs=1e-3), pytest.approx(0, abs=1e-3)]
+    status, _, error = outlay(*words, stdin=b'{"prompt": "One", "scorer": 3}')
+    assert (status, "must be a name" in error) == (2, True)
+
+
+def test_questions_about_one_document_are_one_tree_of_prompts(outlay, tiny, tmp_path):
+    """Each question gets the texts that it gets after the document alone."""
+    (tmp_path / "doc.txt").write_text("A document.\n")
+    (tmp_path / "questions.txt").write_text("Who?\nWhen was that?\n")
+    given = ("run", "--prefix-file", tmp_path / "doc.txt", "--file", tmp_path / "questions.txt", "--lines")
+    how = ("--model", tiny, "--temperature", 0.8, "--max-tokens", 6, "--json")
+    (tree,) = map(json.loads, outlay(*given, *how, "--method", "hydragen:n=2")[1].splitlines())
+    apart = map(json.loads, outlay(*given, *how, "--method", "sample", "--n", 2)[1].splitlines())
+    assert [each["leaf"] for each in tree["alternatives"]] == [0, 0, 1, 1]
+    assert [each["text"] for each in tree["alternatives"]] == [
+        each["text"] for row in apart for each in row["alternatives"]
+    ]

@@ -264,7 +264,7 @@ def test_files_without_an_ngram_give_an_empty_table_and_a_warning(outlay, tiny, 
 
 WRONG = {
     "nothing": ("", "say what to train: draft, ppd, table"),
-    "what": ("drat", "there is no 'drat' to train (did you mean 'draft'?); there are draft, ppd, table"),
+    "what": ("drat", "there is no 'drat' to train (did you mean 'draft' or 'crate'?); there are draft, ppd, table"),
     "option": ("draft --tokns 3", "no option --tokns (did you mean '--tokens'"),
     "option of another": ("ppd --layers 2", "no option --layers"),
     "tokens": ("draft --tokens 0", "--tokens must be a whole number, 1 or more, not '0'"),
@@ -313,3 +313,35 @@ def test_each_kind_has_a_help_of_its_own(outlay):
         assert (status, err) == (0, "")
         assert out.startswith(f"usage: outlay train {what}")
         assert option in out
+
+
+def test_a_reasoner_is_trained_with_its_verifier(outlay, tmp_path):
+    words = ("--layers", 1, "--hidden", 32, "--batch", 4, "--steps", 25, "--reasoner", 0, "--verifier", 1e-300)
+    status, out, error = outlay("train", "reasoner", "--out", tmp_path, *words)
+    assert status == 0
+    assert out.split() == [str(tmp_path / "tiny-reasoner"), str(tmp_path / "tiny-verifier")]
+    assert "right steps of tiny-verifier" in error
+    assert json.loads((tmp_path / "tiny-verifier" / "config.json").read_text())["outlay_reward_form"] == "likelihood"
+    status, out, _ = outlay("models", tmp_path / "tiny-verifier", "--json")
+    assert "a reward model (form likelihood)" in json.loads(out)["kind"]
+    status, _, error = outlay("run", "Start with 2.", "--model", tmp_path / "tiny-verifier", "--max-tokens", 2)
+    assert status == 2
+    assert "is a reward model, which rates texts and writes none" in error
+
+
+def test_a_crate_and_its_twin_are_trained_on_the_bytes_of_a_text(outlay, refusal, tmp_path):
+    (tmp_path / "text").write_text("It was in July, 1805, and the speaker was Anna Pavlovna. " * 20)
+    words = ("--text", tmp_path / "text", "--quiet", "--steps", 2)
+    shape = ("--layers", 1, "--hidden", 32, "--heads", 4, "--positions", 32, "--batch", 64)
+    for twin in ((), ("--twin",)):
+        out = tmp_path / f"model{len(twin)}"
+        status, said, error = outlay("train", "crate", *words, *shape, "--out", out, *twin)
+        assert (status, said.strip()) == (0, str(out))
+        assert "bits a byte on the held-out text" in error
+        status, said, _ = outlay("run", "It was", "--model", out, "--max-tokens", 3, "--json")
+        assert (status, json.loads(said)["ledger"]["tokens_out"]) == (0, 3)
+    assert "is there already" in refusal("train", "crate", *words, *shape, "--out", tmp_path / "model0")[1]
+    assert "passages of 512 need 10,241 or more" in refusal("train", "crate", *words, "--out", tmp_path / "new")[1]
+    assert "can't be split among 5 heads" in refusal(
+        "train", "crate", *words, *shape, "--heads", 5, "--out", tmp_path / "new"
+    )[1]  # fmt: skip

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tokenizers
+from constraint_states import BYTES, accepts, byte_token, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
+from outlay.bench.steer.official import CASES, graded
 from outlay.constrain import Choice, Grammar, Json, JsonSchema, Predicate, Regex, constraint_of
 from outlay.constrain.constraint import compile_constraint
 from outlay.errors import UsageError
 from outlay.models.tokenizer import Tokenizer
-from outlay.testing import tiny_model
 
-SUITE = Path(__file__).parents[2] / "benchmarks" / "data" / "json_schema_draft2020-12"
-BYTES = tiny_model().tokenizer
 PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
 
@@ -34,22 +30,6 @@ def pieces(*words):
     )
     inner.add_special_tokens(["<unk>", "</s>"])
     return Tokenizer(inner, eos_token_ids=(1,))
-
-
-def state_of(constraint, text, tokenizer=BYTES, size=257):
-    state = compile_constraint(constraint, tokenizer, size).state
-    for byte in text.encode() if isinstance(text, str) else text:
-        state = state.after(byte_token(byte)) if state is not None else None
-    return state
-
-
-def byte_token(byte):
-    return next(token for token in range(256) if BYTES.bytes_of(token) == bytes([byte]))
-
-
-def accepts(constraint, text):
-    state = state_of(constraint, text)
-    return state is not None and state.ends()
 
 
 @pytest.mark.parametrize(
@@ -154,34 +134,15 @@ def test_what_cannot_be_used_is_refused_in_one_line(make, message):
     assert "\n" not in str(caught.value)
 
 
-def suite_cases(files):
-    for file in files:
-        for group in json.loads(file.read_text()):
-            for case in group["tests"]:
-                yield group["schema"], case["data"], case["valid"]
-
-
-def judged(files):
-    counts = {"right": 0, "accepted wrongly": 0, "refused": 0, "rejected wrongly": 0}
-    for schema, data, valid in suite_cases(files):
-        try:
-            found = accepts(JsonSchema(schema), json.dumps(data, ensure_ascii=False))
-        except UsageError as error:
-            counts["right" if not valid and "no text satisfies" in str(error) else "refused"] += 1
-            continue
-        counts["right" if found == valid else "accepted wrongly" if found else "rejected wrongly"] += 1
-    return counts
-
-
 def test_a_sample_of_the_official_suite_has_nothing_accepted_wrongly():
-    counts = judged([SUITE / f"{name}.json" for name in ("if-then-else", "not", "minLength", "enum", "required")])
+    counts = graded([CASES / f"{name}.json" for name in ("if-then-else", "not", "minLength", "enum", "required")])
     assert counts["accepted wrongly"] == 0
     assert counts["right"] >= 0.85 * sum(counts.values())
 
 
 @pytest.mark.slow
 def test_the_official_suite_is_right_in_1150_cases_and_accepts_nothing_wrongly():
-    counts = judged(sorted(SUITE.glob("*.json")))
+    counts = graded()
     print(counts)
     assert counts["accepted wrongly"] == 0
     assert counts["right"] >= 1150

@@ -13,12 +13,13 @@ from outlay.engine.tree_run import TreeRun
 from outlay.testing import tiny_lm
 
 LONG = {"max_tokens": 500, "ignore_eos": True}
+ENDLESS = {"max_tokens": 20_000, "ignore_eos": True}  # for half a minute: no test takes as long
 
 
-def busy_lm(**options):
+def busy_lm(length=ENDLESS, **options):
     """An engine for one run at a time, which is at work on a long one."""
-    lm = LM(tiny_lm().model, Engine(max_runs=1, **options))
-    running = lm.submit("Once", **LONG)
+    lm = LM(tiny_lm(context=20_100).model, Engine(max_runs=1, **options))
+    running = lm.submit("Once", **length)
     next(iter(running))
     return lm, running
 
@@ -99,7 +100,7 @@ def test_close_ends_what_runs_and_what_waits():
 
 
 def test_a_drained_engine_finishes_what_it_accepted():
-    lm, running = busy_lm()
+    lm, running = busy_lm(LONG)
     waiting = lm.submit("Twice", max_tokens=3, ignore_eos=True)
     lm.engine.close(drain=True)
     assert len(running.result(0).tokens) == 500

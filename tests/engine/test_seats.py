@@ -20,24 +20,24 @@ from outlay.testing import MethodProperties, tiny_lm, tiny_model
 class Agree(Method):
     """Writes the target's best token; another model scores it, and a third reads along, each with a tree of its own."""
 
-    judge: str | Model = "never loaded"
+    rater: str | Model = "never loaded"
 
     other: str | Model | None = None
 
-    about: ClassVar[About] = About("agree", "", "", "test", "", "", models=("judge", "other"))
+    about: ClassVar[About] = About("agree", "", "", "test", "", "", models=("rater", "other"))
 
     def decode(self, run):
-        judge = run.seat("judge", run.prompt, "score")
+        rater = run.seat("rater", run.prompt, "score")
         other = None if self.other is None else run.seat("other", [1, 2, 3])
         while True:
-            asked = [run.target.topk([run.tip], 1), judge.forward([judge.tree.tip])]
+            asked = [run.target.topk([run.tip], 1), rater.forward([rater.tree.tip])]
             if other is not None:
                 asked.append(other.topk([other.tree.tip], 1))
             top, logits, *_ = yield asked
-            run.facts["judged"] = [*run.facts.get("judged", []), float(logits[0].log_softmax(-1)[int(top.tokens)])]
+            run.facts["rated"] = [*run.facts.get("rated", []), float(logits[0].log_softmax(-1)[int(top.tokens)])]
             token = int(top.tokens)
             run.commit(token)
-            for seat in filter(None, (judge, other)):
+            for seat in filter(None, (rater, other)):
                 seat.tree.append([token])
 
 
@@ -56,30 +56,30 @@ def test_a_run_has_seats_at_other_models_which_are_counted_and_released():
     assert (ledger.side_passes, ledger.side_tokens) == (6, 3 + 5)
     assert {worker.role for worker in lm.engine.models} == {"target", "score", "side"}
     assert sum((worker.ledger for worker in lm.engine.workers), start=Ledger()).score_tokens == 9
-    assert result.method == "agree:judge=tiny-1,other=tiny-2"
-    assert len(result.facts["judged"]) == 6
+    assert result.method == "agree:rater=tiny-1,other=tiny-2"
+    assert len(result.facts["rated"]) == 6
     assert empty(lm)
 
 
 def test_another_model_gives_what_it_gives_alone_in_any_batch():
-    lm, judge = tiny_lm(), tiny_model(1)
+    lm, rater = tiny_lm(), tiny_model(1)
     alone = [
-        tiny_lm().generate(prompt, method=Agree(judge), max_tokens=5, ignore_eos=True).facts for prompt in ("ab", "cde")
+        tiny_lm().generate(prompt, method=Agree(rater), max_tokens=5, ignore_eos=True).facts for prompt in ("ab", "cde")
     ]
     with lm.engine.together():
         handles = [
-            lm.submit(prompt, method=Agree(judge), max_tokens=5, ignore_eos=True) for prompt in ("ab", "cde", "ab")
+            lm.submit(prompt, method=Agree(rater), max_tokens=5, ignore_eos=True) for prompt in ("ab", "cde", "ab")
         ]
-    found = [handle.result(20).facts["judged"] for handle in handles]
-    for facts, judged in zip([*alone, alone[0]], found, strict=True):
-        assert judged == pytest.approx(facts["judged"], abs=1e-4)
+    found = [handle.result(20).facts["rated"] for handle in handles]
+    for facts, rated in zip([*alone, alone[0]], found, strict=True):
+        assert rated == pytest.approx(facts["rated"], abs=1e-4)
 
 
 def test_a_second_target_has_a_tree_of_its_own_and_counts_as_a_target():
     @dataclass(frozen=True)
     class Two(Agree):
         def decode(self, run):
-            second = run.seat("judge", run.prompt, "target")
+            second = run.seat("rater", run.prompt, "target")
             a, b = yield [run.target.topk([run.tip], 1), second.topk([second.tree.tip], 1)]
             run.commit(int(a.tokens))
             run.commit(int(b.tokens))
@@ -97,9 +97,9 @@ def test_all_seats_are_given_back_however_the_run_ends(end):
     @dataclass(frozen=True)
     class Ends(Agree):
         def decode(self, run):
-            run.seat("judge", run.prompt, "score")
-            run.seat("judge", run.prompt)
-            run.seat("judge", run.prompt, "draft")
+            run.seat("rater", run.prompt, "score")
+            run.seat("rater", run.prompt)
+            run.seat("rater", run.prompt, "draft")
             if end == "error":
                 raise ZeroDivisionError
             while True:
@@ -136,8 +136,8 @@ def test_models_are_loaded_by_name_once_before_the_run(monkeypatch):
     monkeypatch.setattr("outlay.lm.load_model", load_model)
     lm = tiny_lm()
     for _ in range(2):
-        lm.generate("Once", method=Agree("judge-3"), max_tokens=2)
-    assert loaded == [("judge-3", "cpu")]
+        lm.generate("Once", method=Agree("rater-3"), max_tokens=2)
+    assert loaded == [("rater-3", "cpu")]
 
 
 def test_a_seat_at_a_model_that_no_option_gave_is_refused_and_a_loaded_model_needs_none():
@@ -152,14 +152,14 @@ def test_a_seat_at_a_model_that_no_option_gave_is_refused_and_a_loaded_model_nee
             run.commit(int((yield seat.topk([seat.tree.tip], 1)).tokens))
 
     lm, other = tiny_lm(), tiny_model(1)
-    with pytest.raises(ValueError, match="option 'judge' gave this run no model"):
-        lm.generate("Once", method=Seats("judge"))
+    with pytest.raises(ValueError, match="option 'rater' gave this run no model"):
+        lm.generate("Once", method=Seats("rater"))
     expected = LM(other, Engine()).generate("Once", max_tokens=1).tokens
     assert lm.generate("Once", method=Seats(other), max_tokens=1).tokens == expected
 
 
 def test_what_is_no_model_and_a_text_that_a_model_cannot_read_are_refused():
-    with pytest.raises(UsageError, match="option 'judge' of agree must be a model or its name, not 3"):
+    with pytest.raises(UsageError, match="option 'rater' of agree must be a model or its name, not 3"):
         tiny_lm().generate("Once", method=Agree(3))
     with pytest.raises(UsageError, match="tiny-1 reads 1 to 8 tokens of a text, not 12"):
         tiny_lm().generate("x" * 12, method=Agree(tiny_model(1, context=8)))
@@ -217,6 +217,7 @@ def test_a_run_without_a_tree_keeps_stop_strings_limits_and_caps():
 
 class TestSpelled(MethodProperties):
     method = Spelled(10**9)
+    cancelled_at = "start"
 
 
 class TestAgree(MethodProperties):
@@ -224,8 +225,8 @@ class TestAgree(MethodProperties):
 
 
 @dataclass(frozen=True)
-class Judged(Method):
-    about: ClassVar[About] = About("judged", "", "", "test", "", "", needs=("scorer",), takes=("constraint",))
+class Rated(Method):
+    about: ClassVar[About] = About("rated", "", "", "test", "", "", needs=("scorer",), takes=("constraint",))
 
     def decode(self, run):
         run.facts["given"] = [run.submission.scorer, run.submission.constraint]
@@ -235,12 +236,12 @@ class Judged(Method):
 def test_a_scorer_and_a_constraint_reach_the_methods_that_take_them_and_are_refused_by_others():
     lm = tiny_lm()
     choice = Choice("c")
-    scorer, compiled = lm.generate("x", method=Judged(), scorer="self", constraint=choice).facts["given"]
+    scorer, compiled = lm.generate("x", method=Rated(), scorer="self", constraint=choice).facts["given"]
     assert isinstance(scorer, outlay.Scorer)
     assert compiled.constraint == choice
-    assert lm.generate("x", method=Judged(), scorer=scorer).facts == {"given": [scorer, None]}
-    with pytest.raises(UsageError, match=r"^judged needs a scorer: give one with scorer=$"):
-        lm.generate("x", method=Judged())
+    assert lm.generate("x", method=Rated(), scorer=scorer).facts == {"given": [scorer, None]}
+    with pytest.raises(UsageError, match=r"^rated needs a scorer: give one with scorer=$"):
+        lm.generate("x", method=Rated())
     with pytest.raises(UsageError, match="superposed takes no constraint; leave constraint= out"):
         lm.generate("x", method="superposed", constraint="json")
 

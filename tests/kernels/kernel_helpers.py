@@ -7,20 +7,64 @@ import torch
 
 from outlay import kernels
 
-FORMATS = ("q4", "q8", "bf16", "f32", "mixed")
+PLAIN = ("q4", "q8", "bf16", "f32")
+SPARSE = ("sparse_q8", "sparse_q4", "sparse_bf16")
+CODEBOOKS = ("codebook", "codebook_of_8", "codebook_with_residual")
+FORMATS = (*PLAIN, *SPARSE, *CODEBOOKS, "mixed")
 
 
 def make_layer(form, m, k, seed=0):
     """A layer in one format; "mixed": of parts in all of them, which end within a tile of channels if m is large."""
     if form == "mixed":
-        parts = [(each, part) for each, part in zip(FORMATS, cut(m, 4), strict=False) if part]
+        mixed = ("q4", "codebook", "q8", "sparse_q8", "bf16", "sparse_bf16", "f32")
+        parts = [(each, part) for each, part in zip(mixed, cut(m, len(mixed)), strict=True) if part]
         return kernels.stack([make_layer(each, part, k, seed + i) for i, (each, part) in enumerate(parts)])
+    if form in CODEBOOKS:
+        return make_codebook_layer(m, k, seed, CODES[form])
     weight = torch.randn(m, k, generator=torch.Generator().manual_seed(seed)) * 0.05
+    if form in SPARSE:
+        return make_sparse_layer(form, weight)
     if form == "q4":
         return kernels.pack_q4(*kernels.quantize_q4(weight))
     if form == "q8":
         return kernels.pack_q8(*kernels.quantize_q8(weight))
     return kernels.pack_bf16(weight) if form == "bf16" else kernels.pack_f32(weight)
+
+
+# The published shapes have indices of whole bytes, of 12 bits, and residuals of any number of bits.
+CODES = {
+    "codebook": {"v": 4, "k": 256, "k_res": 0},
+    "codebook_of_8": {"v": 8, "k": 1024, "k_res": 8},
+    "codebook_with_residual": {"v": 4, "k": 256, "k_res": 16},
+}
+
+
+def make_codebook_layer(m, k, seed, code):
+    return kernels.pack_codebook(*codebook_of(m, k, seed, code), m)
+
+
+def codebook_of(m, inputs, seed, code):
+    """Random entries, and random indices of all vectors."""
+    v, k, k_res = code["v"], code["k"], code["k_res"]
+    random = torch.Generator().manual_seed(seed)
+    entries = torch.randint(-90, 91, (k, v), generator=random, dtype=torch.int8)
+    residual = torch.randint(-37, 38, (k_res, v), generator=random, dtype=torch.int8) if k_res else None
+    vectors = -(-m // v)
+    index = torch.randint(0, k, (vectors, inputs), generator=random)
+    residual_index = torch.randint(0, k_res, (vectors, inputs), generator=random) if k_res else None
+    return kernels.CodebookEntries(entries, residual, 11 * 2.0**-14), index, residual_index
+
+
+def make_sparse_layer(form, weight, n=2, m=4):
+    """Keeps the n largest of every m."""
+    mask = torch.zeros_like(weight, dtype=torch.bool).view(-1, m)
+    mask = mask.scatter_(1, weight.abs().view(-1, m).topk(n, dim=1).indices, True).view(weight.shape)
+    if form == "sparse_bf16":
+        return kernels.pack_sparse(weight, mask)
+    bits = int(form[-1])
+    scales = (weight.view(len(weight), -1, 32).abs().amax(2) / (2 ** (bits - 1) - 1)).half()
+    wide = scales.float().repeat_interleave(32, 1)
+    return kernels.pack_sparse((weight / wide).round().to(torch.int8), mask, scales, bits)
 
 
 def cut(m, n):

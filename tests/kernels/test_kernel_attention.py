@@ -7,6 +7,7 @@ from kernel_helpers import attend_exactly, visible_keys
 
 from outlay import kernels
 from outlay.kernels import AttentionPlan, AttentionSpan, KeyValues
+from outlay.tree.cache import quantize
 
 HEADS, KV_HEADS, CAPACITY = 6, 2, 300
 
@@ -73,6 +74,32 @@ def test_same_bits_alone_in_company_and_on_two_threads():
                     alone.append(AttentionSpan(span.start, span.length, mask=mask, limits=limits, slots=span.slots))
             out, _ = kernels.attend(q[row : row + 1], KeyValues(keys, values), AttentionPlan(alone, 1), 0.125)
             assert torch.equal(out[0], whole[row])
+
+
+def held_as(dtype, keys, values):
+    """Keys and values in one of the formats of a cache."""
+    if dtype != torch.int8:
+        return KeyValues(keys.to(dtype), values.to(dtype))
+    (k, k_scales), (v, v_scales) = (quantize(each, 8) for each in (keys, values))
+    return KeyValues(k.to(torch.int8), v.to(torch.int8), k_scales, v_scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("dim", [8, 24, 64, 80, 128])
+@pytest.mark.parametrize("n", [7, 16, 70])
+def test_same_bits_whether_keys_are_shared_by_many_rows_or_read_alone(n, dim, dtype):
+    """What many rows share is scored over transposed keys, each tile widened once for up to 64 rows."""
+    q, keys, values = make_inputs(n, dim)
+    cache = held_as(dtype, keys, values)
+    seen = torch.arange(1, n + 1)
+    spans = [AttentionSpan(0, 201), AttentionSpan(201, n, limits=seen), AttentionSpan(280, 3, rows=[n - 1])]
+    whole, lse = kernels.attend(q, cache, AttentionPlan(spans, n), 0.125, softcap=30.0, lse=True)
+    for row in range(n):
+        own = [AttentionSpan(0, 201), AttentionSpan(201, row + 1), *spans[2:][: row == n - 1]]
+        own = [span._replace(rows=None) for span in own]
+        out, sums = kernels.attend(q[row : row + 1], cache, AttentionPlan(own, 1), 0.125, softcap=30.0, lse=True)
+        assert torch.equal(out[0], whole[row])
+        assert torch.equal(sums[0], lse[row])
 
 
 def test_same_bits_however_the_keys_are_cut():

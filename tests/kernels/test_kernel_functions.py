@@ -38,7 +38,13 @@ def test_layer_norm():
 
 @pytest.mark.parametrize(
     ("kind", "exactly"),
-    [("silu", F.silu), ("gelu", F.gelu), ("gelu_tanh", partial(F.gelu, approximate="tanh")), ("relu", F.relu)],
+    [
+        ("silu", F.silu),
+        ("gelu", F.gelu),
+        ("gelu_tanh", partial(F.gelu, approximate="tanh")),
+        ("relu", F.relu),
+        ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x)),
+    ],
 )
 def test_activations(kind, exactly):
     x, up = torch.cat([torch.linspace(-20, 20, 4003), torch.tensor([0.0, 100.0, -100.0])]), torch.randn(4006)

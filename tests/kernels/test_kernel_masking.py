@@ -16,6 +16,16 @@ if kernels.available():
     w, x = torch.randn(90, 96), torch.randn(37, 96)
     layers = [kernels.pack_q4(*kernels.quantize_q4(w)), kernels.pack_q8(*kernels.quantize_q8(w))]
     layers += [kernels.pack_bf16(w), kernels.pack_f32(w)]
+    mask, scales = torch.rand(90 * 24, 4).argsort(1).argsort(1).view(90, 96) < 2, torch.rand(90, 3).half()
+    small = torch.randint(-8, 8, (90, 96), dtype=torch.int8)
+    layers += [kernels.pack_sparse(small, mask, scales, bits) for bits in (4, 8)]
+    layers += [kernels.pack_sparse(w, mask)]
+    for v in kernels.VECTORS:
+        for bits, more in ((8, 0), (8, 4), (8, 8), (11, 3), (16, 9)):
+            entries, residual = (torch.randint(-63, 64, (2**each, v), dtype=torch.int8) for each in (bits, more))
+            index, extra = (torch.randint(0, 2**each, (-(-90 // v), 96)) for each in (bits, more))
+            book = kernels.CodebookEntries(entries, residual if more else None, 0.01171875)
+            layers += [kernels.pack_codebook(book, index, extra if more else None, 90)]
     layers += [kernels.stack(layers)]
     results = [layer(part) for layer in layers for width in (1, 3, 6, 10, 12, 18, 37) for part in x.split(width)]
     q, k, v = torch.randn(7, 4, 40), torch.randn(2, 90, 40), torch.randn(2, 90, 40)

@@ -158,7 +158,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert hub.cache_folder() == tmp_path / "outlay" / "models"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert hub.cache_folder() == Path.home() / ".cache" / "outlay" / "models"
-    assert [alias.name for alias in hub.aliases()] == ["smollm2-135m"]
+    assert [alias.name for alias in hub.aliases()] == ["smollm2-135m", "moonshine-tiny"]
 
 
 @pytest.fixture

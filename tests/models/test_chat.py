@@ -269,8 +269,8 @@ def test_a_template_that_wants_the_arguments_of_calls_as_text_gets_them_so() -> 
 @pytest.mark.parametrize(
     ("messages", "refusal"),
     [
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 has a part of type 'image_url'"),
-        ([{"role": "user", "content": [{"type": "input_audio"}]}], "'input_audio'.*text alone"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "an 'image_url' part of message 1 must have its URL"),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "'input_audio'.*text and images alone"),
         ([{"role": "user", "content": [{"text": "x"}]}], "must be a mapping with 'type'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "must have its text under 'text'"),
         ([{"role": "user", "content": None}], r"message 1 \(user\) has no content"),

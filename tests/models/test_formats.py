@@ -10,8 +10,8 @@ import torch
 
 import outlay
 from outlay.bench.accuracy.measure import compare, layer_errors, tap, windows
-from outlay.bench.prompt_logits import logits_from
 from outlay.models import linear
+from outlay.prompt_logits import logits_from
 
 TEXT = Path(__file__).parents[2] / "benchmarks" / "data" / "war_and_peace.txt"
 FIRST = 255  # the row from which on predictions count

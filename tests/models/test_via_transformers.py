@@ -169,8 +169,19 @@ def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: py
 def test_packed_weights_are_refused_by_name(family: str, tmp_path: Path) -> None:
     save(tmp_path, "Llama", BASE)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(UsageError, match=r"weights are packed \(gptq in the quantization_config"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(UsageError, match=r"weights are packed \(awq in the quantization_config"):
+        load_model(tmp_path)
+
+
+def test_weights_that_are_packed_in_a_form_that_is_read_are_refused_for_a_family_that_does_not_read_it(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, *CASES["gpt_neox"])
+    path = tmp_path / "config.json"
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+    with pytest.raises(UsageError, match=r"packed weights are read for .*, not for gpt_neox"):
         load_model(tmp_path)
 
 

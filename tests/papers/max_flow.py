@@ -1,6 +1,6 @@
 """SpecTr's optimum as an oracle (Sun et al. 2023): the optimal transport with membership cost, for small vocabularies.
 
-A coupling of k independent candidates with an output of distribution q is judged by the probability that the output is
+A coupling of k independent candidates with an output of distribution q is scored by the probability that the output is
 among them. p is the distribution of the candidates, q the target's, both [vocab].
 """
 

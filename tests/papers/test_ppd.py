@@ -8,6 +8,7 @@ from papers.distributions import assert_exact, markov_lm
 from train.conftest import corpus, model, passages, prompts, prompts_file, silent  # noqa: F401 - fixtures
 
 from outlay import LM
+from outlay.decode.draft import ppd
 from outlay.decode.draft.ppd import PPD
 from outlay.decode.draft.ppd.prompt_tokens import KIND, load_prompt_tokens
 from outlay.engine.engine import Engine
@@ -15,6 +16,7 @@ from outlay.engine.method import About, Method
 from outlay.errors import UsageError
 from outlay.models import fitted
 from outlay.models.linear import weight_of
+from outlay.speculation.costs import PassCosts
 from outlay.testing import PROMPTS, tiny_model
 from outlay.train.prompt_tokens import PromptRecipe, PromptTrainer
 
@@ -159,7 +161,8 @@ def test_prompt_tokens_of_another_model_or_none_are_refused(prompts_file, tmp_pa
 
 
 def test_guesses_that_are_never_right_are_not_made(model, tmp_path, monkeypatch):  # noqa: F811
-    """Where no tree pays, it decodes plainly, with passes of one row."""
+    """Where no tree pays, it decodes plainly, with passes of one row; here each row costs as much as the first."""
+    monkeypatch.setattr(ppd, "costs_of", lambda model: PassCosts((1, 32), (1e-3, 32e-3), 0.0))
     path = tmp_path / "useless.safetensors"
     fitted.write(path, KIND, model, {"vectors": torch.zeros(2, 1, 32)}, accuracy=[[1e-4] * 10] * 2)
     assert len(load_prompt_tokens(path, model)) == 2

@@ -10,8 +10,13 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from outlay import BestOf, FailureError, Particles, UsageError
+from outlay.bench.search.rate import Rate
+from outlay.bench.search.rate import rewards_of as rated_texts
 from outlay.models.load import load_model
-from outlay.rewards.forms import form_of
+from outlay.models.reward_head import form_name
+from outlay.rewards import resolve
+from outlay.rewards.forms import FORMS, SYSTEM, form_of
+from outlay.rewards.functions import FunctionScorer
 from outlay.rewards.model import RewardModel
 from outlay.testing import tiny_lm, tiny_model, tiny_reward_model
 
@@ -56,16 +61,16 @@ def rewards_of(model, texts, form=None):
 
     class Listening:
         def begin(self, run, step=""):
-            judge = scorer.begin(run, "\n\n")
+            rated = scorer.begin(run, "\n\n")
 
-            class Judge:
+            class RunScorer:
                 reads_logprobs = False
 
                 def rewards(self, nodes):
-                    found.extend((yield from judge.rate(texts)))
+                    found.extend((yield from rated.rate(texts)))
                     return [0.5] * len(nodes)
 
-            return Judge()
+            return RunScorer()
 
     lm.generate("What?", method=BestOf(n=1, by="score"), scorer=Listening(), temperature=0.9, max_tokens=1)
     return found
@@ -76,7 +81,7 @@ def hidden(network, tokens):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("form", ["qwen-prm", "skywork", "math-shepherd", "rlhflow", "classifier"])
+@pytest.mark.parametrize("form", ["qwen-prm", "qwen-rm", "skywork", "math-shepherd", "rlhflow", "classifier"])
 def test_each_form_gives_the_rewards_of_transformers(form, tmp_path):
     generator = torch.Generator().manual_seed(1)
     drawn = {
@@ -85,6 +90,12 @@ def test_each_form_gives_the_rewards_of_transformers(form, tmp_path):
             "score.0.bias": (32,),
             "score.2.weight": (2, 32),
             "score.2.bias": (2,),
+        },
+        "qwen-rm": {
+            "score.0.weight": (32, 32),
+            "score.0.bias": (32,),
+            "score.2.weight": (1, 32),
+            "score.2.bias": (1,),
         },
         "skywork": {"v_head.summary.weight": (1, 32), "v_head.summary.bias": (1,)},
     }.get(form, {})
@@ -99,17 +110,17 @@ def test_each_form_gives_the_rewards_of_transformers(form, tmp_path):
     texts = ["\n\n".join(STEPS[:count]) for count in (1, 2, 3)]
     found = rewards_of(model, texts, named)
     for count, reward in enumerate(found, 1):
-        places = chosen.place(model.tokenizer, "What?", [texts[count - 1]] if classifier else STEPS[:count])
+        whole = classifier or form == "qwen-rm"
+        places = chosen.place(model.tokenizer, "What?", [texts[count - 1]] if whole else STEPS[:count])
         tokens = places[-1]
         if classifier:
             expected = network(torch.tensor([tokens])).logits[0, 0].sigmoid()
-        elif form == "qwen-prm":
+        elif form in ("qwen-prm", "qwen-rm"):
             first = torch.nn.functional.linear(
                 hidden(network, tokens)[-1], extra["score.0.weight"], extra["score.0.bias"]
             )
-            expected = torch.nn.functional.linear(first.relu(), extra["score.2.weight"], extra["score.2.bias"]).softmax(
-                0
-            )[1]
+            second = torch.nn.functional.linear(first.relu(), extra["score.2.weight"], extra["score.2.bias"])
+            expected = second.softmax(0)[1] if form == "qwen-prm" else second[0].sigmoid()
         elif form == "skywork":
             weight, bias = extra["v_head.summary.weight"], extra["v_head.summary.bias"]
             expected = torch.nn.functional.linear(hidden(network, tokens)[-1], weight, bias)[0].sigmoid()
@@ -120,16 +131,71 @@ def test_each_form_gives_the_rewards_of_transformers(form, tmp_path):
         assert reward == pytest.approx(float(expected), abs=1e-4)
 
 
+def test_conversations_are_those_of_the_published_code(tmp_path):
+    """As the model cards' own code makes them, with a byte a token."""
+    _, model = saved(tmp_path, "Qwen2ForCausalLM", {"v_head.summary.weight": torch.ones(1, 32)})
+    tokenizer = model.tokenizer
+
+    def spelled(form):
+        last = FORMS[form].place(tokenizer, "What?", ["one\ntwo", "three"])[-1]
+        return "".join(tokenizer.name_of(token) or tokenizer.decode([token]) for token in last)
+
+    system = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    assert SYSTEM == "Please reason step by step, and put your final answer within \\boxed{}."
+    assert spelled("qwen-prm") == f"{system}one\ntwo<extra_0>three<extra_0>"
+    assert spelled("qwen-rm") == f"{system}one\ntwo\n\nthree<|im_end|>\n"
+    assert spelled("skywork") == "What?\none\ntwo\nthree\n"
+    assert spelled("rlhflow") == turn.format("What? one\ntwo") + "+<|im_end|>\n" + turn.format("three")
+
+
+@torch.inference_mode()
+def test_a_verifier_rewards_a_step_with_its_probability_alone_shared_and_batched(tmp_path):
+    network, model = saved(tmp_path, "LlamaForCausalLM", {})
+    assert model.reward_form is None
+    lm, scorer = tiny_lm(), RewardModel(model, "likelihood", reduce="last")
+    texts = ["one\n\n", "one\n\ntwo\n\n", "one\n\nten", "two\n\n"]
+    prompt = model.tokenizer.render_chat([{"role": "user", "content": "What?"}])
+    expected = []
+    for text in texts:
+        head, mark, _ = text.removesuffix("\n\n").rpartition("\n\n")
+        before = len(prompt) + len(model.tokenizer.encode(head + mark))
+        tokens = [*prompt, *model.tokenizer.encode(text)]
+        logprobs = network(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        expected.append(float(sum(logprobs[at - 1, tokens[at]] for at in range(before, len(tokens))).exp()))
+    tokens = [lm.encode(text, chat=False) for text in texts]
+    together = rated_texts(lm, "What?", tokens, scorer, "\n\n")
+    assert together == pytest.approx(expected, rel=1e-4)
+    for one, reward in zip(tokens, together, strict=True):
+        assert rated_texts(tiny_lm(), "What?", [one], scorer, "\n\n") == pytest.approx([reward], rel=1e-4)
+    with lm.engine.together():
+        rates = [Rate([one], "\n\n") for one in tokens]
+        handles = [lm.submit("What?", method=rate, scorer=scorer, max_tokens=1) for rate in rates]
+    for handle, rate, reward in zip(handles, rates, together, strict=True):
+        handle.result(60)
+        assert rate.rewards == pytest.approx([reward], rel=1e-4)
+
+
+def test_a_reward_model_is_known_by_its_name_where_nothing_else_tells():
+    known = {
+        "peiyi9979/math-shepherd-mistral-7b-prm": "math-shepherd",
+        "peiyi9979/math-shepherd-mistral-7b-rl": None,
+        "RLHFlow/Llama3.1-8B-PRM-Deepseek-Data": "rlhflow",
+        "RLHFlow/LLaMA3-iterative-DPO-final": None,
+    }
+    assert {name: form_name(name, {}, None) for name in known} == known
+
+
 def test_a_reward_model_reads_each_prefix_once_and_is_refused_as_a_writer():
-    lm, judge = tiny_lm(prefix_cache=False), tiny_reward_model()
-    result = lm.generate("Hello", method=Particles(n=4, step_tokens=2), scorer=judge, **HOT)
+    lm, scorer = tiny_lm(prefix_cache=False), tiny_reward_model()
+    result = lm.generate("Hello", method=Particles(n=4, step_tokens=2), scorer=scorer, **HOT)
     assert 0 < result.ledger.score_tokens < result.ledger.scores * 16
     assert result.ledger.score_passes == 4
     from outlay import LM
     from outlay.engine.engine import Engine
 
     with pytest.raises(UsageError, match="is a reward model, which rates texts"):
-        LM(judge, Engine()).generate("Hello", max_tokens=1)
+        LM(scorer, Engine()).generate("Hello", max_tokens=1)
 
 
 def test_a_language_model_is_no_reward_model():
@@ -166,3 +232,24 @@ def test_what_is_no_scorer_is_refused(tmp_path):
     }.items():
         with pytest.raises(UsageError, match=message):
             tiny_lm().submit("Hello", method="astar", scorer=scorer, temperature=0.9)
+
+
+def test_other_packages_add_kinds_by_their_entry_points(monkeypatch):
+    class Entry:
+        name = "letters"
+
+        def load(self):
+            return lambda rest: FunctionScorer(lambda prompt, texts: [float(rest in text) for text in texts])
+
+    monkeypatch.setattr(resolve, "entry_points", lambda group: [Entry()] if group == "outlay.scorers" else [])
+    result = tiny_lm().generate("Hello", method=BestOf(n=3, by="score"), scorer="letters:e", **HOT)
+    assert result.ledger.scores == 3
+
+
+def test_a_reward_model_is_listed_and_a_verifier_refused_as_a_writer():
+    from outlay import load
+
+    with pytest.raises(UsageError, match="tiny-verifier is a reward model, which rates texts"):
+        load("outlay/tiny-verifier").generate("Start with 2.", max_tokens=1)
+    with pytest.raises(UsageError, match=r"no model is called 'outlay/tiny-verifyer' .did you mean"):
+        load("outlay/tiny-verifyer")

@@ -18,8 +18,10 @@ from outlay.serve.hosted import Hosted, Models
 from outlay.serve.log import Log
 from outlay.serve.server import Server
 from outlay.serve.settings import Settings
+from outlay.testing import tiny_reward_model
 
 SCRIPTS = []
+RELEASE = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Silent(Method):
     """Commits nothing before its last pass, as beam search does."""
 
     passes: int = 50
+    nap: float = 0.02
     about: ClassVar[About] = About(
         name="silent", summary="", paper="", family="search", spends="", saves="", exact=False, runs_code=True
     )
@@ -64,11 +67,32 @@ class Silent(Method):
     def decode(self, run):
         for _ in range(self.passes):
             yield run.target.forward([run.tip])
-            time.sleep(0.02)
+            time.sleep(self.nap)
         run.commit((yield from run.next_token(run.tip)))
 
 
-METHODS = {"script": Script, "breaks": Breaks, "silent": Silent}
+@dataclass(frozen=True)
+class Held(Method):
+    """Commits nothing before `RELEASE` is set."""
+
+    about: ClassVar[About] = About(
+        name="held", summary="", paper="", family="search", spends="", saves="", exact=False, runs_code=True
+    )
+
+    def decode(self, run):
+        while not RELEASE.is_set():
+            yield run.target.forward([run.tip])
+            time.sleep(0.005)
+        run.commit((yield from run.next_token(run.tip)))
+
+
+def letters(prompt, texts):
+    """Likes texts with many letters that the prompt has, too."""
+    return [0.1 + 0.8 * sum(letter in prompt for letter in text) / max(1, len(text)) for text in texts]
+
+
+SCORERS = {"self": "self", "letters": letters, "prm": tiny_reward_model()}
+METHODS = {"script": Script, "breaks": Breaks, "silent": Silent, "held": Held}
 
 
 @dataclass
@@ -97,7 +121,7 @@ class Running:
         assert until(lambda: any(row["id"] == identity for row in self.lines("request")))
         return next(row for row in self.lines("request") if row["id"] == identity)
 
-    def idle(self, seconds=10.0):
+    def idle(self, seconds=60.0):
         """Waits until no run is at work; returns whether that came about."""
         return until(lambda: not self.engine._runs.live and not self.engine._queue, seconds)
 
@@ -107,16 +131,18 @@ class Running:
         assert not self.thread.is_alive()
 
 
-def start(sources, *, drafts=None, log=None, **settings):
-    """Starts a server of checkpoints by name."""
+def start(sources, *, drafts=None, scorers=None, log=None, cache_tokens=None, **settings):
+    """Starts a server of checkpoints by name, in an engine of its own. `self` and `letters` are always scorers."""
     how = {"port": 0, "method": None, "warm_up": False, "allowed": tuple(METHODS)} | settings
     chosen = Settings(**how)
     hosted, engine = [], None
     for name, source in sources.items():
-        lm = outlay.load(source, dtype="float32", engine=engine)
+        of_engine = {"cache_tokens": cache_tokens} if engine is None else {"engine": engine}
+        lm = outlay.load(source, dtype="float32", **of_engine)
         engine = lm.engine
         known = {"lookup": lm.draft("lookup")} | {draft: lm.draft(str(path)) for draft, path in (drafts or {}).items()}
-        hosted.append(Hosted(name, lm, known))
+        rating = {each: lm.scorer(given) for each, given in (SCORERS | (scorers or {})).items()}
+        hosted.append(Hosted(name, lm, known, rating))
     log = log or io.StringIO()
     service = Service(Models(hosted, engine, chosen.allowed), chosen, Log(log))
     listening = socket.socket()
@@ -129,7 +155,7 @@ def start(sources, *, drafts=None, log=None, **settings):
     return running
 
 
-def until(holds, seconds=10.0):
+def until(holds, seconds=60.0):
     """Waits until something holds; returns whether it did in time."""
     last = time.monotonic() + seconds
     while time.monotonic() < last:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from playwright.sync_api import expect, sync_playwright
 from viewer.browser import CONTRASTS, launch
+
+from outlay.engine.worker import ModelWorker
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,31 @@ def test_a_budget_ends_an_answer_and_an_error_is_told(visit):
     assert "draft" in page.locator(".answer .state.failed").inner_text()
 
 
-def test_escape_stops_an_answer_and_its_run(visit, server):
+def test_a_search_is_offered_the_servers_scorers(visit):
+    page = visit()
+    method, scorer = page.locator("#way-a select").first, page.get_by_label("Scorer").first
+    method.select_option("greedy")
+    expect(scorer).to_be_hidden()
+    method.select_option("best_of")
+    assert scorer.locator("option").all_inner_texts() == ["none", "self", "letters", "prm"]
+    method.select_option("step_beam")
+    assert scorer.locator("option").all_inner_texts() == ["self", "letters", "prm"]
+    scorer.select_option("letters")
+    page.locator("#way-a input[type=text]").fill("n=4,width=2,step_tokens=4")
+    page.locator("#temperature").evaluate("(field) => field.value = 0.9")
+    ask(page, "Hello")
+    page.locator(".answer summary").first.click()
+    assert "scores" in page.locator(".answer table").first.inner_text()
+
+
+def test_escape_stops_an_answer_and_its_run(visit, server, monkeypatch):
+    advance = ModelWorker.advance
+
+    def slowly(worker, requests):
+        time.sleep(0.1)  # or a busy browser presses the key when the answer has ended
+        return advance(worker, requests)
+
+    monkeypatch.setattr(ModelWorker, "advance", slowly)
     page = visit()
     page.locator("#way-a select").first.select_option("greedy")
     page.locator("#max-tokens").evaluate("(field) => field.value = 4000")

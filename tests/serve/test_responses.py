@@ -73,7 +73,7 @@ def test_function_calls_and_reasoning_are_items(client):
     [
         ("previous_response_id", "resp_1"), ("store", True), ("background", True), ("truncation", "auto"),
         ("reasoning", {"effort": "low"}), ("tools", [{"type": "web_search"}]),
-        ("text", {"format": {"type": "json_object"}}),
+        ("tool_choice", "required"),
     ],
 )  # fmt: skip
 def test_what_responses_refuse(client, field, value):

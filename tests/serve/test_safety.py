@@ -10,6 +10,7 @@ import pytest
 from serve.running import start
 
 from outlay.serve.fields import NOT_HERE
+from outlay.serve.hosted import parse_method
 from outlay.serve.settings import Limits, Settings
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -39,6 +40,7 @@ def ask(server, path, body=None, verb=None, **headers):
         ("method", "lookup:table=x", 403, "may not name a file"),
         ("method", "auto:table=/dev/zero", 403, "may not name a file"),
         ("method", "superposed:ngram=/etc/passwd", 403, "may not name a file"),
+        ("method", "awrs:proposal=/etc/passwd", 403, "may not name a file"),
         ("method", "ppd:prompts=/etc/passwd", 403, "may not name a file"),
         ("method", "lokup", 400, "did you mean 'lookup'"),
         ("budget", {"target_pases": 3}, 400, "did you mean 'target_passes'"),
@@ -201,3 +203,10 @@ def test_prompts_stay_out_of_the_log_unless_asked_for(server, checkpoint):
 def test_what_is_loopback():
     assert all(Settings(host=host).loopback for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"))
     assert not any(Settings(host=host).loopback for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"))
+
+
+@pytest.mark.parametrize(
+    "text", [r"particles:step=\n,resample=stratified", "awrs:resample=systematic", r"best_of:step=;"]
+)
+def test_options_that_hold_a_text_or_a_choice_name_no_file(text):
+    assert parse_method(text, ()).about.name == text.partition(":")[0]

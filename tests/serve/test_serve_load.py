@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from serve.running import start, until
+from serve.running import RELEASE, start, until
 
+from outlay.constrain import Choice, Regex
 from outlay.errors import QueueFull
 from outlay.serve.errors import ApiError
 from outlay.serve.settings import Limits, Queue
@@ -28,6 +29,13 @@ WAYS = [
     {"method": "beam:width=3", "temperature": 0.0},
     {"method": "best_of:n=3", "temperature": 1.0},
     {"method": "superposed", "temperature": 0.0},
+    {"method": "astar:k=2,step_tokens=4", "scorer": "letters", "temperature": 1.0},
+    {"method": "particles:n=3,step_tokens=4", "scorer": "prm", "temperature": 1.0},
+    {"method": "step_beam:n=4,width=2,step_tokens=4", "scorer": "self", "temperature": 1.0},
+    {"method": "best_of:n=3,by=score", "scorer": "prm", "temperature": 1.0},
+    {"method": "awrs:particles=2", "scorer": "letters", "temperature": 1.0, "constraint": {"choice": ["yes", "no"]}},
+    {"method": "lookup", "temperature": 0.0, "constraint": {"regex": "[a-c]{2}(-[0-9x]{2})+"}},
+    {"method": "rsd:branching=2x1", "draft": "small", "temperature": 1.0, "constraint": {"choice": ["yes", "no"]}},
 ]
 
 
@@ -46,7 +54,7 @@ def wishes(count, tokens):
 
 async def ask_all(url, asked, stream_every=3):
     """The texts of all requests, sent together; every third is streamed."""
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=900) as client:
 
         async def ask(number, wish):
             if number % stream_every:
@@ -63,19 +71,38 @@ def alone(server, asked):
     """The texts of the same requests, each by the engine alone."""
     for wish in asked:
         hosted = server.service.models.find(wish["model"])
-        draft = wish["extra_body"].get("draft")
+        draft, scorer, constraint = (wish["extra_body"].get(name) for name in ("draft", "scorer", "constraint"))
+        made = {"regex": Regex, "choice": lambda texts: Choice(*texts)}
         yield hosted.lm.generate(
             wish["messages"], method=wish["extra_body"]["method"], draft=hosted.drafts[draft] if draft else None,
             temperature=wish["temperature"], seed=wish["seed"], max_tokens=wish["max_completion_tokens"],
+            scorer=hosted.scorers[scorer] if scorer else None,
+            constraint=next((made[kind](how) for kind, how in (constraint or {}).items()), None),
         ).text  # fmt: skip
 
 
-@pytest.mark.parametrize(("count", "tokens"), [(12, 10), pytest.param(64, 48, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "tokens"), [(17, 10), pytest.param(64, 48, marks=pytest.mark.slow)])
 def test_texts_under_load_are_those_alone(server, count, tokens):
     asked = list(wishes(count, tokens))
     texts = asyncio.run(ask_all(server.url, asked))
     server.engine.clear()
     assert texts == list(alone(server, asked))
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(40, 24), pytest.param(128, 48, marks=pytest.mark.slow)])
+def test_a_cache_of_a_quarter_of_what_they_need_fails_nobody(checkpoint, server, count, tokens):
+    """Texts are those that the engine alone writes with room; nobody fails, and no slot is left."""
+    asked = [wish for wish in wishes(count, tokens) if wish["model"] == "tiny" and "draft" not in wish["extra_body"]]
+    lm = server.service.models.find("tiny").lm
+    expected = list(alone(server, asked))
+    needed = sum(len(lm.encode(wish["messages"])) + tokens for wish in asked)
+    small = start({"tiny": checkpoint}, cache_tokens=needed // 4)
+    try:
+        assert asyncio.run(ask_all(small.url, asked)) == expected
+        assert small.idle()
+        assert small.service.turns.running == small.service.turns.waiting == 0
+    finally:
+        small.stop()
 
 
 def statuses(url, count, keys=("none",), **how):
@@ -102,15 +129,25 @@ def test_the_queue_has_an_end_for_each_key_and_for_all(checkpoint):
         {"tiny": checkpoint}, queue=Queue(running=1, waiting=3, waiting_per_key=2), keys={"a": "ka", "b": "kb"}
     )
     try:
-        how = {"temperature": 0, "extra_body": {"method": "silent:passes=12"}}
-        of_one = statuses(server.url, 6, ["ka"], **how)
+        of_one = statuses_once_held(server, 3, 6, ["ka"])
         assert sorted(code for code, _ in of_one) == [200] * 3 + [429] * 3
         assert {retry for code, retry in of_one if code == 429} == {"1"}
-        of_two = [code for code, _ in statuses(server.url, 4, ["ka", "kb"], **how)]
+        of_two = [code for code, _ in statuses_once_held(server, 4, 4, ["ka", "kb"])]
         assert of_two.count(200) == 4
         assert 503 in of_two
     finally:
         server.stop()
+
+
+def statuses_once_held(server, refused, count, keys):
+    """The statuses of requests, none of which ends before as many of them were refused."""
+    answered = len(server.lines("request"))
+    RELEASE.clear()
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(statuses, server.url, count, keys, temperature=0, extra_body={"method": "held"})
+        assert until(lambda: len(server.lines("request")) >= answered + refused)
+        RELEASE.set()
+        return found.result()
 
 
 def test_the_client_tries_again_when_it_is_told_to(checkpoint):
@@ -128,7 +165,7 @@ def test_the_client_tries_again_when_it_is_told_to(checkpoint):
 
 
 def test_a_deadline_counts_the_wait(checkpoint):
-    server = start({"tiny": checkpoint}, queue=Queue(running=1), limits=Limits(seconds=1.5))
+    server = start({"tiny": checkpoint}, queue=Queue(running=1), limits=Limits(seconds=4))
     try:
         with ThreadPoolExecutor() as pool:
             silent = {"method": "silent:passes=4000"}

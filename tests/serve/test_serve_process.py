@@ -64,7 +64,7 @@ def test_sigterm_drains_and_ends_with_status_0(checkpoint):
     assert server.ask("/ready") == (200, {"status": "ready"})
     found = []
     thread = threading.Thread(
-        target=lambda: found.append(server.ask("/v1/chat/completions", HOW | {"max_tokens": 600}))
+        target=lambda: found.append(server.ask("/v1/chat/completions", HOW | {"max_tokens": 1500}))
     )  # fmt: skip
     thread.start()
     assert until(lambda: b"outlay_texts_running 1.0" in metrics(server), 20)
@@ -72,7 +72,7 @@ def test_sigterm_drains_and_ends_with_status_0(checkpoint):
     thread.join(60)
     status, answer = found[0]
     assert status == 200
-    assert answer["usage"]["completion_tokens"] == 600
+    assert answer["usage"]["completion_tokens"] == 1500
     assert server.status() == 0
     assert server.events("stopping")[0]["running"] == 1
 

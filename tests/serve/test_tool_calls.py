@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 
-import openai
 import pytest
 from serve.running import SCRIPTS
 
@@ -166,13 +165,6 @@ def test_no_tools_are_called_where_none_may_be(script):
     choice = script(text, tool_choice="none").choices[0]
     assert choice.message.tool_calls is None
     assert choice.message.content == text
-
-
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
-def test_a_required_tool_is_refused_by_name(script, choice):
-    with pytest.raises(openai.BadRequestError, match="guided decoding is not here yet") as error:
-        script("", tool_choice=choice)
-    assert error.value.param == "tool_choice"
 
 
 def test_special_tokens_stay_unwritten_where_no_tools_were_given(script):

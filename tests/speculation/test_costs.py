@@ -43,7 +43,7 @@ def kept(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "IN_A_ROW", 1)
     found = []
 
-    def timed(worker, tree, width):
+    def timed(worker, tree, width, clock):
         found.append(width)
         return width * 1e-3
 
@@ -56,7 +56,7 @@ def clock(monkeypatch):
     """Makes passes take what a function of their rows and the text's length says."""
 
     def set_clock(seconds):
-        monkeypatch.setattr(costs, "timed", lambda worker, tree, width: seconds(width, tree.tip.position + 1))
+        monkeypatch.setattr(costs, "timed", lambda worker, tree, width, clock: seconds(width, tree.tip.position + 1))
 
     return set_clock
 
@@ -176,7 +176,7 @@ def test_what_was_measured_is_kept_and_read_back(kept, tmp_path, monkeypatch):
 def test_the_first_three_processes_measure_and_the_least_of_each_width_counts(kept, monkeypatch):
     """The machine may have been busy with something else when the first did."""
     for factor, least in ((3.0, 3.0), (2.0, 2.0), (4.0, 2.0), (1.0, 2.0)):
-        monkeypatch.setattr(costs, "timed", lambda worker, tree, width, factor=factor: factor * width)
+        monkeypatch.setattr(costs, "timed", lambda worker, tree, width, clock, factor=factor: factor * width)
         assert measure_now(tiny_model()).seconds == tuple(least * width for width in WIDTHS)
         forget()
 
@@ -249,7 +249,7 @@ def test_no_run_waits_for_measuring(kept, monkeypatch):
     """Not for its first token, nor where its seconds are limited; afterwards it takes a share of the time."""
     seen = []
 
-    def timed(worker, tree, width):
+    def timed(worker, tree, width, clock):
         seen.append([len(live.session.tokens) for live in lm.engine._runs.live])
         return width * 1e-3
 

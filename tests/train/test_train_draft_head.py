@@ -91,7 +91,7 @@ def test_what_drafts_is_what_was_trained(head, head_file, model, passages, monke
 
 
 def test_a_chain_does_not_depend_on_which_others_are_computed(head, passages):
-    """Training computes the chains that it judges, alone; measuring, all: both mean the same."""
+    """Training computes the chains that it scores, alone; measuring, all: both mean the same."""
     batch = as_batch(passages[:3])
     embeddings = head.embed(batch.tokens)
     every = torch.arange(batch.tokens.shape[1] - 3)

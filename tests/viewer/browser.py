@@ -47,7 +47,7 @@ class Look:
         self._devtools = self.context.new_cdp_session(self.page)
         self._devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.page.goto(path.as_uri())
-        self.page.wait_for_function("document.documentElement.dataset.ready")
+        self.page.wait_for_selector("html[data-ready]", state="attached")  # a function would be evaluated: the CSP
 
     @property
     def seconds(self):

@@ -7,6 +7,8 @@ import re
 from viewer.browser import Look, trace_page
 from viewer.made_traces import as_lines, drafted_run
 
+import outlay
+
 
 def test_the_tree_is_walked_folded_and_stepped_through_by_keyboard(trace):
     tree, node = trace.locator("#tree"), trace.locator("#node")
@@ -115,4 +117,32 @@ def test_a_trace_that_is_cut_off_says_so_and_shows_what_is_there(browser, tmp_pa
     with Look(browser, page) as look:
         assert "is broken off" in look.page.locator("#warning").inner_text()
         assert look.page.locator("#tokens .token").count() > 5
+        assert look.complaints == []
+
+
+def test_a_canvas_shows_its_rounds_with_the_confidence_of_each_proposal(browser, tmp_path):
+    events = []
+    result = outlay.load("exact-phrase").generate("^ab", method="ete:block=8", max_tokens=24, trace=events.append)
+    with Look(browser, trace_page(tmp_path, as_lines(events))) as look:
+        page = look.page
+        assert page.locator("#tokens").inner_text() == result.text
+        assert not page.locator("#tree-part").is_visible()
+        canvas, says = page.locator("#canvas"), page.locator("#canvas-says")
+        assert says.inner_text() == f"{result.ledger.rounds} rounds over 24 positions."
+        first = next(event for event in events if event["event"] == "fill")["cells"][0]
+        canvas.focus()
+        page.keyboard.press("Home")
+        assert says.inner_text().startswith(
+            f"Round 1, position 3: “{first['text']}”, confidence {first['confidence']:.3f}"
+        )
+        page.keyboard.press("ArrowDown")
+        assert says.inner_text().startswith("Round 2, position")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        size = (box["width"] - 64) / 24
+        page.mouse.move(box["x"] + 64 + 2.5 * size, box["y"] + 0.5 * size)
+        assert says.inner_text().startswith("Round 1, position 5:")
+        page.mouse.move(box["x"] + 5, box["y"] + 5)
+        assert says.inner_text().endswith("positions.")
+        page.locator("#tokens .token").nth(1).click()
         assert look.complaints == []

@@ -7,6 +7,7 @@ import json
 import pytest
 from viewer.made_traces import as_lines, drafted_run
 
+import outlay
 from outlay.errors import UsageError
 from outlay.testing import tiny_lm
 from outlay.viewer.trace_file import read_trace
@@ -102,9 +103,9 @@ def test_what_is_undecided_when_a_trace_breaks_off_is_open(tmp_path):
 
 def test_events_that_are_not_known_are_counted_and_left_out(tmp_path):
     events = drafted_run(nodes=30)
-    events.insert(5, {"run": 0, "event": "canvas", "time": 0.01, "filled": 3})
+    events.insert(5, {"run": 0, "event": "sketch", "time": 0.01, "filled": 3})
     (run,) = data_of(tmp_path, as_lines(events))["runs"]
-    assert run["unknown"] == {"canvas": 1}
+    assert run["unknown"] == {"sketch": 1}
 
 
 def test_a_mark_that_json_lacks_becomes_a_word(tmp_path):
@@ -135,3 +136,34 @@ def test_what_is_no_trace_is_refused_by_its_line(tmp_path, text, complaint):
     (tmp_path / "file").write_text(text)
     with pytest.raises(UsageError, match=complaint):
         read_trace(tmp_path / "file")
+
+
+def test_a_canvas_is_the_chain_of_its_positions_and_the_proposals_of_its_rounds(tmp_path):
+    events = []
+    lm = outlay.load("exact-phrase")
+    result = lm.generate("^ab", method="ete:block=8", max_tokens=24, trace=events.append)
+    (run,) = data_of(tmp_path, as_lines(events))["runs"]
+    assert [run["nodes"]["token"][node] for node in run["path"]] == result.tokens
+    assert run["prompt"] == run["nodes"]["fate"].count(PROMPT) == 3
+    origins = [run["origins"][run["nodes"]["origin"][node]] for node in run["path"]]
+    assert origins == [f"round {number}" for number in result.facts["filled_in_round"]]
+    assert len(run["canvas"]["rounds"]) == result.ledger.rounds
+    assert [sum(each["filled"]) for each in run["canvas"]["rounds"]] == [
+        result.facts["filled_in_round"].count(number) for number in range(1, result.ledger.rounds + 1)
+    ]
+    assert sum(run["passes"]["rows"]) == result.ledger.target_tokens
+
+
+def test_a_canvas_that_is_cut_off_shows_its_text_up_to_the_first_gap(tmp_path):
+    cell = {"token": 5, "text": "x", "confidence": 0.5}
+    events = [
+        {"event": "start", "time": 0, "method": "made", "model": "tiny", "prompt": [1]},
+        {"event": "canvas", "time": 0, "begin": 1, "length": 4, "prompt": [{"position": 0, "token": 1, "text": "^"}]},
+        {"event": "fill", "time": 1, "round": 1, "cells": [
+            {"position": place, "filled": place != 2, **cell} for place in (1, 2, 3)
+        ]},
+    ]  # fmt: skip
+    (run,) = data_of(tmp_path, as_lines(events))["runs"]
+    assert (run["path"], run["reason"]) == ([1], None)
+    with pytest.raises(UsageError, match=r"line 2 .* the 'fill' event .* no canvas before it"):
+        data_of(tmp_path, as_lines([events[0], events[2]]))

@@ -1,4 +1,4 @@
-"""Runs a program beside a peer package, in a process of its own in which torchvision is what this file defines."""
+"""Runs a program beside a peer package, in a process of its own in which packages that it touches are defined here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Module(types.ModuleType):
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torchvision":
+        if name.partition(".")[0] in STUBS:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec):
@@ -43,6 +43,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+STUBS = sys.argv[2].split(",")
 sys.meta_path.insert(0, Finder())
 torch.set_num_threads(1)
 folder = sys.argv[1]
@@ -55,13 +56,13 @@ def needs(*packages: str):
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} (tests/vision/peers.txt)")
 
 
-def run(program: str, folder: Path) -> None:
-    """Runs a program, which finds `folder` to write to under that name."""
+def run(program: str, folder: Path, stubs: str = "torchvision") -> None:
+    """Runs a program, which finds `folder` to write to under that name, with empty packages for these names."""
     script = folder / "peer_program.py"
     script.write_text(PROLOGUE + program)
     path = os.pathsep.join(part for part in sys.path if part)
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(script), str(folder), stubs], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]

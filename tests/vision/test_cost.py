@@ -246,3 +246,18 @@ def test_a_bad_command_is_refused_in_one_line(capsys, words, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_attention_is_counted_alike_on_a_processor_and_by_shapes_alone():
+    class Attention(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    shape = (1, 2, 50, 16)
+    on_cpu, by_shape = (count(Attention(), torch.zeros(shape, device=device)) for device in ("cpu", "meta"))
+    assert on_cpu.total.flops == 2 * 2 * 2 * 50 * 50 * 16
+    layer = nn.Linear(16, 16, device="meta")
+    assert count(nn.Sequential(layer, Attention()), torch.zeros(shape, device="meta")).total.flops == (
+        on_cpu.total.flops + 2 * 100 * 16 * 16
+    )
+    assert by_shape.total.flops == on_cpu.total.flops

@@ -58,6 +58,10 @@ class Suite(ABC, Generic[S]):
     def report(self, found: Mapping[str, Any]) -> str:
         """Returns the report as text. `found` is what `measure` returned, with the `machine`; it may have been JSON."""
 
+    def path(self, args: argparse.Namespace) -> Path:
+        """Returns the folder or file of the model that is measured, fetched if need be."""
+        return hub.resolve(args.model)
+
     def failure(self, found: Mapping[str, Any]) -> str | None:
         """Returns why nothing of ours could be measured, None where something was."""
         return None
@@ -71,7 +75,7 @@ class Suite(ABC, Generic[S]):
         """
         check_folder_of(args.out)
         settings = self.settings(args)
-        model = hub.resolve(args.model)
+        model = self.path(args)
         started = time.perf_counter()
         measured = self.measure(settings, model, PhaseLine())
         seconds = round(time.perf_counter() - started, 1)

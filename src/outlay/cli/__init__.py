@@ -25,15 +25,25 @@ from outlay.errors import OutlayError, OutlayWarning, UsageError, nearest
 
 COMMANDS = {
     "run": "answer a prompt and show what it cost",
+    "transcribe": "what is said in recordings",
     "serve": "an OpenAI-compatible server, and a page to try it on",
     "trace": "turn the trace of a run into a page to look at",
     "compare": "the same prompts under several methods, side by side",
+    "constraint": "what of a constraint is masked, what only checked, and an example",
     "methods": "the catalogue of methods; one method in detail",
     "models": "what can be loaded, what is on disk, what runs here",
     "pull": "fetch a model",
     "train": "make a draft head, prompt tokens or a table for a model",
+    "shrink": "weights made smaller: a folder of two to eight bits a weight",
+    "batch": "buckets and batch sizes for examples of two lengths",
     "plan": "predict what a draft would gain, and which to train",
+    "replay": "make the logits of a receipt again, bit for bit",
+    "compress": "files made smaller with a model, or xz",
+    "decompress": "the bytes that were compressed",
+    "inspect": "what is in a compressed file",
+    "codec": "the channels of a learned picture codec, ranked and ordered",
     "vision": "what networks that see cost, and how to change their layers",
+    "diagnose": "what each layer of a network does: coding rate, sparsity",
     "bench": "run a benchmark",
     "lm_eval": "run the tasks of the lm_eval package",
 }
@@ -105,7 +115,7 @@ def _run_command(name: str, command: ModuleType, words: list[str]) -> int:
 
 
 def _top_level(words: list[str]) -> int:
-    commands = "\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     parser = Parser(
         prog="outlay",
         usage="outlay COMMAND [...]",

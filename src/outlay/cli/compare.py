@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   outlay compare --methods 'greedy,best_of:n=2|4|8' --temperature 0.8 --prompts gsm.jsonl --metric number --out gsm
   outlay compare --methods greedy,beam --prompts arithmetic:count=50 --metric number \\
                  --budget 'target_passes=16|32|none' --out budgets
+  outlay compare --task detect --methods 'deimv2:model=mine|other,layers=1|2|3' --images cells:test --out cells
   outlay compare --from gsm --out gsm-again
 
 methods: commas separate methods and options alike; a part that starts with name= is an option of the method before it.
@@ -29,6 +30,8 @@ methods: commas separate methods and options alike; a part that starts with name
   be given to one method alone: sample:temperature=0.5
 prompts: plain lines, or JSON lines with "prompt" or "messages" and what a metric needs ("answer", "tests");
   or a generated set of problems: arithmetic, arithmetic:count=50,seed=1
+pictures: --task detect compares detectors on --images, which is a COCO file, a VOC folder or FOLDER:SPLIT, or digits;
+  the metric is coco (AP, the default) or coco50. Options of deimv2: model, layers, queries, size, threads, dtype
 metrics: exact regex number (need "answer"), tests (needs "tests"; runs the programs that the model wrote), logprob,
   judge:MODEL, python:FILE (a function score(prompt, text) that returns a number)
 
@@ -44,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "outlay compare --methods A,B,... --prompts FILE --out DIR [options]"
     parser.add_argument("--methods", metavar="A,B,...", help="what to compare; the first is what the others are "
                         "measured against")  # fmt: skip
+    parser.add_argument("--task", type=one_of(("text", "detect")), default="text", metavar="T", help="what is "
+                        "compared: text, or detect, on pictures (text)")  # fmt: skip
+    parser.add_argument("--images", metavar="DATA", help="the pictures with their boxes, for --task detect")
     parser.add_argument("--prompts", metavar="FILE", help="the prompts: a file, or a generated set of problems by name")
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder for all that comes out")
     parser.add_argument(
@@ -96,6 +102,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    if args.task == "detect":
+        return _run_pictures(args)
+    if args.images is not None:
+        raise UsageError("--images are compared with --task detect")
     comparison = _again(args) if args.manifest is not None else _declared(args)
     out = Path(args.out)
     with terminal.Progress(quiet=args.quiet) as progress:
@@ -114,6 +124,33 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         from outlay.compare.summary import summary
 
+        print(summary(found))
+        print(_where(out))
+    return 0
+
+
+def _run_pictures(args: argparse.Namespace) -> int:
+    """Compares detectors; returns the exit status."""
+    from outlay.compare.detection import PictureDeclaration, compare_pictures, declared_by
+    from outlay.compare.summary import summary
+    from outlay.compare.sweep import split_methods, swept, swept_budgets
+
+    for name in ("methods", "images") if args.manifest is None else ():
+        if getattr(args, name) is None:
+            raise UsageError(f"--{name} is missing; see `outlay compare --help`")
+    foreign = next((name for name in ("prompts", "seeds", "ray", "model", "draft", "scorer", "trace")
+                    if getattr(args, name) is not None), None)  # fmt: skip
+    if foreign is not None:
+        raise UsageError(f"--{foreign} is for texts; leave it out with --task detect")
+    declaration = declared_by(Path(args.manifest)) if args.manifest is not None else PictureDeclaration(
+        tuple(text for method in split_methods(args.methods) for text in swept(method)), args.images,
+        args.metric or "coco", ("",) if args.budget is None else tuple(swept_budgets(args.budget)), args.reference,
+        args.repeat or 3, args.limit,
+    )  # fmt: skip
+    out = Path(args.out)
+    with terminal.Progress(quiet=args.quiet) as progress:
+        found = compare_pictures(declaration, out, command=["outlay", *sys.argv[1:]], progress=progress)
+    if not args.quiet:
         print(summary(found))
         print(_where(out))
     return 0

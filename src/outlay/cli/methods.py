@@ -36,12 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     from outlay import catalog
+    from outlay.shrink.catalog import shrinkers
 
+    known: dict[str, type[Entry]] = {**catalog.entries(), **shrinkers()}
     if args.name is not None:
-        method = catalog.find(args.name)
+        method = known.get(args.name) or catalog.find(args.name)
         print(json.dumps(_as_dict(args.name, method)) if args.json else _page(args.name, method))
         return 0
-    known = catalog.entries()
     if args.json:
         print(json.dumps([_as_dict(name, method) for name, method in known.items()]))
         return 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outlay.cli import terminal
 from outlay.cli.arguments import number
@@ -27,6 +29,10 @@ examples:
   outlay plan --tokens 10k,20k,40k,80k --layers 1 --batch 1,8
   outlay plan --table points.json --at 1M:1,1M:2,10M:1
   outlay plan --drafts small.safetensors medium.safetensors large.safetensors huge.safetensors
+  outlay plan --split 22M --hidden 256 --inputs 125 --outputs 40 --batch 1,16 --audio 10
+
+--split plans an encoder-decoder in place of a draft: from the times of a layer that are measured here it predicts what
+each split of the parameters between encoder and decoder takes.
 
 tau is the mean acceptance length: tokens of a round, with a chain of 5 drafted tokens at temperature 0.
 """
@@ -54,6 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="tokens that a draft head drafts (%(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=number(0, whole=True), default=0, metavar="N", help="fixes all draws (0)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the draft heads trained for this are kept")
+    parser.add_argument(
+        "--split", type=amounts, metavar="N", help="plan the split of N weights in encoder and decoder layers"
+    )
+    for name, default, what in (
+        ("hidden", 256, "width of the hidden states, with --split"),
+        ("inputs", 512, "encoder places of an input, with --split"),
+        ("outputs", 32, "tokens of an output, with --split"),
+    ):
+        parser.add_argument(f"--{name}", type=number(1, whole=True), default=default, metavar="N",
+                            help=f"{what} (%(default)s)")  # fmt: skip
+    parser.add_argument("--audio", type=number(above=0), metavar="S", help="seconds of audio of an input, with --split")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found to FILE")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -83,18 +100,50 @@ def run(args: argparse.Namespace) -> int:
 
     if args.table is not None and args.drafts:
         raise UsageError("give --table or --drafts, not both")
+    if args.split is not None:
+        return _split(args)
     with terminal.Progress(quiet=args.quiet) as progress:
         plan = _planned(args, progress)
     plan.predict_all(args.at)
     machine = describe(("outlay", "torch")) | {"model": args.model or DEFAULT_MODEL}
     written = {"machine": machine} | plan.as_json()
     print(report(written))
-    if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(written, indent=1) + "\n")
-        except OSError as error:
-            raise FailureError(f"can't write {args.json}: {error.strerror}") from error
+    _write(args.json, written)
     return 0
+
+
+def _split(args: argparse.Namespace) -> int:
+    """Predicts the splits of a budget of parameters; returns the exit status."""
+    from outlay.lm import set_threads
+    from outlay.machine import describe
+    from outlay.scaling.report import split_report
+    from outlay.scaling.split import SplitTask, measure_layers, plan_split
+
+    if args.table is not None or args.drafts or args.model is not None:
+        raise UsageError("--split plans a network that is not there yet; leave --model, --table and --drafts out")
+    tasks = [
+        SplitTask(args.split[-1], args.hidden, args.inputs, args.outputs, batch, args.audio) for batch in args.batch
+    ]
+    set_threads(args.threads)
+    dtype = "float32" if args.dtype == "auto" else args.dtype
+    with terminal.Progress(quiet=args.quiet) as progress:
+        clock = time.process_time if args.threads == 1 else time.perf_counter
+        costs = measure_layers(args.hidden, args.vocabulary, [args.inputs, *args.batch], dtype, clock, progress)
+    machine = describe(("outlay", "torch")) | {"model": f"random layers of width {args.hidden}, {dtype}"}
+    plans = [{"task": asdict(task), "splits": [split.as_json() for split in plan_split(task, costs)]} for task in tasks]
+    written = {"machine": machine, "split": plans}
+    print(split_report(written))
+    _write(args.json, written)
+    return 0
+
+
+def _write(path: Path | None, written: dict[str, Any]) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(written, indent=1) + "\n")
+    except OSError as error:
+        raise FailureError(f"can't write {path}: {error.strerror}") from error
 
 
 def _planned(args: argparse.Namespace, progress: terminal.Progress) -> Plan:

@@ -9,33 +9,68 @@ from pathlib import Path
 from typing import Any
 
 from outlay.errors import UsageError
+from outlay.prompt_tree import PromptTree
 from outlay.prompts import (
     Prompt,
     check_tools,
+    constraint_of_row,
     decode,
     encoding_of,
     numbered_lines,
     prompt_of,
     read_row,
+    scorer_of,
     with_system,
 )
 
-Asked = tuple[Prompt, dict[str, Any]]  # a prompt, and the options of `LM.encode` that its line gives
+Read = tuple[Prompt, dict[str, Any]]  # a prompt, and the options of `LM.submit` that its line gives
+Asked = tuple[Prompt | PromptTree, dict[str, Any]]  # the same, where the prompt may be a tree of them all
 
 
-def read_prompts(text: str | None, file: str | None, *, lines: bool = False, system: str | None = None) -> list[Asked]:
-    """Returns the prompts that the user gave, `system` put before each. Raises `UsageError` where there is none.
+def read_prompts(
+    text: str | None,
+    file: str | None,
+    *,
+    lines: bool = False,
+    system: str | None = None,
+    prefix_file: str | None = None,
+) -> list[Read]:
+    """Returns the prompts that the user gave. Raises `UsageError` where there is none.
 
     `text` is from the command line, `file` names a file; "-" for either means standard input, and so does neither,
-    unless that is a terminal. `lines` makes a prompt of every line.
+    unless that is a terminal. `lines` makes a prompt of every line. What `prefix_file` holds is put before each with an
+    empty line between, and `system` before that.
     """
     if text is not None and file is not None:
         raise UsageError("give a prompt or --file, not both")
     whole, where = _read(text, file)
-    prompts: list[Asked] = _split(whole, where) if lines else [(whole, {})]
+    prompts: list[Read] = _split(whole, where) if lines else [(whole, {})]
     if not any(isinstance(prompt, list) or prompt.strip() for prompt, _ in prompts):
         raise UsageError(f"the prompt is empty{f' ({where})' if where else ''}; give it some text")
+    if prefix_file is not None:
+        prefix, _ = _read(None, prefix_file)
+        prompts = [(_after(prefix, prompt, prefix_file), options) for prompt, options in prompts]
     return prompts if system is None else [(with_system(system, prompt), options) for prompt, options in prompts]
+
+
+def tree_of(prompts: Sequence[Read]) -> tuple[PromptTree, dict[str, Any]]:
+    """Returns all prompts as the leaves of a tree, and the options that each of their lines gives.
+
+    Raises:
+        UsageError: Where the lines don't give the same.
+    """
+    if any(options != prompts[0][1] for _, options in prompts):
+        raise UsageError('prompts that are decoded as one tree have the same "tools" and "chat_template_kwargs"')
+    return PromptTree(None, [prompt for prompt, _ in prompts]), prompts[0][1]
+
+
+def _after(prefix: str, prompt: Prompt, file: str) -> Prompt:
+    """Returns a prompt with a text before it."""
+    if not isinstance(prompt, str):
+        raise UsageError(f"--prefix-file {file} goes before prompts that are text; put it into the messages")
+    (whole,) = PromptTree(prefix, [prompt]).leaves()
+    assert isinstance(whole, str)
+    return whole
 
 
 def read_tools(file: str) -> list[dict[str, Any]]:
@@ -78,7 +113,7 @@ def _read(text: str | None, file: str | None) -> tuple[str, str]:
     return decode(content, file).removesuffix("\n"), file
 
 
-def _split(text: str, where: str) -> list[Asked]:
+def _split(text: str, where: str) -> list[Read]:
     """Returns a prompt for each line that is not blank; JSON objects if the first of them is one."""
     rows = numbered_lines(text)
     if not rows or not rows[0][1].lstrip().startswith("{"):
@@ -86,6 +121,8 @@ def _split(text: str, where: str) -> list[Asked]:
     return [_from_json(line, f"line {number} of {where or 'the prompt'}") for number, line in rows]
 
 
-def _from_json(line: str, where: str) -> Asked:
+def _from_json(line: str, where: str) -> Read:
     row = read_row(line, where)
-    return prompt_of(row, where), encoding_of(row, where)
+    scorer = scorer_of(row, where)
+    own = constraint_of_row(row, where) | ({} if scorer is None else {"scorer": scorer})
+    return prompt_of(row, where), encoding_of(row, where) | own

@@ -10,14 +10,16 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.cli import terminal
 from outlay.cli.arguments import number, one_of
+from outlay.cli.canvas_view import CanvasView
 from outlay.cli.interrupt import Interruption
-from outlay.cli.prompts import Asked, read_prompts, read_switches, read_tools
+from outlay.cli.prompts import Asked, Read, read_prompts, read_switches, read_tools, tree_of
 from outlay.cli.trace_file import TraceFile
 from outlay.errors import OutlayError, QueueFull, UsageError
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from outlay.budget import Ledger
     from outlay.constrain import Constraint
     from outlay.engine.handle import Handle, Result
+    from outlay.engine.session import Alternative
     from outlay.lm import LM
 
 DESCRIPTION = "Answers a prompt: the text goes to standard output, what it cost to standard error."
@@ -34,7 +37,9 @@ EXAMPLES = """examples:
   outlay run "Name three rivers." --method beam:width=8 --budget target_passes=64,seconds=2
   outlay run "Write a Python class for a stack." --show-drafts
   cat letter.txt | outlay run --system "Summarise this letter."
+  outlay run "What is in this picture?" --image photo.jpg --model ./SmolVLM-256M-Instruct
   outlay run --file prompts.jsonl --lines --json > answers.jsonl
+  outlay run --prefix-file doc.txt --file questions.txt --lines --method hydragen:n=8 --temperature 0.8
   outlay run "Hello" --trace run.jsonl --quiet
 """
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
@@ -53,8 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the prompt; "-" reads it from standard input')
     source = parser.add_argument_group("prompts")
     source.add_argument("--file", metavar="FILE", help="read the prompt from a file")
+    source.add_argument("--prefix-file", metavar="FILE", help="a text that goes before every prompt, such as a "
+                        "document that all of them ask about")  # fmt: skip
     source.add_argument("--lines", action="store_true", help="each line is a prompt of its own, as text or as "
                         'a JSON object with "prompt" or "messages"; all are worked on together')  # fmt: skip
+    source.add_argument("--image", metavar="FILE", action="append", default=[], help="an image that goes before the "
+                        "prompt, or before each, for a model that sees; repeatable")  # fmt: skip
     source.add_argument("--system", metavar="TEXT", help="a system message to go before the prompt")
     source.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     source.add_argument("--special-tokens", action="store_true", help="with --raw: special tokens that the prompt "
@@ -74,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      "head, lookup, table, ppd, self:int4, self:skip")  # fmt: skip
     how.add_argument("--scorer", metavar="S", help="what rates texts: self, python:FILE with score(prompt, texts), or "
                      "a reward model, with :form=NAME,reduce=last|min|prod if need be")  # fmt: skip
+    how.add_argument("--cache", metavar="NAME[:k=v,...]", help="a policy that says what each layer keeps, such as "
+                     "zipvl:tau=0.96, beside greedy, sample, best_of, beam or speculation")  # fmt: skip
     how.add_argument("--budget", metavar="k=v,...", help="caps on the ledger, such as target_passes=64,seconds=2")
     how.add_argument("--dtype", type=one_of(DTYPES), default="auto", metavar="D", help=" ".join(DTYPES))
     how.add_argument("--kv-dtype", type=one_of(KV_DTYPES), default="auto", metavar="D",
@@ -113,6 +124,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--logprobs", type=number(0, whole=True), metavar="N",
                         help="with --json: each token's log-probability and those of the N most probable")  # fmt: skip
     output.add_argument("--trace", metavar="FILE", help="write every event of the run as JSON lines")
+    output.add_argument("--receipt", metavar="FILE", help="write what lets `outlay replay` make the same logits again, "
+                        "on any machine")  # fmt: skip
     output.add_argument("--show-drafts", action="store_true", help="colour what was drafted by where it came from")
     output.add_argument("--quiet", action="store_true", help="no progress and no ledger")
 
@@ -120,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     _check(args)
-    prompts = read_prompts(args.prompt, args.file, lines=args.lines, system=args.system)
+    prompts = read_prompts(args.prompt, args.file, lines=args.lines, system=args.system, prefix_file=args.prefix_file)
     with TraceFile(args.trace) if args.trace else contextlib.nullcontext() as trace:
         with terminal.Progress(quiet=args.quiet) as progress:
             progress("starting", 0, 0)
@@ -135,6 +148,10 @@ def run(args: argparse.Namespace) -> int:
                 threads=args.threads,
                 progress=progress,
             )
+        from outlay import catalog
+
+        usual = lm.usual_method if args.cache is None else "greedy" if args.temperature == 0 else "sample"
+        options.setdefault("method", catalog.parse(usual))
         return _answer(lm, prompts, options, trace, args)
 
 
@@ -145,12 +162,16 @@ def _check(args: argparse.Namespace) -> None:
     chatty = next((name for name in CHAT if getattr(args, name)), None)
     if args.raw and chatty is not None:
         raise UsageError(f"--raw leaves no place for --{chatty.replace('_', '-')}, which is for the chat template")
+    if args.receipt is not None and (args.lines or args.n > 1):
+        raise UsageError("--receipt is of one text; leave out --lines and --n")
     if args.special_tokens and not args.raw:
         raise UsageError("--special-tokens needs --raw; in a chat they come from the chat template alone")
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs needs --json to show them in")
     if args.n > 1 and args.temperature == 0:
         raise UsageError("--n samples differ only at a temperature above 0; try --temperature 0.8")
+    if args.image and args.receipt is not None:
+        raise UsageError("--receipt holds no images; leave out --image")
     if "" in args.stop:
         raise UsageError("--stop must be some text")
     for option in ("model", "draft"):
@@ -166,15 +187,29 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(args, name) for name in PASSED_ON}
     if args.max_tokens is not None:
         options["max_tokens"] = args.max_tokens
-    options["method"] = catalog.parse(args.method or "auto")
+    if args.method is not None:
+        options["method"] = catalog.parse(args.method)
+    if args.cache is not None:
+        options["cache"] = catalog.parse_policy(args.cache)
     if args.budget is not None:
         options["budget"] = Budget.parse(args.budget)
     options |= {"n": args.n, "chat": not args.raw, "special_tokens": args.special_tokens}
+    if args.receipt is not None:
+        options["receipt"] = True
     options |= {"continue_final_message": args.continue_final_message, "template": read_switches(args.template)}
     options["constraint"] = _constraint(args)
+    if args.image:
+        options["images"] = [_image(file) for file in args.image]
     if args.tools is not None:
         options["tools"] = read_tools(args.tools)
     return options
+
+
+def _image(file: str) -> Any:
+    """Returns the pixels of an image file, which is looked at before a model is loaded."""
+    from outlay.pictures import read_picture
+
+    return read_picture(file)
 
 
 def _constraint(args: argparse.Namespace) -> Constraint | None:
@@ -190,11 +225,16 @@ def _constraint(args: argparse.Namespace) -> Constraint | None:
 
 
 def _answer(
-    lm: LM, prompts: Sequence[Asked], options: dict[str, Any], trace: TraceFile | None, args: argparse.Namespace
+    lm: LM, read: Sequence[Read], options: dict[str, Any], trace: TraceFile | None, args: argparse.Namespace
 ) -> int:
     """Runs all prompts together and writes their answers in order; ends early, with what there is, on a signal."""
     started = time.perf_counter()
     asked: list[list[Handle]] = []  # the samples of each prompt
+    is_tree = len(read) > 1 and "tree" in options["method"].about.takes
+    prompts: Sequence[Asked] = [tree_of(read)] if is_tree else read
+    one_text = len(prompts) == 1 and options["n"] == 1 and not args.json
+    in_place = lm.model.writes_canvas and one_text and terminal.is_terminal(sys.stdout)
+    view = CanvasView(sys.stdout) if in_place else None
 
     def stop() -> None:
         for handle in itertools.chain(*asked):
@@ -204,13 +244,15 @@ def _answer(
         try:
             for prompt in prompts:
                 earlier = list(itertools.chain(*asked))
-                asked.append(_submit(lm, prompt, len(asked), len(prompts), options, trace, earlier))
+                asked.append(_submit(lm, prompt, len(asked), len(prompts), options, trace, earlier, view))
             if interruption.status:
                 stop()
-            results = _write_json(lm, asked) if args.json else _write_texts(asked, args.show_drafts)
+            results = _write_json(lm, asked) if args.json else _write_texts(asked, args.show_drafts, view)
         finally:
             stop()
             _wait(list(itertools.chain(*asked)))
+    if args.receipt is not None and results and results[0].receipt is not None:
+        results[0].receipt.write(Path(args.receipt))
     if not args.quiet and not args.json and results:
         if args.show_drafts:
             _write_origins(results)
@@ -228,13 +270,16 @@ def _submit(
     options: dict[str, Any],
     trace: TraceFile | None,
     earlier: Sequence[Handle],
+    view: CanvasView | None,
 ) -> list[Handle]:
     """Starts the samples of one prompt, of `count` in all; where too many wait, when the first of the `earlier` ones
-    has ended.
+    has ended. A `view` of its canvas sees each event.
     """
     prompt, own = asked
     n = options["n"]
-    traces = [trace.writer(number * n + sample) for sample in range(n)] if trace else ()
+    traces = [trace.writer(number * n + sample) for sample in range(n)] if trace else []
+    if view is not None:
+        traces = [both(view, *traces)]
     while True:
         try:
             return lm.submit_choices(prompt, **(options | own), traces=traces)
@@ -250,6 +295,16 @@ def _submit(
             raise UsageError(f"prompt {number + 1}: {error}") from error
 
 
+def both(*writers: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Returns a function that calls each of these with an event."""
+
+    def write(event: dict[str, Any]) -> None:
+        for writer in writers:
+            writer(event)
+
+    return write
+
+
 def _wait(handles: Sequence[Handle]) -> None:
     """Lets the engine end what was given up, so that the trace is complete and no thread is at work when we leave."""
     last = time.monotonic() + PATIENCE
@@ -258,9 +313,9 @@ def _wait(handles: Sequence[Handle]) -> None:
             handle.result(max(0.0, last - time.monotonic()))
 
 
-def _write_texts(asked: Sequence[Sequence[Handle]], show_drafts: bool) -> list[Result]:
+def _write_texts(asked: Sequence[Sequence[Handle]], show_drafts: bool, view: CanvasView | None) -> list[Result]:
     """Writes each text as it comes, an empty line between two, what was drafted in colour if that is wanted; returns
-    the results. A prompt whose run fails gets a line.
+    the results. A prompt whose run fails gets a line. A `view` draws the text's canvas meanwhile.
     """
     from outlay.engine.choices import joined
 
@@ -271,13 +326,25 @@ def _write_texts(asked: Sequence[Sequence[Handle]], show_drafts: bool) -> list[R
             for sample, handle in enumerate(samples):
                 if index or sample:
                     print()
-                _write_text(handle, mark)
+                if view is None:
+                    _write_text(handle, mark)
+                else:
+                    view.write(list(handle.chunks()))
             results.append(joined([handle.result() for handle in samples]))
+            if len(samples) == 1:
+                _write_siblings(results[-1])
         except OutlayError as error:
             if len(asked) == 1:
                 raise
             _write_error(index, error)
     return results
+
+
+def _write_siblings(result: Result) -> None:
+    """Writes the texts that a method wrote beside the result's own, and that it doesn't rank."""
+    for text in result.alternatives[1:]:
+        if text.score is None:
+            print("\n" + text.text.removesuffix("\n"), flush=True)
 
 
 def _write_text(handle: Handle, mark: terminal.Palette | None) -> None:
@@ -323,7 +390,7 @@ def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
     if any(result.origins):
         row["origins"] = result.origins
     if result.alternatives:
-        row["alternatives"] = [asdict(alternative) for alternative in result.alternatives]
+        row["alternatives"] = [_alternative(text) for text in result.alternatives]
     if result.facts:
         row["facts"] = result.facts
     if result.logprobs is not None:
@@ -332,6 +399,11 @@ def _as_dict(lm: LM, result: Result) -> dict[str, Any]:
             for chosen in result.logprobs
         ]
     return row
+
+
+def _alternative(text: Alternative) -> dict[str, Any]:
+    row = asdict(text)
+    return row if text.leaf is not None else {name: value for name, value in row.items() if name != "leaf"}
 
 
 def _logprob(lm: LM, token: int, logprob: float) -> dict[str, Any]:
@@ -351,6 +423,8 @@ def _write_alternatives(results: Sequence[Result]) -> None:
     """Writes the other texts that a method proposes, with their scores."""
     for result in results:
         for alternative in result.alternatives[1:]:
+            if alternative.score is None:
+                continue
             score = terminal.dim(f"{alternative.score:.2f}", sys.stderr)
             print(f"{score}  {alternative.text.strip()}", file=sys.stderr)
 

@@ -26,12 +26,14 @@ DESCRIPTION = "Serves models with OpenAI's API: any method, draft and budget in 
 EXAMPLES = """examples:
   outlay serve
   outlay serve small=smollm2-135m ~/models/Qwen3-0.6B --draft lookup
+  outlay serve --scorer good=python:score.py --scorer ~/models/my-prm
   outlay serve --host 0.0.0.0 --keys keys.txt
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{"model": "smollm2-135m", "method": "lookup", "messages": [{"role": "user", "content": "Hello"}]}'
 """
 KEYS_VARIABLE = "OUTLAY_API_KEYS"
 ALWAYS = ("lookup", "head")  # drafts that are offered wherever they can be had
+OWN_SCORER = "self"  # which costs nothing and is always offered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("models")
     what.add_argument("--draft", action="append", default=[], metavar="[NAME=]D",
                       help="a draft for the models that it fits, as `outlay run` takes it; repeatable")  # fmt: skip
+    what.add_argument("--scorer", action="append", default=[], metavar="[NAME=]S",
+                      help="what rates texts for searches, as `outlay run` takes it; repeatable")  # fmt: skip
     what.add_argument("--method", default="auto", metavar="M", help="of requests that name none (default: auto)")
     what.add_argument("--allow", action="append", default=[], metavar="M",
                       help="turn on a method that runs code or is another package's; repeatable")  # fmt: skip
@@ -76,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("waiting-per-key", "requests of one API key that wait"),
     ):  # fmt: skip
         limits.add_argument(f"--{name}", type=number(1, whole=True), metavar="N", help=f"{help}, at most")
+    limits.add_argument(
+        "--audio-seconds", type=number(above=0), metavar="S", help="seconds of a recording, at most (1800)"
+    )
     limits.add_argument(
         "--seconds", type=number(above=0), metavar="S", help="from a request's arrival to its end, at most"
     )
@@ -135,7 +142,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def load(args: argparse.Namespace, settings: Settings, progress: Any) -> Models:
-    """Loads the models into one engine, and their drafts."""
+    """Loads the models into one engine, their drafts, and scorers, which rate the texts of any model."""
     import outlay
     from outlay.lm import DEFAULT_MODEL
     from outlay.serve.hosted import Hosted, Models
@@ -158,7 +165,8 @@ def load(args: argparse.Namespace, settings: Settings, progress: Any) -> Models:
     names = [name for name, _ in loaded]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two models are called {twice!r}; name one of them otherwise: NAME=MODEL")
-    hosted = [Hosted(name, lm, _drafts(lm, args.draft)) for name, lm in loaded]
+    scorers = _scorers(loaded[0][1], args.scorer)
+    hosted = [Hosted(name, lm, _drafts(lm, args.draft), scorers) for name, lm in loaded]
     _refuse_useless(args.draft, hosted)
     return Models(hosted, loaded[0][1].engine, settings.allowed)
 
@@ -177,6 +185,18 @@ def _drafts(lm: LM, wanted: Sequence[str]) -> dict[str, DraftSource]:
     return found
 
 
+def _scorers(lm: LM, wanted: Sequence[str]) -> dict[str, Any]:
+    """Returns the scorers by the names that requests use. Raises `UsageError` for two of one name."""
+    found: dict[str, Any] = {OWN_SCORER: lm.scorer(OWN_SCORER)}
+    for given in wanted:
+        name, source = _named(given, "SCORER")
+        name = name or _short(source.removeprefix("python:").partition(":")[0]).removesuffix(".py")
+        if name in found:
+            raise UsageError(f"two scorers are called {name!r}; name one of them otherwise: NAME=SCORER")
+        found[name] = lm.scorer(source)
+    return found
+
+
 def _refuse_useless(wanted: Sequence[str], hosted: Sequence[Hosted]) -> None:
     """Raises `UsageError` for a draft that fits no model, with the reason that the first model gives."""
     for given in wanted:
@@ -185,18 +205,18 @@ def _refuse_useless(wanted: Sequence[str], hosted: Sequence[Hosted]) -> None:
             hosted[0].lm.draft(source)
 
 
-def _named(given: str) -> tuple[str, str]:
-    """Parts NAME=SOURCE; the name is empty where none was given."""
+def _named(given: str, what: str = "MODEL") -> tuple[str, str]:
+    """Parts NAME=SOURCE; the name is empty where none was given, as with a path or with options behind a colon."""
     name, equals, source = given.partition("=")
-    if equals and "/" not in name and name and source:
-        return name, source
-    if equals and "/" not in name:
-        raise UsageError(f"{given!r} must be NAME=MODEL, both with some text")
-    return "", given
+    if not equals or "/" in name or ":" in name:
+        return "", given
+    if not name or not source:
+        raise UsageError(f"{given!r} must be NAME={what}, both with some text")
+    return name, source
 
 
 def _short(source: str) -> str:
-    """The name of a draft that was given none: a file's or folder's own, without the folders above it."""
+    """The name of a draft or scorer that was given none: a file's or folder's own, without the folders above it."""
     return Path(source).name.removesuffix(".safetensors").removesuffix(".gguf") if "/" in source else source
 
 

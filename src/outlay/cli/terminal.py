@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
+SETTLED = 5.0  # seconds from which on the time that is left is shown
 REDRAW = 0.1  # seconds between two pictures of a progress bar
 
 
@@ -51,7 +52,15 @@ class Palette:
         return f"\x1b[{self.COLOURS[place % len(self.COLOURS)]}m{text}\x1b[0m"
 
 
-NAMED = {"head": 0, "draft": 0, "lookup": 1, "table": 2, "ppd": 3, "superposed": 4}  # the same colour everywhere
+NAMED = {
+    "head": 0,
+    "draft": 0,
+    "lookup": 1,
+    "table": 2,
+    "ppd": 3,
+    "superposed": 4,
+    "forced": 5,
+}  # the same colour everywhere
 
 
 def columns() -> int:
@@ -135,7 +144,7 @@ class Progress:
             self._stream.flush()
 
     def _picture(self, done: int, total: int, seconds: float) -> str:
-        figures = _figures(done, total, seconds) if _is_fetch(self._phase) else ""
+        figures = _figures(done, total, seconds) if _is_fetch(self._phase) else _time_left(done, total, seconds)
         if total <= 0:
             return f"{self._phase} {figures}"[: columns() - 1]
         share = min(done / total, 1.0)
@@ -151,6 +160,14 @@ class Progress:
 
 def _is_fetch(phase: str) -> bool:
     return phase.startswith("fetching")
+
+
+def _time_left(done: int, total: int, seconds: float) -> str:
+    """Returns how long the rest takes at the rate so far, once that is known."""
+    if not 0 < done < total or seconds < SETTLED:
+        return ""
+    minutes, rest = divmod(round(seconds * (total - done) / done), 60)
+    return f"  {minutes}:{rest:02} left"
 
 
 def _figures(done: int, total: int, seconds: float) -> str:

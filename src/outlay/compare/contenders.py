@@ -10,6 +10,7 @@ from outlay import catalog
 from outlay.budget import Budget
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
+from outlay.constrain import constraint_of
 from outlay.engine.method import Method
 from outlay.errors import FailureError, UsageError, nearest, one_line
 from outlay.lm import LM
@@ -47,12 +48,14 @@ class Contender:
         about, by = self.method.about, getattr(self.method, "by", "score")
         return "scorer" in about.needs or ("scorer" in about.takes and by in ("score", "weighted"))
 
-    def options(self, declaration: Declaration) -> dict[str, Any]:
-        """Returns the arguments of `LM.submit`."""
+    def options(self, declaration: Declaration, item: Item | None = None) -> dict[str, Any]:
+        """Returns the arguments of `LM.submit`. A prompt's own scorer, if it names one, goes before the declared."""
+        scorer = declaration.scorer if item is None or item.scorer is None else item.scorer
         return {
             "method": self.method,
             "draft": declaration.draft,
-            "scorer": declaration.scorer if self.takes_scorer else None,
+            "scorer": scorer if self.takes_scorer else None,
+            "question": "" if item is None else item.text,
             "budget": Budget.parse(self.budget) if self.budget else None,
             "max_tokens": declaration.max_tokens,
             "stop": declaration.stop,
@@ -72,7 +75,7 @@ def contenders(declaration: Declaration) -> list[Contender]:
             f"the reference {declaration.reference!r} is not among the methods"
             f"{nearest(declaration.reference, names)}; they are {', '.join(names)}"
         )
-    budgets = [_canonical(budget) for budget in declaration.budgets]
+    budgets = [canonical(budget) for budget in declaration.budgets]
     return [Contender(method.name, method.method, method.sampling, budget) for method in methods for budget in budgets]
 
 
@@ -84,17 +87,26 @@ def references(every: Sequence[Contender], reference: str | None) -> list[int]:
 
 
 def refuse_extras(items: Sequence[Item], every: Sequence[Contender]) -> None:
-    """Raises `UsageError` where a prompt comes with a constraint or an image that a method can't take."""
+    """Raises `UsageError` where a prompt comes with a constraint or an image that a method can't take, or with a
+    constraint that can't be read.
+    """
     for number, item in enumerate(items, 1):
         for extra in EXTRAS:
             if item.row.get(extra) is None:
                 continue
             for contender in every:
-                if extra not in contender.method.about.needs:
+                if extra not in (*contender.method.about.needs, *contender.method.about.takes):
                     raise UsageError(f"prompt {number} has {_a(extra)} {extra}, which {contender.name} can't take")
+            if extra == "constraint":
+                try:
+                    constraint_of(item.row[extra])
+                except UsageError as error:
+                    raise UsageError(f"prompt {number}: {error}") from None
 
 
-def tried(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequence[int]) -> Contender:
+def tried(
+    contender: Contender, lm: LM, declaration: Declaration, prompt: Sequence[int], item: Item | None = None
+) -> Contender:
     """Runs a few tokens, which warms up.
 
     Returns:
@@ -106,13 +118,13 @@ def tried(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequen
     """
     cold = replace(contender, sampling={**contender.sampling, "temperature": 0.0})
     try:
-        _probe(contender, lm, declaration, prompt)
+        _probe(contender, lm, declaration, prompt, item)
         return contender
     except UsageError as error:
         if not contender.sampling["temperature"]:
             raise UsageError(f"{contender.name}: {error}") from error
         try:
-            _probe(cold, lm, declaration, prompt)
+            _probe(cold, lm, declaration, prompt, item)
         except UsageError:
             raise UsageError(f"{contender.name}: {error}") from error
         return cold
@@ -120,8 +132,8 @@ def tried(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequen
         raise FailureError(f"{contender.name}: {one_line(error)}") from error
 
 
-def _probe(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequence[int]) -> None:
-    options = contender.options(declaration)
+def _probe(contender: Contender, lm: LM, declaration: Declaration, prompt: Sequence[int], item: Item | None) -> None:
+    options = contender.options(declaration, item)
     lm.generate(prompt, **options | {"max_tokens": min(PROBE_TOKENS, declaration.max_tokens)})
 
 
@@ -147,7 +159,8 @@ def _parse(text: str, declaration: Declaration) -> Contender:
     return Contender(label, method, sampling)
 
 
-def _canonical(budget: str) -> str:
+def canonical(budget: str) -> str:
+    """Returns a budget as all are written."""
     if not budget:
         return ""
     return ",".join(f"{name}={cap}" for name, cap in Budget.parse(budget).caps.items())

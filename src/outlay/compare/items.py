@@ -11,7 +11,7 @@ from typing import Any
 
 from outlay import problems
 from outlay.errors import UsageError, nearest
-from outlay.prompts import Prompt, decode, encoding_of, numbered_lines, prompt_of, read_row
+from outlay.prompts import Prompt, decode, encoding_of, numbered_lines, prompt_of, read_row, scorer_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Item:
         """The right answer, if it is known."""
         answer = self.row.get("answer")
         return None if answer is None else str(answer)
+
+    @property
+    def scorer(self) -> str | None:
+        """The scorer that the row names for its own texts."""
+        return scorer_of(self.row, "the prompt")
 
     @property
     def text(self) -> str:
@@ -98,4 +103,5 @@ def _item(row: dict[str, Any], where: str) -> Item:
         if row.get(name) is not None and not isinstance(row[name], str):
             raise UsageError(f'"{name}" in {where} must be text, not {row[name]!r}')
     encoding_of(row, where)
+    scorer_of(row, where)
     return Item(prompt_of(row, where), row)

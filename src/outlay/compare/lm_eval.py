@@ -32,6 +32,7 @@ from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.lm import DEFAULT_MODEL, LM
+from outlay.masked_score import DRAWS, TOGETHER, MaskedScore
 from outlay.score import Score
 
 SPARE = 64  # slots that a run may hold beyond its tokens, for the rest of its last span
@@ -66,6 +67,7 @@ class OutlayLM(TemplateLM):
         cache_tokens: as in `outlay.load`.
         max_length: the context window in tokens; by default the model's.
         max_gen_toks: new tokens of a task that names no number.
+        mc_num: masks that are drawn for each likelihood of a model that fills masks, which is then an estimate.
         batch_size: ignored, lm_eval passes it to every type; the engine batches by itself.
         max_batch_size: ignored too.
 
@@ -86,6 +88,7 @@ class OutlayLM(TemplateLM):
         cache_tokens: int | None = None,
         max_length: int | None = None,
         max_gen_toks: int = 256,
+        mc_num: int = DRAWS,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         **unknown: Any,
@@ -107,7 +110,9 @@ class OutlayLM(TemplateLM):
         self.method = catalog.parse(method) if isinstance(method, str) else method
         self.draft, self.seed = draft, seed
         self.budget = Budget.parse(budget) if budget is not None else None
-        self.max_gen_toks = max_gen_toks
+        if mc_num < 1:
+            raise UsageError(f"mc_num must be 1 or more, not {mc_num}")
+        self.max_gen_toks, self.mc_num = max_gen_toks, mc_num
         context = self.lm.model.decoder.config.max_positions
         if max_length is not None and not 1 < max_length <= context:
             raise UsageError(f"max_length must be from 2 to {context}, the model's context, not {max_length}")
@@ -165,7 +170,7 @@ class OutlayLM(TemplateLM):
         scored, owners = [], []
         for owner, request in enumerate(requests):
             windows = utils.get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, context_len=1
+                self.tok_encode(request.args[0]), self.prefix_token_id, self._longest_text - 1, context_len=1
             )
             for context, continuation in map(utils.make_disjoint_window, windows):
                 scored.append((None, context, continuation))
@@ -207,7 +212,8 @@ class OutlayLM(TemplateLM):
         groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
             groups.setdefault((self._window(context, continuation), index if apart else 0), []).append(index)
-        scores, jobs = [], []
+        scores: list[Score | MaskedScore] = []
+        jobs = []
         for (shared, _), indices in groups.items():
             score, job = self._scoring(list(shared), [requests[index][2] for index in indices])
             scores.append(score)
@@ -222,12 +228,17 @@ class OutlayLM(TemplateLM):
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
         return answers
 
+    @property
+    def _longest_text(self) -> int:
+        """Tokens of the longest text: its last one is only predicted, but what fills a mask stands on the canvas."""
+        return self.max_length + (0 if self.lm.model.writes_canvas else 1)
+
     def _text_of(self, token: int) -> str:
         return self.lm.model.tokenizer.inner.decode([token], skip_special_tokens=False)
 
     def _window(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
-        """Returns the end of the context that fits in the window; the last token is only predicted."""
-        free = self.max_length + 1 - len(continuation)
+        """Returns the end of the context that fits in the window."""
+        free = self._longest_text - len(continuation)
         if free < 1:
             raise UsageError(
                 f"a continuation has {len(continuation)} tokens, but the context window is {self.max_length}: "
@@ -235,8 +246,12 @@ class OutlayLM(TemplateLM):
             )
         return tuple(context[-free:])
 
-    def _scoring(self, context: list[int], continuations: Sequence[list[int]]) -> tuple[Score, Job]:
+    def _scoring(self, context: list[int], continuations: Sequence[list[int]]) -> tuple[Score | MaskedScore, Job]:
         """A context that fills the window is too long for a prompt, so its last tokens precede each continuation."""
+        if self.lm.model.writes_canvas:
+            masked = MaskedScore(continuations, self.mc_num)
+            grown = max(TOGETHER, len(context) + max(map(len, continuations)))
+            return masked, Job(context, grown, {"method": masked, "max_tokens": 1, "seed": self.seed})
         prompt, rest = context[: self._longest_prompt], context[self._longest_prompt :]
         score = Score([rest + tokens for tokens in continuations], given=len(rest))
         return score, Job(prompt, sum(map(len, score.continuations)), {"method": score, "max_tokens": 1})

@@ -146,10 +146,10 @@ class Judge(Metric):
 
         if self._lm is None:
             self._lm = load(self._model, device=str(lm.model.decoder.device))
-        judge = self._lm
-        marks = [judge.model.tokenizer.encode(mark)[0] for mark in "12345"]
-        questions = [judge.encode(_question(completion)) for completion in completions]
-        return [mean / (len(marks) - 1) for mean in expected_choices(judge, questions, marks)]
+        rater = self._lm
+        marks = [rater.model.tokenizer.encode(mark)[0] for mark in "12345"]
+        questions = [rater.encode(_question(completion)) for completion in completions]
+        return [mean / (len(marks) - 1) for mean in expected_choices(rater, questions, marks)]
 
 
 class Python(_ByText):

@@ -32,18 +32,30 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def write_plots(results: Mapping[str, Any], folder: Path) -> None:
-    """Writes `speed.png` and `.svg`, and where there is a quality `pareto.png` and `.svg`, into `folder`."""
+def write_plots(
+    results: Mapping[str, Any],
+    folder: Path,
+    costs: Mapping[str, str] = COSTS,
+    speed: tuple[str, str] = ("tokens_per_second", "tokens per second"),
+) -> None:
+    """Writes `speed.png` and `.svg`, and where there is a quality `pareto.png` and `.svg`, into `folder`.
+
+    Args:
+        results: Of a comparison.
+        folder: Where they go.
+        costs: The entries that quality is drawn against, in words.
+        speed: The entry that is a rate, in words.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     with matplotlib.rc_context(RC_PARAMS):
         ran = [(index, contender) for index, contender in enumerate(results["contenders"]) if contender["entries"]]
         if ran:
-            _save(_speed(ran), folder / "speed")
+            _save(_speed(ran, *speed, results["manifest"].get("noun", "prompt")), folder / "speed")
         rated = [(index, contender) for index, contender in ran if contender["quality"] is not None]
         if rated:
-            _save(_pareto(rated, results["manifest"]["metric"]), folder / "pareto")
+            _save(_pareto(rated, results["manifest"]["metric"], costs, speed[0]), folder / "pareto")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -51,29 +63,31 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _speed(ran: Sequence[tuple[int, Mapping[str, Any]]]) -> Figure:
-    """A row for each contender: the median of tokens a second, with its interval."""
+def _speed(ran: Sequence[tuple[int, Mapping[str, Any]]], entry: str, told: str, noun: str) -> Figure:
+    """A row for each contender: the median of the rate, with its interval."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(ran)), layout="constrained")
     axes = figure.subplots()
     for row, (index, contender) in enumerate(ran):
-        _point(axes, index, contender["entries"]["tokens_per_second"], None, at=row)
+        _point(axes, index, contender["entries"][entry], None, at=row)
     axes.set_yticks(range(len(ran)), [contender["label"] for _, contender in ran])
     axes.set_ylim(len(ran) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_xlabel("tokens per second (median over the prompts, 95 % interval)")
+    axes.set_xlabel(f"{told} (median over the {noun}s, 95 % interval)")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
-def _pareto(rated: Sequence[tuple[int, Mapping[str, Any]]], metric: str) -> Figure:
+def _pareto(
+    rated: Sequence[tuple[int, Mapping[str, Any]]], metric: str, known: Mapping[str, str], speed: str
+) -> Figure:
     """Quality against cost, a panel for each cost in which the contenders differ, the frontier drawn."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    costs = [cost for cost in COSTS if len({c["entries"].get(cost, {}).get("median") for _, c in rated}) > 1]
-    costs = costs or ["tokens_per_second"]
+    costs = [cost for cost in known if len({c["entries"].get(cost, {}).get("median") for _, c in rated}) > 1]
+    costs = costs or [speed]
     width = max(6.4, 1.2 + 2.7 * len(costs))
     columns = max(1, int(width / (0.6 + 0.085 * max(len(contender["label"]) for _, contender in rated))))  # inches
     figure = Figure(figsize=(width, 3.2 + 0.18 * -(-len(rated) // columns)), layout="constrained")
@@ -86,7 +100,7 @@ def _pareto(rated: Sequence[tuple[int, Mapping[str, Any]]], metric: str) -> Figu
         if min(amounts) > 0 and max(amounts) > 10 * min(amounts):
             axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter())
-        axes.set_xlabel(COSTS[cost] + (" (more is better)" if cost in GAINS else ""))
+        axes.set_xlabel(known.get(cost, cost.replace("_", " ")) + (" (more is better)" if cost in GAINS else ""))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"quality: {metric.partition(':')[0]} (mean, 95 % interval)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)

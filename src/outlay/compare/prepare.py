@@ -40,6 +40,6 @@ def prepare(declaration: Declaration, items: Sequence[Item], progress: ShowProgr
     ready = []
     for done, contender in enumerate(every):
         progress(f"warming up {contender.label}", done, len(every))
-        ready.append(tried(contender, lm, declaration, prompt))
+        ready.append(tried(contender, lm, declaration, prompt, items[0]))
     lm.engine.settle()  # what passes cost is measured beside the first texts
     return Prepared(declaration, items, lm, ready)

@@ -15,8 +15,8 @@ from outlay.compare.items import Item
 from outlay.compare.statistics import Interval
 from outlay.compare.traces import trace_name
 
-RATES = ("tokens_per_second", "passes_per_token")
-GAINS = ("tokens_per_second", "accepted")  # entries where more is better; elsewhere less is
+RATES = ("tokens_per_second", "pictures_per_second", "passes_per_token")
+GAINS = ("tokens_per_second", "pictures_per_second", "accepted")  # entries where more is better; elsewhere less is
 Slot = tuple[int, int]  # a prompt and a seed
 
 
@@ -54,11 +54,11 @@ def summed_up(at: Path, items: Sequence[Item]) -> dict[str, Any]:
     names = [(contender["method"], contender["budget"]) for contender in manifest["contenders"]]
     references = [contender["reference"] for contender in manifest["contenders"]]
     tallies = _tallies(at, manifest, names)
-    entries = _entries(tallies)
+    entries = entries_of(tallies)
     rows = []
     for index, (name, tally) in enumerate(zip(names, tallies, strict=True)):
-        rows.append(_contender(name, tally, tallies[references[index]], references[index], entries))
-    for row, lies_on in zip(rows, _frontiers(rows, entries), strict=True):
+        rows.append(contender_row(name, tally, tallies[references[index]], references[index], entries))
+    for row, lies_on in zip(rows, frontiers(rows, entries), strict=True):
         row["frontier"] = lies_on
     return {
         "manifest": manifest,
@@ -100,7 +100,7 @@ def _with_rates(ledger: dict[str, float]) -> dict[str, float]:
     return {**ledger, "passes_per_token": ledger["target_passes"] / tokens} if tokens else ledger
 
 
-def _entries(tallies: Iterable[Tally]) -> list[str]:
+def entries_of(tallies: Iterable[Tally]) -> list[str]:
     """Returns the names of the ledger's entries that are not zero everywhere."""
     names: dict[str, None] = {}
     for tally in tallies:
@@ -110,9 +110,10 @@ def _entries(tallies: Iterable[Tally]) -> list[str]:
     return list(names)
 
 
-def _contender(
+def contender_row(
     name: tuple[str, str], tally: Tally, reference: Tally, index: int, entries: Sequence[str]
 ) -> dict[str, Any]:
+    """Returns a contender's row: each entry with its interval, and its ratio to the reference's, paired by slots."""
     differing = [_first_difference(tally, reference, slot) for slot in _shared(tally, reference)]
     positions = [position for position in differing if position is not None]
     return {
@@ -190,7 +191,7 @@ def _first_difference(one: Tally, other: Tally, slot: Slot) -> int | None:
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
 
 
-def _frontiers(rows: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> list[list[str]]:
+def frontiers(rows: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> list[list[str]]:
     """Returns for each contender the entries for which no other has more quality for less."""
     lies_on: list[list[str]] = [[] for _ in rows]
     for entry in entries:

@@ -14,6 +14,7 @@ from outlay.compare.items import Item
 from outlay.engine.handle import Handle, Result
 from outlay.errors import OutlayError, UsageError, one_line
 from outlay.lm import LM
+from outlay.prompts import constraint_of_row
 
 Rows = list[dict[str, Any]]
 Outcome = Result | Exception
@@ -74,6 +75,8 @@ class Runner:
         self, lm: LM, declaration: Declaration, contenders: Sequence[Contender], items: Sequence[Item]
     ) -> None:
         self._lm, self._declaration, self._contenders = lm, declaration, contenders
+        self._constraints = [constraint_of_row(item.row, "the prompt") for item in items]
+        self._items = items
         self._prompts = [_encoded(lm, item, number, declaration) for number, item in enumerate(items, 1)]
 
     def encode(self, prompt: int) -> list[int]:
@@ -95,13 +98,14 @@ class Runner:
     def answer(self, contender: Contender, prompts: Sequence[int], seed: int, **options: Any) -> list[Outcome]:
         """Answers prompts together, with empty caches; a run that fails gives its error."""
         self._lm.engine.clear()
-        options = contender.options(self._declaration) | {"seed": seed} | options
         handles: list[Handle | OutlayError] = []
         try:
             with self._lm.engine.together():
                 for prompt in prompts:
                     try:
-                        handles.append(self._lm.submit(self._prompts[prompt], **options))
+                        own = contender.options(self._declaration, self._items[prompt]) | {"seed": seed}
+                        own |= self._constraints[prompt]
+                        handles.append(self._lm.submit(self._prompts[prompt], **own | options))
                     except OutlayError as error:
                         handles.append(error)
             return [_outcome(handle) for handle in handles]

@@ -36,6 +36,16 @@ def mean(values: Sequence[float]) -> Interval:
     return _bootstrap(values, np.mean)
 
 
+def ratio(ones: Sequence[float], others: Sequence[float]) -> Interval:
+    """Returns the ratio of the means of two series of the same prompts, which are resampled together."""
+    return _paired(ones, others, lambda one, other: one / other)
+
+
+def difference(ones: Sequence[float], others: Sequence[float]) -> Interval:
+    """Returns the difference of the means of two series of the same prompts, which are resampled together."""
+    return _paired(ones, others, lambda one, other: one - other)
+
+
 def frontier(points: Sequence[tuple[float, float] | None]) -> list[int]:
     """Returns the indices of the (quality, cost) points that no other point dominates."""
     known = [(index, point) for index, point in enumerate(points) if point is not None]
@@ -51,6 +61,13 @@ def _bootstrap(values: Sequence[float], statistic: Statistic) -> Interval:
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(statistic(array[_draws(len(array))], axis=1), [tail, 100 - tail])
     return Interval(float(statistic(array)), float(low), float(high))
+
+
+def _paired(ones: Sequence[float], others: Sequence[float], compared: Statistic) -> Interval:
+    one, other = np.asarray(ones, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    draws, tail = _draws(len(one)), 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(compared(one[draws].mean(1), other[draws].mean(1)), [tail, 100 - tail])
+    return Interval(float(compared(one.mean(), other.mean())), float(low), float(high))
 
 
 @cache

@@ -14,13 +14,26 @@ def summary(results: Mapping[str, Any]) -> str:
     manifest, contenders = results["manifest"], results["contenders"]
     rated = manifest["metric"]
     marks = [rated.partition(":")[0]] if rated else []
-    header = ["", *marks, "tokens/s", "against the reference", "passes/token", "identical"]
-    rows = [_row(index, contender, bool(rated)) for index, contender in enumerate(contenders)]
-    size = [(manifest["prompts"]["count"], "prompt"), (len(manifest["seeds"]), "seed"), (manifest["repeats"], "repeat")]
+    noun = manifest.get("noun", "prompt")
+    of_pictures = noun == "picture"
+    rate, told = ("pictures_per_second", "pictures/s") if of_pictures else ("tokens_per_second", "tokens/s")
+    header = [
+        "",
+        *marks,
+        told,
+        "against the reference",
+        *(["ms", "GFLOP"] if of_pictures else ["passes/token", "identical"]),
+    ]
+    rows = [_row(index, contender, bool(rated), rate) for index, contender in enumerate(contenders)]
+    size = [
+        (manifest["prompts"]["count"], manifest.get("noun", "prompt")),
+        (len(manifest["seeds"]), "seed"),
+        (manifest["repeats"], "repeat"),
+    ]
     measured = ", ".join(_count(*amount) for amount in size)
     machine, model = manifest["machine"], manifest["model"]
     remarks = [
-        f"{measured}; medians over the prompts, with 95 % intervals",
+        f"{measured}; medians over the {noun}s, with 95 % intervals",
         f"{model['name']} ({model['format']}) on {machine['processor']}, {_count(machine['cores'], 'core')}, "
         f"{manifest['created'][:10]}",
     ]
@@ -33,7 +46,7 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join([table(header, rows), "", *remarks])
 
 
-def _row(index: int, contender: Mapping[str, Any], rated: bool) -> list[str]:
+def _row(index: int, contender: Mapping[str, Any], rated: bool, rate: str) -> list[str]:
     entries, ratios = contender["entries"], contender["ratios"]
     if not entries:
         return [contender["label"], f"no run came to its end: {contender['first_error']}"]
@@ -41,14 +54,20 @@ def _row(index: int, contender: Mapping[str, Any], rated: bool) -> list[str]:
     cells = [contender["label"]]
     if rated:
         cells.append(f"{quality['mean']:.3g} ({quality['low']:.3g} to {quality['high']:.3g})" if quality else "-")
-    ratio = ratios.get("tokens_per_second")
+    ratio = ratios.get(rate)
     own = contender["reference"] == index
+    if rate == "pictures_per_second":
+        last = [f"{1e3 * entries['seconds']['median']:.1f}", f"{entries['flops']['median'] / 1e9:.2f}"]
+    else:
+        last = [
+            f"{entries['passes_per_token']['median']:.2f}" if "passes_per_token" in entries else "-",
+            "-" if own else f"{contender['identical']}/{contender['compared']}",
+        ]
     return [
         *cells,
-        number(entries["tokens_per_second"]["median"]),
+        number(entries[rate]["median"]),
         "reference" if own else times(Spread(**ratio) if ratio else None),
-        f"{entries['passes_per_token']['median']:.2f}" if "passes_per_token" in entries else "-",
-        "-" if own else f"{contender['identical']}/{contender['compared']}",
+        *last,
     ]
 
 

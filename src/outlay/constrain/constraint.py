@@ -30,6 +30,10 @@ class State(ABC):
     def ends(self) -> bool:
         """Tells whether the text may end here."""
 
+    def goes_on(self) -> bool:
+        """Tells whether any token may follow."""
+        return bool(self.mask().any())
+
     def forced(self) -> list[int]:
         """Returns tokens that write what must follow in any case; none where nothing must."""
         return []
@@ -37,6 +41,14 @@ class State(ABC):
 
 class Constraint(ABC):
     """What all texts of a run must satisfy."""
+
+    @property
+    def masks_all(self) -> bool:
+        """Whether all that masks allow can become a text that `check` accepts.
+
+        Otherwise a run may have to go back, so its text is held until it ends.
+        """
+        return False
 
     @abstractmethod
     def begin(self, vocabulary: Vocabulary) -> State:
@@ -49,6 +61,10 @@ class Constraint(ABC):
     @abstractmethod
     def check(self, text: str) -> bool:
         """Tells whether a whole text satisfies the constraint, whatever the states say."""
+
+    def unwritable(self, vocabulary: Vocabulary) -> frozenset[int]:
+        """Returns tokens that no text may hold, whatever stands before them: by default those that write nothing."""
+        return vocabulary.special - vocabulary.eos
 
     def __and__(self, other: Constraint) -> Constraint:
         return Both(self, other)
@@ -66,6 +82,9 @@ class Both(Constraint):
 
     def check(self, text: str) -> bool:
         return self.left.check(text) and self.right.check(text)
+
+    def unwritable(self, vocabulary: Vocabulary) -> frozenset[int]:
+        return self.left.unwritable(vocabulary) | self.right.unwritable(vocabulary)
 
 
 class _BothState(State):
@@ -93,6 +112,7 @@ class Compiled:
 
     constraint: Constraint
     state: State
+    unwritable: frozenset[int]
 
 
 def compile_constraint(constraint: Constraint, tokenizer: Tokenizer, size: int) -> Compiled:
@@ -101,10 +121,11 @@ def compile_constraint(constraint: Constraint, tokenizer: Tokenizer, size: int) 
     Raises:
         UsageError: For a constraint that can't be read, or that no text of this model's tokens satisfies.
     """
-    state = constraint.begin(vocabulary_of(tokenizer, size))
-    if not state.ends() and not state.mask().any():
+    vocabulary = vocabulary_of(tokenizer, size)
+    state = constraint.begin(vocabulary)
+    if not state.ends() and not state.goes_on():
         raise UsageError("no text satisfies this constraint, or the model has no tokens that could begin one")
-    return Compiled(constraint, state)
+    return Compiled(constraint, state, constraint.unwritable(vocabulary))
 
 
 def end_mask(vocabulary: Vocabulary, ends: bool) -> Mask:

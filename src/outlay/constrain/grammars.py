@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,9 +23,13 @@ class _Automaton(Constraint):
     """What llguidance compiles; a subclass gives the grammar."""
 
     @property
+    @abstractmethod
     def grammar(self) -> str:
         """The grammar, as llguidance reads it."""
-        raise NotImplementedError
+
+    @property
+    def masks_all(self) -> bool:
+        return True
 
     def allows(self, text: str) -> bool:
         """Tells whether a complete text may end; asked at each possible end. By default the grammar alone decides."""
@@ -73,7 +78,9 @@ class _AutomatonState(State):
             return False
 
     def forced(self) -> list[int]:
-        return [] if self._first else self._vocabulary.longest_match(self._matcher.compute_ff_bytes())
+        if self._first and self._vocabulary.strips:
+            return []
+        return self._vocabulary.longest_match(self._matcher.compute_ff_bytes())
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,10 @@ class JsonSchema(_Automaton):
         """The grammar, as llguidance reads it."""
         return self.grammar_text
 
+    @property
+    def masks_all(self) -> bool:
+        return not self.checked
+
     def allows(self, text: str) -> bool:
         return self.check(text)
 
@@ -174,7 +185,7 @@ def _schema_grammar(schema: Any) -> tuple[str, tuple[str, ...]]:
     grammar = matcher.grammar_from_json_schema(json.dumps(masked), overrides=overrides)
     wrong, notes = matcher.validate_grammar_with_warnings(grammar)
     if not wrong:
-        return str(grammar), tuple(notes)
+        return str(grammar), tuple(note.replace("Unimplemented keys:", "the keywords") for note in notes)
     if any("Unsatisfiable" in note for note in notes):
         raise UsageError(f"no text satisfies the JSON schema: {notes[0]}")
     plain = matcher.grammar_from_json_schema("{}", overrides=overrides)
@@ -195,13 +206,33 @@ def _read(schema: Any) -> Any:
 def _validator(schema: Any) -> Any:
     try:
         from jsonschema import Draft202012Validator, SchemaError
+        from jsonschema_specifications import REGISTRY
+        from referencing.jsonschema import DRAFT202012
     except ImportError:
         raise UsageError(INSTALL) from None
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise UsageError(f"the JSON schema is wrong at {error.json_path}: {error.message}") from None
-    return Draft202012Validator(schema)
+    whole = DRAFT202012.create_resource(schema)
+    _resolve(REGISTRY.resolver_with_root(whole), whole)
+    # With a registry of its own the validator asks no network and no file for schemas that are referred to.
+    return Draft202012Validator(schema, registry=REGISTRY)
+
+
+def _resolve(resolver: Any, schema: Any) -> None:
+    """Raises `UsageError` for a reference that leads out of the schema."""
+    from referencing.exceptions import Unresolvable
+
+    given = schema.contents
+    for name in ("$ref", "$dynamicRef") if isinstance(given, dict) else ():
+        if isinstance(given.get(name), str):
+            try:
+                resolver.lookup(given[name])
+            except Unresolvable:
+                raise UsageError(f"the JSON schema refers to {given[name]!r}, which is not in it") from None
+    for each in schema.subresources():
+        _resolve(resolver.in_subresource(each), each)
 
 
 def _refuse_constant(name: str) -> Any:
@@ -253,6 +284,12 @@ def _matcher(grammar: str, vocabulary: Vocabulary, first: bool) -> Any:
 
 def _replayed(grammar: str, text: str) -> bool:
     """Tells whether a grammar accepts a text, byte by byte from its beginning."""
-    library, data = _llguidance(), text.encode()
-    matcher = library.LLMatcher(library.LLTokenizer("byte"), grammar, log_level=0)
+    data, matcher = text.encode(), _byte_matcher(grammar).deep_copy()
     return matcher.try_consume_tokens(list(data)) == len(data) and bool(matcher.is_accepting())
+
+
+@lru_cache(maxsize=64)
+def _byte_matcher(grammar: str) -> Any:
+    """Returns a matcher over single bytes, at the beginning of a text."""
+    library = _llguidance()
+    return library.LLMatcher(library.LLTokenizer("byte"), grammar, log_level=0)

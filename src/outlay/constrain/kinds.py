@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import runpy
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from outlay.constrain.constraint import Constraint
 from outlay.constrain.grammars import Grammar, Json, JsonSchema, Regex
+from outlay.constrain.python import PythonSyntax
 from outlay.constrain.texts import Predicate
 from outlay.errors import UsageError
 
-NAMES = "json, regex:PATTERN, schema:FILE, grammar:FILE or python:FILE"
+NAMES = "json, regex:PATTERN, schema:FILE, grammar:FILE, python:FILE or python_syntax"
+ENTRY_POINTS = "outlay.constraints"
+"""Other packages add kinds: an entry point names a function of what stands behind `KIND:`, which makes a constraint."""
 
 
 def constraint_of(given: Any) -> Constraint:
@@ -29,6 +33,8 @@ def constraint_of(given: Any) -> Constraint:
     kind, _, rest = given.partition(":")
     if given == "json":
         return Json()
+    if given == "python_syntax":
+        return PythonSyntax()
     if kind == "regex" and rest:
         return Regex(rest)
     if kind == "schema" and rest:
@@ -37,7 +43,22 @@ def constraint_of(given: Any) -> Constraint:
         return Grammar(_text_of(rest))
     if kind == "python" and rest:
         return _python(rest)
-    raise UsageError(f"constraint {given!r} is not known; give {NAMES}")
+    for entry in entry_points(group=ENTRY_POINTS, name=kind):
+        return _of_package(entry, rest)
+    others = "".join(f", {entry.name}:..." for entry in entry_points(group=ENTRY_POINTS))
+    raise UsageError(f"constraint {given!r} is not known; give {NAMES}{others}")
+
+
+def _of_package(entry: EntryPoint, rest: str) -> Constraint:
+    """Returns a constraint of a kind that another package adds."""
+    try:
+        make = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the constraint kind {entry.name!r} can't be loaded: {error}") from error
+    made = make(rest)
+    if not isinstance(made, Constraint):
+        raise UsageError(f"the constraint kind {entry.name!r} made {made!r}, which is no constraint")
+    return made
 
 
 def _text_of(file: str) -> str:

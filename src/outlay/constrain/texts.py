@@ -22,6 +22,10 @@ class Choice(Constraint):
             raise UsageError("a choice needs one text or more")
         object.__setattr__(self, "texts", texts)
 
+    @property
+    def masks_all(self) -> bool:
+        return True
+
     def begin(self, vocabulary: Vocabulary) -> State:
         return _ChoiceState(vocabulary, tuple(dict.fromkeys(text.encode() for text in self.texts)), 0, True)
 
@@ -56,7 +60,7 @@ class _ChoiceState(State):
         return any(len(text) == self._at for text in self._texts)
 
     def forced(self) -> list[int]:
-        if self._first or self.ends():
+        if (self._first and self._vocabulary.strips) or self.ends():
             return []
         shared = self._texts[0]
         for text in self._texts[1:]:
@@ -108,6 +112,10 @@ class _PredicateState(State):
             if token not in self._vocabulary.special:
                 mask[token] = self._predicate.open(self._data + self._vocabulary.written(token, self._first))
         return mask
+
+    def goes_on(self) -> bool:
+        tokens = (token for token in range(self._vocabulary.size) if token not in self._vocabulary.special)
+        return any(self.after(token) is not None for token in tokens)  # up to the first: each one calls the predicate
 
     def ends(self) -> bool:
         try:

@@ -7,6 +7,7 @@ version 5). Deterministic; an approximate search for the most probable text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -52,7 +53,7 @@ class Beam(Method):
         paper="",
         family="search",
         spends="`width` positions a pass",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="keys and values, which the beams share",
         exact=False,
     )
@@ -72,6 +73,9 @@ class Beam(Method):
         running, finished = [_Beam(run.tip, 0.0)], list[_Beam]()
         for length in range(1, limit + 1):
             grown = yield from self._best(run, running, min(max(2, 1 + len(eos)) * self.width, vocab))
+            if not grown and not finished:
+                run.give_up(running[0].node)
+                return
             ends = [token in run.eos_token_ids or length == limit for _, token, _ in grown]
             going_on = [choice for choice, end in zip(grown, ends, strict=True) if not end][: self.width]
             ending = [choice for choice, end in zip(grown[: self.width], ends[: self.width], strict=True) if end]
@@ -106,7 +110,11 @@ class Beam(Method):
         best = scores.flatten().topk(min(count, scores.numel()))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         choices = tokens.flatten().tolist()
-        return [(nodes[index // tokens.shape[1]], choices[index], score) for index, score in pairs]
+        return [
+            (nodes[index // tokens.shape[1]], choices[index], score)
+            for index, score in pairs
+            if score > -math.inf  # what a constraint forbids
+        ]
 
     @staticmethod
     def _extend(run: TreeRun, choices: list[tuple[Node, int, float]]) -> list[_Beam]:

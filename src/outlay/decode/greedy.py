@@ -24,7 +24,7 @@ class Greedy(Method):
         paper="",
         family="baseline",
         spends="one target pass a token",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="nothing: it is what the others are measured against",
     )
 

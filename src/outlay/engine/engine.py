@@ -17,7 +17,11 @@ from typing import Any
 
 import torch
 
+from outlay.attend.policy import Prompt
+from outlay.engine.canvas_run import CanvasRun
+from outlay.engine.encode import EncoderOutputs
 from outlay.engine.handle import Handle
+from outlay.engine.held_prefix import HeldPrefix
 from outlay.engine.loop import RunLoop, Waiting, seconds_left
 from outlay.engine.method import Method, refuse_misfit
 from outlay.engine.registry import Workers
@@ -28,6 +32,7 @@ from outlay.engine.trace import Trace
 from outlay.engine.tree_run import TreeRun
 from outlay.engine.worker import ModelWorker, Role
 from outlay.errors import QueueFull, UsageError
+from outlay.models.images import placed_in
 from outlay.models.load import Model
 
 LINGER = 5.0  # seconds that the idle thread waits for more work before it ends
@@ -70,6 +75,7 @@ class Engine:
                 raise UsageError(f"{name} must be 1 or more, not {least}")
         self._cache_tokens, self._prefix_cache, self._max_runs = cache_tokens, prefix_cache, max_runs
         self._max_waiting, self._kv_dtype = max_waiting, kv_dtype
+        self._outputs = EncoderOutputs()
         self._lock = threading.Condition()  # guards the queue and the thread; never held during a tick
         self._ticking = threading.Lock()
         self._queue: list[Waiting] = []
@@ -107,7 +113,9 @@ class Engine:
             UsageError: Where the submission doesn't fit the method, or the engine is closed.
             QueueFull: When `max_waiting` submissions wait already.
         """
-        refuse_misfit(method.about, submission)
+        refuse_misfit(method, submission)
+        if submission.cache is not None:
+            submission.cache.check(self._prompt_of(submission))
         self._refuse_too_long(method, submission)
         method.check(submission)
         handle = Handle(self._wake)
@@ -163,12 +171,35 @@ class Engine:
             for worker in self._workers.models:
                 if learned:
                     worker.shared_state.clear()
-                if worker.prefixes is not None:
-                    worker.prefixes.clear()
+                worker.clear()
+
+    def release(self, prefix: HeldPrefix) -> None:
+        """Gives up a prefix that is held. What running requests hold of it stays."""
+        with self._ticking:
+            prefix.release()
+
+    def _prompt_of(self, submission: Submission) -> Prompt:
+        """Returns what a cache policy may know before the run starts."""
+        decoder, caps = submission.model.decoder, submission.options.budget.caps
+        is_text = torch.ones(len(submission.prompt), dtype=torch.bool)
+        for start, length, _ in placed_in(submission.prompt):
+            is_text[start : start + length] = False
+        dtype, most = self._kv_dtype or decoder.dtype, caps.get("kv_held", float("inf"))
+        return Prompt(submission.prompt, is_text, decoder.config, dtype, most, submission.max_tokens)
 
     def _refuse_too_long(self, method: Method, submission: Submission) -> None:
         """Raises an error for a prompt that never fits into the cache."""
         length, limit = len(submission.prompt), self._cache_tokens
+        if limit is not None and len(submission.input) > limit:
+            raise UsageError(
+                f"the input has {len(submission.input)} tokens, but the cache holds {limit}; load the model with a "
+                "larger cache_tokens"
+            )
+        if limit is not None and issubclass(method.run_type, CanvasRun) and length + submission.max_tokens > limit:
+            raise UsageError(
+                f"the prompt has {length} tokens and the canvas {submission.max_tokens}, but the cache holds {limit}; "
+                "take a smaller max_tokens, or load the model with a larger cache_tokens"
+            )
         if limit is not None and length >= limit and issubclass(method.run_type, TreeRun):
             raise UsageError(
                 f"the prompt has {length} tokens, but the cache holds {limit}, one of which must be left for the "
@@ -205,6 +236,7 @@ class Engine:
             cache_tokens=self._cache_tokens,
             prefix_cache=self._prefix_cache,
             kv_dtype=self._kv_dtype,
+            outputs=self._outputs,
         )
         worker.cache.rescue = lambda: self._runs.rescue(worker)
         return worker

@@ -12,6 +12,7 @@ from torch import Tensor
 from outlay.engine.passes import LogitsWanted, PassOutput, join
 from outlay.engine.request import Request
 from outlay.kernels import TokenDraw, Top
+from outlay.tree.canvas import Row
 from outlay.tree.token_tree import Node, Tree
 
 
@@ -21,8 +22,9 @@ class Forward(Request):
 
     With `topk` it is a `Top` of each node's largest logits, with their log-sum-exp if `lse`. Where tokens are `named`
     for each node, it is a list of their `NamedLogprobs`; with one of `draws` for each node, the list of drawn tokens.
-    With `layer_states` it is a pair, the logits and the hidden states after every layer. What lies above a node and is
-    not computed yet, such as the prompt, is computed first, in chunks.
+    With `layer_states` it is a pair, the logits and the hidden states after every layer; with `attention`, the logits
+    and what each node reads. What lies above a node and is not computed yet, such as the prompt, is computed first, in
+    chunks.
     """
 
     nodes: tuple[Node, ...]
@@ -31,6 +33,7 @@ class Forward(Request):
     owed: Sequence[Node] = ()
     """Computed nodes whose hidden states were not kept, and are to be."""
     layer_states: bool = False
+    attention: bool = False
     topk: int = 0
     lse: bool = False
     named: Sequence[Sequence[int]] = ()
@@ -69,7 +72,7 @@ class Forward(Request):
             return node.tree
         return next((tree for tree in self.trees if tree.sees(node)), None)
 
-    def settle(self, computed: Sequence[Node], output: PassOutput, places: Mapping[Node, int]) -> None:
+    def settle(self, computed: Sequence[Node], output: PassOutput, places: Mapping[Row, int]) -> None:
         """Takes in the rows of a pass, and finishes the request when it has all of them.
 
         Args:
@@ -96,6 +99,8 @@ class Forward(Request):
             result = [each.drawn[row][draw] for (each, row), draw in zip(rows, self.draws, strict=True)]
         else:
             result = gather_rows(rows, self.topk)
+        if self.attention:
+            result = result, [each.attention[row] for each, row in rows]
         self.finish((result, gather_layer_states(rows)) if self.layer_states else result)
 
     def _still_pending(self) -> list[Node]:
@@ -121,13 +126,14 @@ def uncomputed(nodes: Sequence[Node]) -> list[Node]:
     return list(pending)
 
 
-def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> LogitsWanted:
+def wanted_by(forwards: Sequence[Forward], heads: Sequence[Row]) -> LogitsWanted:
     """Returns what all of these requests need of the rows that have logits, together."""
     logits = any(
         not (forward.topk or forward.named or forward.draws) or forward.keep_raw_logits for forward in forwards
     )
-    named: dict[Node, list[int]] = {}
-    draws: dict[Node, dict[TokenDraw, None]] = {}
+    watched = {node for forward in forwards if forward.attention for node in forward.nodes}
+    named: dict[Row, list[int]] = {}
+    draws: dict[Row, dict[TokenDraw, None]] = {}
     for forward in forwards:
         for node, draw in zip(forward.nodes, forward.draws, strict=False):
             draws.setdefault(node, {})[draw] = None
@@ -140,6 +146,7 @@ def wanted_by(forwards: Sequence[Forward], heads: Sequence[Node]) -> LogitsWante
         [named.get(node, ()) for node in heads] if named else (),
         any(forward.layer_states for forward in forwards),
         [tuple(draws.get(node, ())) for node in heads] if draws else (),
+        [node in watched for node in heads] if watched else (),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from outlay.budget import Ledger
+from outlay.engine.receipt import Receipt
 from outlay.engine.session import Alternative, TextChunk, Timing, TokenLogprob
 
 
@@ -44,6 +45,8 @@ class Result:
     """Log-probabilities of each token, if they were asked for."""
     alternatives: list[Alternative] = field(default_factory=list)
     """Texts to choose from, if there are several: what the method proposes, the best first, or the `n` samples."""
+    receipt: Receipt | None = None
+    """What makes the same logits again anywhere, if it was asked for."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the method found out, by name: weights, a verdict, whatever doesn't add up over runs as the ledger does."""
 

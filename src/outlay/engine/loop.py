@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from outlay.engine.handle import Handle, Result
 from outlay.engine.method import Method, Work
+from outlay.engine.receipt import Receipt, receipt_of
 from outlay.engine.registry import Workers
 from outlay.engine.request import Request, Served, Stage, Worker
 from outlay.engine.run import Run
@@ -293,7 +294,7 @@ class RunLoop:
             submission = session.submission
             session.trace.begun(method=method.label, model=submission.model.name, prompt=list(submission.prompt))
         try:
-            run = method.run_type(session, seats)
+            run = method.start(session, seats)
             live = Live(run, session, handle, seats, method, method.decode(run), waiting.number)
         except CacheFull:
             seats.release(remember=False)
@@ -335,7 +336,8 @@ class RunLoop:
         try:
             live.go_on()
         except StopIteration:
-            live.run.close("stop")
+            if not live.session.goes_back:
+                live.run.close("stop")
         except CacheFull:
             if older:
                 self._put_back(live)
@@ -346,11 +348,28 @@ class RunLoop:
             return
         finally:
             self._current = None
+        if live.session.goes_back:
+            self._go_back(live)
+            return
         live.growth = max(live.growth, sum(worker.cache.in_use for worker in live.seats.models) - held)
         if live.session.ends_with is not None:
             live.run.close(*live.session.ends_with)
         if live.session.finish_reason is not None:
             self._end(live)
+
+    def _go_back(self, live: Live) -> None:
+        """Has a method begin anew behind what is left of its text; what was computed of it stays in the cache."""
+        live.abandon()
+        live.work.close()
+        live.seats.release(remember=True)
+        live.session.begin_again()
+        try:
+            live.run = live.method.run_type(live.session, live.seats)
+        except CacheFull:
+            self._put_back(live)
+            return
+        live.work, live.waiting, live.begun = live.method.decode(live.run), [], False
+        self._resume(live)
 
     def _older(self, live: Live) -> bool:
         """Tells whether an older run holds room where this one does."""
@@ -389,11 +408,19 @@ def result_of(session: Session, method: str) -> Result:
         method=method,
         model=session.submission.model.name,
         origins=session.origins,
-        prompt_tokens=len(session.submission.prompt),
+        prompt_tokens=len(session.submission.input) + len(session.submission.prompt),
         cached_tokens=session.cached_tokens,
         timing=session.timing,
         cap=session.cap,
         logprobs=session.logprobs if session.submission.options.logprobs is not None else None,
         alternatives=session.alternatives,
+        receipt=_receipt_of(session, method),
         facts=session.facts,
     )
+
+
+def _receipt_of(session: Session, method: str) -> Receipt | None:
+    if session.chain is None:
+        return None
+    reason = session.finish_reason or "stop"
+    return receipt_of(session.submission, method, session.kv_dtype, session.tokens, reason, session.chain)

@@ -10,16 +10,29 @@ from torch import Tensor
 
 from outlay import kernels
 from outlay.engine.sampling import draw_tokens
-from outlay.kernels import FusedDecoder, FusedLayer, FusedLinear, FusedNorm, FusedWeights, PassInputs, TokenDraw, Top
-from outlay.models.decoder import Decoder, InputsEmbeds
+from outlay.kernels import (
+    FusedDecoder,
+    FusedLayer,
+    FusedLinear,
+    FusedNorm,
+    FusedWeights,
+    PackedLinear,
+    PassInputs,
+    TokenDraw,
+    Top,
+)
+from outlay.models.decoder import Attend, Decoder, InputsEmbeds, Resting
+from outlay.models.encoder import Encoder
 from outlay.models.graphed import CudaGraphs, GraphedForward, graphed
 from outlay.models.linear import Linear, NativeLinear
 from outlay.models.mlp import Mlp
 from outlay.models.norm import LayerNorm, Norm
 from outlay.models.quantized import QuantizedWeight
-from outlay.tree.attention import TreeAttention
+from outlay.tree.attention import attention_of, span_for_kernels
+from outlay.tree.attention_rows import AttentionRows
 from outlay.tree.cache import KV_DTYPES, Cache
-from outlay.tree.plan import KVSpan, PassPlan
+from outlay.tree.memory import Memories
+from outlay.tree.plan import PassPlan
 
 
 class LogitsWanted(NamedTuple):
@@ -37,6 +50,8 @@ class LogitsWanted(NamedTuple):
     """The hidden states after every layer."""
     draws: Sequence[Sequence[TokenDraw]] = ()
     """The tokens to draw after each row; empty if there are none at all."""
+    attention: Sequence[bool] = ()
+    """Of each row, whether what it reads in each layer is wanted; empty if of none."""
 
 
 ALL_LOGITS = LogitsWanted()
@@ -63,6 +78,8 @@ class PassOutput(NamedTuple):
     the final norm."""
     drawn: Sequence[Mapping[TokenDraw, int]] = ()
     """The drawn tokens of each row, if any were to be drawn."""
+    attention: Sequence[Tensor | None] = ()
+    """What each row reads in each layer, float32 [layers, keys] (`AttentionRows.means`), None where nobody asked."""
 
     def rows(self, begin: int, end: int, top: int) -> Tensor | Top:
         """Returns rows [begin, end): the `top` largest logits of each, or all of them if that is 0."""
@@ -87,10 +104,10 @@ def join(parts: Sequence[Tensor | Top]) -> Tensor | Top:
 
 
 class LayeredPass:
-    """Runs the decoder's own layers, with attention over the tree in torch: any model, any device; the reference."""
+    """Runs the decoder's own layers, with attention over the tree by kernels or in torch: any model, any device."""
 
-    def __init__(self, decoder: Decoder, cache: Cache) -> None:
-        self._decoder, self._cache = decoder, cache
+    def __init__(self, decoder: Decoder, cache: Cache, memories: Memories | None = None) -> None:
+        self._decoder, self._cache, self._memories = decoder, cache, memories
         self.name = decoder.runs_on
         self._graphed = GraphedForward(decoder, CudaGraphs()) if graphed(decoder) else None
 
@@ -102,33 +119,52 @@ class LayeredPass:
             logit_rows: the rows that go through the LM head.
             wanted: what is computed of their logits.
         """
+        decoder = self._decoder
+        watched = _watched(plan, logit_rows, wanted, decoder)
+        attend = attention_of(
+            self._cache, plan, decoder.config, decoder.dtype, decoder.sinks, decoder.relative, watched
+        )
+        return self.run(plan, logit_rows, wanted, attend)._replace(attention=_means(wanted, watched))
+
+    def run(
+        self,
+        plan: PassPlan,
+        logit_rows: list[int],
+        wanted: LogitsWanted,
+        attend: Attend,
+        resting: Resting | None = None,
+    ) -> PassOutput:
+        """Runs a pass whose attention is given; what rows read is not in its output.
+
+        Args:
+            plan: The rows of the pass.
+            logit_rows: The rows that go through the LM head.
+            wanted: What is computed of their logits.
+            attend: Called once a layer, in order.
+            resting: Tells which rows take nothing from the attention of a layer.
+        """
         decoder, device = self._decoder, self._decoder.device
         every_row = len(logit_rows) == len(plan.keys_seen)
         rows = slice(None) if every_row else torch.tensor(logit_rows, dtype=torch.int64, device=device)
         states: list[Tensor] = []
-        x = self._hidden(plan, (lambda x: states.append(x[rows].clone().float())) if wanted.layer_states else None)
-        if self._cache.hidden_states is not None:
+        watch = (lambda x: states.append(x[rows].clone().float())) if wanted.layer_states else None
+        x = self._hidden(plan, attend, watch, resting)
+        if self._cache.hidden_states is not None and plan.slots:
             self._cache.hidden_states[torch.tensor(plan.slots, device=device)] = decoder.hidden_states(x).float()
+        return output_of(decoder.logits(x[rows]), wanted, torch.stack(states, 1) if states else None)
 
-        logits = decoder.logits(x[rows])
-        named_tokens, named = _named_tokens(wanted), []
-        if named_tokens is not None:  # the float32 sum of `log_softmax`, and no better one, is what others compare with
-            logprobs = logits.log_softmax(1).gather(1, named_tokens.to(device))
-            named = _named_logprobs(wanted, logits.argmax(1), logprobs)
-        top = _top(logits, wanted) if wanted.top else None
-        draws = _row_draws(wanted)
-        drawn = draw_tokens(logits[[row for row, _ in draws]], [each for _, each in draws]) if draws else []
-        stacked = torch.stack(states, 1) if states else None
-        return PassOutput(logits if wanted.logits else None, top, named, stacked, _by_row(wanted, drawn))
-
-    def _hidden(self, plan: PassPlan, watch: Callable[[Tensor], None] | None) -> Tensor:
+    def _hidden(
+        self, plan: PassPlan, attend: Attend, watch: Callable[[Tensor], None] | None, resting: Resting | None
+    ) -> Tensor:
         """Returns the last layer's output, [n, hidden_size]; `watch` is called with what each layer reads and gives."""
         decoder = self._decoder
-        attend = TreeAttention(self._cache, plan, decoder.config, decoder.dtype, decoder.sinks)
         tokens, positions = _tokens_and_positions(plan, decoder.device)
-        if self._graphed is not None and not plan.inputs_embeds and watch is None:
+        read = None
+        if self._memories is not None:
+            read = attention_of(self._memories.cache, plan.of_memory, self._memories.config, decoder.dtype).read
+        if self._graphed is not None and not plan.inputs_embeds and watch is None and resting is None:
             return self._graphed(tokens, positions, attend)
-        return decoder.last_hidden(tokens, positions, attend, _inputs_embeds(plan), watch)
+        return decoder.last_hidden(tokens, positions, attend, _inputs_embeds(plan), watch, read, resting)
 
 
 class FusedPass:
@@ -153,12 +189,14 @@ class FusedPass:
 
         n, layers, states = len(plan.tokens), (0, len(self._plan_of_layer)), list[Tensor]()
         plans = [
-            kernels.AttentionPlan([_for_kernels(span, n) for span in plan.kv_spans[window]], n)
+            kernels.AttentionPlan([span_for_kernels(span, n) for span in plan.kv_spans[window]], n)
             for window in self._windows
         ]
+        watched = _watched(plan, logit_rows, wanted, self._decoder)
+        weights = None if watched is None else watched.weights
         if wanted.layer_states:
             assert isinstance(inputs, Tensor)
-            states, layers = self._run_layers(plan, inputs, plans, logit_rows), (layers[1], layers[1])
+            states, layers = self._run_layers(plan, inputs, plans, logit_rows, weights), (layers[1], layers[1])
         named_tokens, named = _named_tokens(wanted), []
         top_k, lse = (wanted.top, wanted.lse) if named_tokens is None else (max(wanted.top, 1), True)
         logits, top, drawn = self._fused.run(
@@ -173,18 +211,26 @@ class FusedPass:
             picks=named_tokens,
             layers=layers,
             draws=_row_draws(wanted),
+            weights=weights,
         )
         if top is not None and top.picked is not None and top.lse is not None:
             named = _named_logprobs(wanted, top.tokens[:, 0], top.picked - top.lse[:, None])
-        return PassOutput(logits, top, named, torch.stack(states, 1) if states else None, _by_row(wanted, drawn))
+        layer_states, attention = torch.stack(states, 1) if states else None, _means(wanted, watched)
+        return PassOutput(logits, top, named, layer_states, _by_row(wanted, drawn), attention)
 
     def _run_layers(
-        self, plan: PassPlan, x: Tensor, plans: Sequence[kernels.AttentionPlan], rows: Sequence[int]
+        self,
+        plan: PassPlan,
+        x: Tensor,
+        plans: Sequence[kernels.AttentionPlan],
+        rows: Sequence[int],
+        weights: Mapping[int, Tensor] | None,
     ) -> list[Tensor]:
         """Runs one layer after the other, in place of x [n, hidden_size]; returns the rows before and after each."""
         at, states = torch.tensor(rows), [x[rows]]
         for layer in range(len(self._plan_of_layer)):
-            self._fused.run(x, plan.positions, plan.slots, plans, logits=False, layers=(layer, layer + 1))
+            layers = layer, layer + 1
+            self._fused.run(x, plan.positions, plan.slots, plans, logits=False, layers=layers, weights=weights)
             states.append(x[at])
         return states
 
@@ -200,10 +246,39 @@ class FusedPass:
 Pass = LayeredPass | FusedPass
 
 
-def pass_for(decoder: Decoder, cache: Cache) -> Pass:
-    """Returns the fastest way to run this decoder's passes over this cache."""
+def output_of(logits: Tensor, wanted: LogitsWanted, layer_states: Tensor | None = None) -> PassOutput:
+    """Returns what is wanted of logits [rows, vocab], beside the hidden states of the rows."""
+    named_tokens, named = _named_tokens(wanted), []
+    if named_tokens is not None:  # the float32 sum of `log_softmax`, and no better one, is what others compare with
+        logprobs = logits.log_softmax(1).gather(1, named_tokens.to(logits.device))
+        named = _named_logprobs(wanted, logits.argmax(1), logprobs)
+    top = _top(logits, wanted) if wanted.top else None
+    draws = _row_draws(wanted)
+    drawn = draw_tokens(logits[[row for row, _ in draws]], [each for _, each in draws]) if draws else []
+    return PassOutput(logits if wanted.logits else None, top, named, layer_states, _by_row(wanted, drawn))
+
+
+def pass_for(decoder: Decoder, cache: Cache, memories: Memories | None = None) -> Pass:
+    """Returns the fastest way to run this decoder's passes over this cache, and the memories that it reads, if any."""
     weights = _fused_weights(decoder) if kernels.available() and cache.dtype in KV_DTYPES.values() else None
-    return FusedPass(decoder, cache, weights) if weights is not None else LayeredPass(decoder, cache)
+    return FusedPass(decoder, cache, weights) if weights is not None else LayeredPass(decoder, cache, memories)
+
+
+def runs_whole(decoder: Decoder) -> bool:
+    """Tells whether the native kernels run this decoder's passes whole, so that they have the same bits everywhere."""
+    return kernels.available() and _fused_weights(decoder) is not None
+
+
+def _watched(plan: PassPlan, rows: Sequence[int], wanted: LogitsWanted, decoder: Decoder) -> AttentionRows | None:
+    """Returns what receives the attention of the rows of which it is wanted; None where there is none."""
+    asked = [row for row, is_asked in zip(rows, wanted.attention, strict=False) if is_asked]
+    return AttentionRows(plan, asked, decoder.config, decoder.device) if asked else None
+
+
+def _means(wanted: LogitsWanted, watched: AttentionRows | None) -> list[Tensor | None]:
+    """Returns the attention of each row, None where it is not wanted; empty where there is none."""
+    means = iter(() if watched is None else watched.means())
+    return [next(means) if asked else None for asked in wanted.attention]
 
 
 def _named_tokens(wanted: LogitsWanted) -> Tensor | None:
@@ -242,18 +317,6 @@ def _top(logits: Tensor, wanted: LogitsWanted) -> Top:
     return Top(tokens, logits.gather(1, tokens), logits.logsumexp(1) if wanted.lse else None)
 
 
-def _for_kernels(span: KVSpan, n: int) -> kernels.AttentionSpan:
-    """Returns a span in the form that the kernels take, for a pass over `n` rows."""
-    return kernels.AttentionSpan(
-        span.start,
-        span.length,
-        rows=None if len(span.rows) == n else span.rows,
-        mask=span.mask,
-        limits=span.limits,
-        slots=span.slots,
-    )
-
-
 def _tokens_and_positions(plan: PassPlan, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the tokens, 0 for a row without one, and the positions of a plan's rows, int64 [n]."""
     tokens = [max(token, 0) for token in plan.tokens]
@@ -270,21 +333,21 @@ def _inputs_embeds(plan: PassPlan) -> InputsEmbeds | None:
 
 def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     """Returns the weights as the kernels take them, or None if the model has a part that they lack."""
-    if decoder.code != "native" or decoder.sinks:
+    if decoder.code != "native" or decoder.sinks or decoder.relative is not None or decoder.config.cross_size:
         return None
-    config, lm_head, embed = decoder.config, decoder.lm_head, decoder.embed
+    config, lm_head, embed = decoder.config, _fused_lm_head(decoder), decoder.embed
     layers = [fused for index in range(len(decoder.layers)) if (fused := _fused_layer(decoder, index)) is not None]
     if not layers or len(layers) < len(decoder.layers):
         return None
     if decoder.device.type != "cpu" or config.sum_norms or config.head_dim % 8 or config.embedding_size:
         return None
-    if not isinstance(lm_head, NativeLinear) or lm_head.bias is not None:
+    if lm_head is None:
         return None
     table = embed.table.table if _looks_up(decoder) and isinstance(embed.table, QuantizedWeight) else None
     return FusedWeights(
         layers=layers,
         final_norm=_fused_norm(decoder.final_norm),
-        lm_head=lm_head.packed,
+        lm_head=lm_head,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
@@ -302,9 +365,18 @@ def _fused_weights(decoder: Decoder) -> FusedWeights | None:
     )
 
 
+def _fused_lm_head(decoder: Decoder) -> PackedLinear | None:
+    """Returns the LM head as the kernels take it, None if they can't; an encoder gets one that no row goes through."""
+    if isinstance(decoder, Encoder):
+        return kernels.pack_f32(torch.zeros(1, decoder.config.hidden_size))
+    lm_head = decoder.lm_head
+    return lm_head.packed if isinstance(lm_head, NativeLinear) and lm_head.bias is None else None
+
+
 def _looks_up(decoder: Decoder) -> bool:
     """Tells whether the kernels can make the first layer's input from token ids."""
     plain = decoder.embed.dtype == torch.float32 and decoder.positions is None and decoder.project_in is None
+    plain = plain and decoder.embed_norm is None
     return plain and (decoder.fuse is None or isinstance(decoder.fuse, NativeLinear))
 
 

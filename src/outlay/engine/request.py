@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from outlay.budget import Account, Ledger
-from outlay.tree.token_tree import Node
+from outlay.tree.canvas import Row
 
 Stage = Literal["now", "job", "draft", "pass"]
 """When in a tick a worker is called.
@@ -64,10 +64,10 @@ class PassReport(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What a worker did in one step: the pass, and the nodes that it computed for each account."""
+    """What a worker did in one step: the pass, and the nodes and cells that it computed for each account."""
 
     report: PassReport
-    nodes: Mapping[Account, Sequence[Node]]
+    nodes: Mapping[Account, Sequence[Row]]
 
 
 class Worker(ABC):

@@ -10,10 +10,13 @@ from outlay.engine.random import RandomStreams
 from outlay.engine.registry import Wake
 from outlay.engine.request import Request, Worker
 from outlay.engine.seat import Seat, Seats
-from outlay.engine.session import Session
+from outlay.engine.session import Alternative, Session
 from outlay.engine.submission import RunOptions, Submission
 from outlay.engine.worker import Role
+from outlay.errors import UsageError
+from outlay.models.images import ImagePrompt, text_of
 from outlay.models.load import Model
+from outlay.models.speech import Clip
 
 AnyWorker = TypeVar("AnyWorker", bound=Worker)
 COUNTED = ("drafted", "accepted", "rounds")  # ledger entries that only a method can count
@@ -46,8 +49,31 @@ class Run:
 
     @property
     def prompt(self) -> Sequence[int]:
-        """The prompt's token ids."""
+        """The prompt's token ids: of an encoder-decoder, what its decoder starts with.
+
+        With images it is an `ImagePrompt`, in which the image token stands for each visual token.
+        """
         return self._session.submission.prompt
+
+    @property
+    def input(self) -> Sequence[int] | Clip:
+        """What an encoder reads, as token ids or as sound; no tokens where the model has no encoder."""
+        return self._session.submission.input
+
+    @property
+    def known_text(self) -> Sequence[int]:
+        """The token ids of text that the model has read when it begins to write: input and prompt, without images."""
+        return list(self.text_prompt) if isinstance(self.input, Clip) else [*self.input, *self.text_prompt]
+
+    @property
+    def text_prompt(self) -> Sequence[int]:
+        """The prompt's token ids without those that stand for images."""
+        return text_of(self.prompt)
+
+    @property
+    def visual_positions(self) -> Sequence[int]:
+        """The positions of the prompt's visual tokens; none where it has no images."""
+        return self.prompt.positions if isinstance(self.prompt, ImagePrompt) else ()
 
     @property
     def tokens(self) -> list[int]:
@@ -83,6 +109,11 @@ class Run:
     def finish_reason(self) -> str | None:
         """Why the text has ended; None as long as it goes on."""
         return self._session.finish_reason
+
+    @property
+    def cap(self) -> str:
+        """The entry of the budget that has ended the run; empty where none did."""
+        return self._session.cap
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -128,6 +159,8 @@ class Run:
                 known = ", ".join(models) or "none"
                 raise ValueError(f"option {model!r} gave this run no model; those in `About.models` that did: {known}")
             model = models[model]
+        if model.encoder is not None:
+            raise UsageError(f"{model.name} has an encoder, with which no model beside the target runs; give another")
         return self._seats.open(model, role, tokens)
 
     def service(self, key: Hashable, make: Callable[[Wake], AnyWorker]) -> AnyWorker:
@@ -144,6 +177,10 @@ class Run:
         """Adds texts, given as tokens with their scores, the best first, to the result's `alternatives`."""
         for tokens, score in texts:
             self._session.suggest(tokens, score)
+
+    def answer(self, texts: Sequence[Alternative]) -> None:
+        """Makes these texts, each with its own end, the result's `alternatives`; those of before are gone."""
+        self._session.alternatives = list(texts)
 
     def receive(self, requests: Sequence[Request]) -> None:
         """Called by the engine with requests that are done, before their results go to the method."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from outlay.engine.denoise import Denoise
 from outlay.engine.forward import Forward
 from outlay.tree.token_tree import Node, Tree
 
@@ -39,6 +40,9 @@ class Pieces:
     """Rows of a request for running text, at most."""
     catch_up: int = 8
     """Rows above the nodes that are asked for, of a request for running text, at most."""
+    canvases: int = 512
+    """Rows of canvases, at most, beyond the first canvas, which is never cut: rows gain nothing from more company, and
+    the logits of all of them are held at once."""
 
 
 PIECES = Pieces()
@@ -58,8 +62,27 @@ class Schedule:
         pending = len(forward.pending)
         return pending > self._pieces.whole or pending - len(forward.nodes) > self._pieces.catch_up
 
-    def pick(self, forwards: Sequence[Forward]) -> list[Share]:
-        """Picks the rows of the next pass: those of running text whole, then pieces of prompts, which take turns."""
+    def pick_canvases(self, denoises: Sequence[Denoise]) -> list[Denoise]:
+        """Picks the canvases of the next pass, whole; where there are too many they take turns."""
+        for denoise in denoises:
+            if denoise.turn < 0:
+                denoise.turn = next(self._turns)
+        picked: list[Denoise] = []
+        room = self._pieces.canvases
+        for denoise in sorted(denoises, key=lambda denoise: denoise.turn):
+            if picked and room < len(denoise.cells):
+                break
+            picked.append(denoise)
+            room -= len(denoise.cells)
+        return picked
+
+    def pick(self, forwards: Sequence[Forward], *, canvases: bool = False) -> list[Share]:
+        """Picks the rows of the next pass: those of running text whole, then pieces of prompts, which take turns.
+
+        Args:
+            forwards: The requests.
+            canvases: Whether the pass has rows of canvases beside these.
+        """
         taken: set[Node] = set()
         shares: list[Share] = []
         prompts = [forward for forward in forwards if self.reads(forward)]
@@ -68,13 +91,14 @@ class Schedule:
                 forward.turn = next(self._turns)
         prompts.sort(key=lambda forward: forward.turn)
         reading = {*prompts}
-        beside = any(forward not in reading and forward.account.ledger.tokens_out for forward in forwards)
+        running = (forward not in reading and forward.account.ledger.tokens_out for forward in forwards)
+        beside = canvases or any(running)
         room = self.room(forwards, beside=beside)
         for forward in [*(forward for forward in forwards if forward not in reading), *prompts]:
             limit = len(forward.pending)
             if forward in reading:
                 limit = 0 if room <= 0 else self._pieces.most if counts_passes(forward) else room
-            rows = [node for node in forward.pending if node not in taken][:limit]
+            rows = _whole_blocks([node for node in forward.pending if node not in taken], limit)
             if len(rows) < len(forward.pending):  # what another run computes in this pass may lie above our own rows
                 rows = _reachable(rows, taken)
             if forward in reading:
@@ -133,6 +157,15 @@ def group_by_tree(shares: Sequence[Share]) -> list[tuple[Tree, list[Node]]]:
             assert tree is not None, "a request for a node that is in no tree was refused"
             groups.setdefault(tree, []).append(node)
     return list(groups.items())
+
+
+def _whole_blocks(rows: list[Node], limit: int) -> list[Node]:
+    """Returns the first `limit` rows, and those that see each other with the last of them."""
+    if 0 < limit < len(rows):
+        block = rows[limit].tree.block
+        while limit < len(rows) and rows[limit].position % block:
+            limit += 1
+    return rows[:limit]
 
 
 def _reachable(rows: list[Node], taken: set[Node]) -> list[Node]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from outlay.budget import Account, Ledger
+from outlay.engine.receipt import LogitChain
 from outlay.engine.submission import Submission
 from outlay.engine.text import TextStream
 from outlay.engine.trace import Trace
@@ -27,12 +28,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A text beside others: one that a method suggests, with its score, higher for better, or one of `n` samples."""
+    """A text beside others: one that a method suggests, with its score, higher for better, or one of `n` samples.
+
+    `leaf` is the number of the prompt that it answers, from 0 on, where the prompts were a tree.
+    """
 
     text: str
     tokens: list[int]
     score: float | None
     finish_reason: str | None = None
+    leaf: int | None = None
 
 
 class TextChunk(NamedTuple):
@@ -66,7 +71,9 @@ class Session:
     of the budget that ended it, if one did. `ends_with` is the reason to end the run at the method's next request, with
     its cap, None where there is none. `timing` is when it was submitted, began and gave its first token, and
     `cached_tokens` counts the prompt's tokens that were in the cache when it began. `restarts` is how often the run was
-    put back and began anew, which writes the same text: what was delivered isn't delivered again.
+    put back and began anew, which writes the same text: what was delivered isn't delivered again. `holds` says that
+    text is delivered at the end alone, since the run may go back: `closed` are tokens that led nowhere, by the text
+    before them, and `goes_back` tells the engine to begin the method anew behind what is left of the text.
     """
 
     def __init__(
@@ -78,10 +85,16 @@ class Session:
         self.origins: list[str] = []
         self.logprobs: list[TokenLogprob] = []
         self.alternatives: list[Alternative] = []
+        self.chain = LogitChain() if submission.options.receipt else None
+        self.kv_dtype = ""  # how the target model's keys and values are held
         self.facts: dict[str, Any] = {}
         self.finish_reason: str | None = None
         self.cap = ""
         self.restarts = 0
+        self.closed: dict[tuple[int, ...], set[int]] = {}
+        self.holds = self.goes_back = False
+        self._back_to = 0  # how many tokens are left when it goes back
+        self._held: list[tuple[str, str, int]] = []  # text to be delivered, its origin, and the tokens up to its end
         self._before: Session | None = None  # the session that got furthest before the run was put back
         self._chunks = self._repeated = 0  # chunks of text so far, and how many of them were delivered before
         self.cached_tokens = 0
@@ -121,6 +134,9 @@ class Session:
         if wanted is not None:
             assert logits is not None, "raw logits come with every token whose log-probability is wanted"
             self.logprobs.append(token_logprob(logits, token, wanted))
+        if self.chain is not None:
+            assert logits is not None, "raw logits come with every token of a run with a receipt"
+            self.chain.add(token, logits)
         if token in self.eos_token_ids:
             self.end("stop")
             return
@@ -133,6 +149,23 @@ class Session:
         elif len(self.tokens) >= self.max_tokens:
             self.end("length")
 
+    def go_back(self, tokens: Sequence[int]) -> None:
+        """Has the method begin anew behind `tokens`, the beginning of the text, from its next request on."""
+        self.goes_back, self._back_to = True, len(tokens)
+        self.end("backtrack")
+
+    def begin_again(self) -> None:
+        """Takes back the tokens that led to a dead end."""
+        self.goes_back, self.finish_reason = False, None
+        tokens, origins = self.tokens[: self._back_to], self.origins[: self._back_to]
+        del self.tokens[self._back_to :], self.origins[self._back_to :], self.logprobs[self._back_to :]
+        self.ledger.tokens_out = len(tokens)
+        self._text, self._held = TextStream(self.submission.model.tokenizer, self.submission.options.stop), []
+        self._chunks = 0
+        for place, (token, origin) in enumerate(zip(tokens, origins, strict=True)):
+            if text := self._text.push(token):
+                self._held.append((text, origin, place + 1))
+
     def suggest(self, tokens: Sequence[int], score: float) -> None:
         """Adds a text to the result's `alternatives`."""
         text = self.submission.model.tokenizer.decode([token for token in tokens if token not in self.eos_token_ids])
@@ -142,6 +175,10 @@ class Session:
         """Says why the text ends here, for "budget" with its cap; a reason that stands already stays."""
         if self.finish_reason is None:
             self.finish_reason, self.cap = reason, cap
+
+    def cut_off(self, cap: str) -> None:
+        """Says that the budget's `cap` ends the text here, whatever reason its last token gave."""
+        self.finish_reason, self.cap = "budget", cap
 
     def end_soon(self, reason: str, cap: str = "") -> None:
         """Has the run end at the method's next request; what it commits until then is kept."""
@@ -157,6 +194,7 @@ class Session:
         twin = Session(self.submission, self._deliver, self.trace)
         twin._started, twin.timing, twin.cached_tokens = self._started, self.timing, self.cached_tokens
         twin.restarts = self.restarts + 1
+        twin.closed = self.closed
         twin.ledger.extras["restarts"] = twin.restarts
         before = self._before
         twin._before = before if before is not None and len(before.tokens) > len(self.tokens) else self
@@ -181,21 +219,31 @@ class Session:
         if self._before is not None and len(self._before.tokens) > len(self.tokens):
             self._take_back(self._before)
         text = self._text.flush()
-        if text or self._delivered < len(self.tokens):
+        if text or self._held or self._delivered < len(self.tokens):
             self._send(text)
         if self.trace is not None and self.finish_reason is not None:
             self.trace.finished(self.finish_reason, self.tokens)
         self.ledger.seconds = self._seconds()
 
     def _send(self, text: str, origin: str = "") -> None:
-        begin, self._delivered = self._delivered, len(self.tokens)
+        if self.holds and not self._closed:
+            self._held.append((text, origin, len(self.tokens)))
+            return
+        held, self._held = self._held, []
+        for earlier in held:
+            self._deliver_up_to(*earlier)
+        self._deliver_up_to(text, origin, len(self.tokens))
+
+    def _deliver_up_to(self, text: str, origin: str, end: int) -> None:
+        begin, self._delivered = self._delivered, end
         self._chunks += 1
         if self._chunks > self._repeated:
-            self._deliver(TextChunk(text, origin, tuple(self.tokens[begin:]), tuple(self.logprobs[begin:])))
+            self._deliver(TextChunk(text, origin, tuple(self.tokens[begin:end]), tuple(self.logprobs[begin:end])))
 
     def _take_back(self, before: Session) -> None:
         """Ends with what an earlier session had written, which this one has not reached again."""
         self.tokens, self.origins, self.logprobs = before.tokens, before.origins, before.logprobs
+        self.chain = before.chain
         self._text, self._delivered, self._chunks = before._text, before._delivered, self._repeated
         self.ledger.tokens_out = len(self.tokens)
 

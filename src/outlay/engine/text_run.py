@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from outlay.engine.run import Run
 from outlay.engine.seat import Seats
@@ -16,10 +17,15 @@ class TextRun(Run):
     Where a method wants a model it opens a seat with `seat`.
     """
 
+    knows_logprobs: ClassVar[bool] = False
+    """Whether the run has the log-probabilities of the tokens that it writes."""
+
     def __init__(self, session: Session, seats: Seats) -> None:
         super().__init__(session, seats)
-        if self.options.logprobs is not None:
+        if self.options.logprobs is not None and not self.knows_logprobs:
             raise UsageError("this method knows no log-probabilities of its tokens; leave out logprobs")
+        if self.options.receipt:
+            raise UsageError("this method knows no logits of its tokens, which a receipt holds; leave out receipt")
         self._offer: Sequence[int] = ()
 
     def write(self, tokens: Sequence[int], origin: str = "") -> None:

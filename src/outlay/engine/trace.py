@@ -1,14 +1,25 @@
-"""The events of one run as JSON objects: nodes grown, committed and freed, passes with their widths and times."""
+"""The events of one run as JSON objects: nodes grown, committed and freed, rounds of a canvas, passes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from outlay.engine.request import PassReport
 from outlay.models.tokenizer import Tokenizer
+from outlay.tree.canvas import Row
 from outlay.tree.token_tree import Node
+from outlay.tree.visual import VisualToken
+
+
+class Proposed(NamedTuple):
+    """What a round proposes for a masked position of a canvas."""
+
+    position: int
+    token: int
+    confidence: float
+    filled: bool
 
 
 class Trace:
@@ -35,7 +46,7 @@ class Trace:
         """Nodes were added to the tree."""
         rows = [
             {"node": self._number(node), "parent": node.parent and self._number(node.parent), "token": node.token,
-             **self._spelling(node.token), "position": node.position,
+             **self._named(node), "position": node.position,
              **({"origin": node.origin} if node.origin else {})}
             for node in nodes
         ]  # fmt: skip
@@ -53,15 +64,36 @@ class Trace:
         """A method describes a node: its score, its visits, the round that it belongs to."""
         self._send("mark", node=self._number(node), **marks)
 
-    def passed(self, model: str, report: PassReport, nodes: Sequence[Node]) -> None:
-        """A pass of a model, the "target" or the "draft", computed these nodes of this run."""
-        mine = [self._number(node) for node in nodes]
+    def canvas(self, begin: int, length: int, prompt: Sequence[int]) -> None:
+        """A canvas of `length` masks was put behind a prompt that ends before position `begin`."""
+        cells = [{"position": place, "token": token, **self._spelling(token)} for place, token in enumerate(prompt)]
+        self._send("canvas", begin=begin, length=length, prompt=cells)
+
+    def filled(self, number: int, cells: Sequence[Proposed]) -> None:
+        """Round `number` of a canvas, from 1 on: what was proposed for its masks, and which of them were filled."""
+        rows = [
+            {"position": cell.position, "token": cell.token, **self._spelling(cell.token),
+             "confidence": round(cell.confidence, 6), "filled": cell.filled}
+            for cell in cells
+        ]  # fmt: skip
+        self._send("fill", round=number, cells=rows)
+
+    def passed(self, model: str, report: PassReport, rows: Sequence[Row]) -> None:
+        """A pass of a model, the "target" or the "draft", computed these nodes and cells of this run."""
+        mine = [self._number(row) for row in rows if isinstance(row, Node)]
+        cells = [row.position for row in rows if not isinstance(row, Node)]
         cost = {"seconds": report.seconds, "cache_bytes": report.cache_bytes}
-        self._send("pass", model=model, number=report.number, nodes=mine, width=report.rows, runs=report.runs, **cost)
+        more = {"positions": cells} if cells else {}
+        self._send(
+            "pass", model=model, number=report.number, nodes=mine, width=report.rows, runs=report.runs, **cost, **more
+        )
 
     def finished(self, reason: str, tokens: Sequence[int]) -> None:
         """The run ended."""
         self._send("finish", reason=reason, tokens=list(tokens))
+
+    def _named(self, node: Node) -> dict[str, str]:
+        return {"name": "image"} if isinstance(node.input_embed, VisualToken) else self._spelling(node.token)
 
     def _spelling(self, token: int) -> dict[str, str]:
         if token not in self._spellings:

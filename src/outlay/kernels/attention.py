@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class AttentionPlan:
         Raises:
             ValueError: Where a span names a row or a slot that cannot be, or an array does not fit its length.
         """
-        self.n = n
+        self.n, self.spans = n, tuple(spans)
         self.end_slot = 0  # one more than the last slot that is read
         self._alive: list[Tensor | array[int]] = []  # the structures hold bare pointers
         rows_address = self._address_of_rows([row for span in spans for row in span.rows or ()])
@@ -65,6 +65,10 @@ class AttentionPlan:
             self.end_slot = max(self.end_slot, _end_slot(span))
         self._spans = (AttentionSpanStruct * len(structs))(*structs)
         self.struct = AttentionPlanStruct(spans=self._spans, n_spans=len(structs))
+
+    def keys_of(self, row: int) -> int:
+        """Returns how many keys a row goes over at most, those that a mask hides included."""
+        return sum(span.length for span in self.spans if span.rows is None or row in span.rows)
 
     def _struct(self, span: AttentionSpan, rows_address: int) -> AttentionSpanStruct:
         n_rows = self.n if span.rows is None else len(span.rows)
@@ -131,7 +135,7 @@ class KeyValues:
     """[num_kv_heads, capacity, head_dim]"""
 
     values: Tensor
-    """[num_kv_heads, capacity, head_dim]"""
+    """[num_kv_heads, capacity, head_dim]; the keys themselves where a model's values are its keys."""
 
     key_scales: Tensor | None = None
     """float32 [num_kv_heads, capacity, head_dim / group], with int8 keys."""
@@ -143,6 +147,14 @@ class KeyValues:
     def capacity(self) -> int:
         """The number of slots."""
         return self.keys.shape[1]
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The tensors that it has: values that are the keys are there once."""
+        found = [self.keys, self.key_scales]
+        if self.values is not self.keys:
+            found += [self.values, self.value_scales]
+        return [part for part in found if part is not None]
 
     def struct(self) -> KVCacheStruct:
         """Returns the cache as native calls take it.
@@ -200,7 +212,14 @@ def store(kv: KeyValues, slots: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def attend(
-    q: Tensor, kv: KeyValues, plan: AttentionPlan, scale: float, *, softcap: float | None = None, lse: bool = False
+    q: Tensor,
+    kv: KeyValues,
+    plan: AttentionPlan,
+    scale: float,
+    *,
+    softcap: float | None = None,
+    lse: bool = False,
+    weights: Mapping[int, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes attention over a KV cache.
 
@@ -211,6 +230,8 @@ def attend(
         scale: Factor on the products of queries and keys.
         softcap: Scores become softcap * tanh(score / softcap).
         lse: Whether the log-sum-exp is wanted.
+        weights: For rows whose weights are wanted, what receives them: float32 [num_heads, stride], where the stride is
+            a multiple of 16. A row's keys are in the order of the plan, 0 where it does not see one.
 
     Returns:
         The output, of q's shape, and the log-sum-exp [n, num_heads] if wanted. A row without keys gives 0 and -inf.
@@ -230,10 +251,36 @@ def attend(
     q = q.contiguous()
     out = torch.empty_like(q)
     sums = torch.empty(n, num_heads) if lse else None
+    receivers, stride = weight_addresses(weights or {}, n, (num_heads,), plan)
     check(
         library().outlay_attend(
             q.data_ptr(), struct, n, num_heads, num_kv_heads, head_dim, scale, softcap or 0.0, plan.struct,
-            out.data_ptr(), address(sums),
+            out.data_ptr(), address(sums), None if receivers is None else receivers.buffer_info()[0], stride,
         )
     )  # fmt: skip
     return out, sums
+
+
+def weight_addresses(
+    weights: Mapping[int, Tensor], n: int, shape: tuple[int, ...], *plans: AttentionPlan
+) -> tuple[array[int] | None, int]:
+    """Returns for each of n rows where its weights go, 0 for nowhere, and the stride of a head; None without any.
+
+    Args:
+        weights: What receives the weights of rows, float32 [*shape, stride].
+        n: The rows.
+        shape: The layers, if there are several, and the heads.
+        plans: The keys that the rows see.
+
+    Raises:
+        ValueError: Where what receives them does not fit.
+    """
+    if not weights:
+        return None, 0
+    stride = next(iter(weights.values())).shape[-1]
+    for row, each in weights.items():
+        if each.shape != (*shape, stride) or each.dtype != torch.float32 or not each.is_contiguous() or stride % 16:
+            raise ValueError(f"expected contiguous float32 {[*shape]} with a multiple of 16 keys, not {[*each.shape]}")
+        if not 0 <= row < n or any(plan.keys_of(row) > stride for plan in plans):
+            raise ValueError(f"row {row} has no weights, or more than {stride}")
+    return array("Q", [weights[row].data_ptr() if row in weights else 0 for row in range(n)]), stride

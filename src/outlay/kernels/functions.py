@@ -10,7 +10,7 @@ from torch import Tensor
 
 from outlay.kernels.native import TableStruct, address, check, library
 
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "quick_gelu": 4}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -40,6 +40,25 @@ def exp(x: Tensor) -> Tensor:
     """Returns e^x with a relative error below 2e-7; 0 below -87.3."""
     x, out = x.contiguous(), torch.empty(x.shape)
     check(library().outlay_exp(x.data_ptr(), x.numel(), out.data_ptr()))
+    return out
+
+
+def nearest(vectors: Tensor, points: Tensor) -> Tensor:
+    """Returns the nearest of points for each vector, the first of equals: int64 [n].
+
+    Args:
+        vectors: float32 [n, v].
+        points: float32 [k, v].
+    """
+    vectors, missing = vectors.contiguous(), -len(points) % 16
+    planes = torch.cat([points, points.new_zeros(missing, points.shape[1])]).T.contiguous()
+    halves = torch.cat([points.square().sum(1) / 2, points.new_full((missing,), torch.inf)])
+    (n, v), out = vectors.shape, torch.empty(len(vectors), dtype=torch.int64)
+    check(
+        library().outlay_nearest(
+            vectors.data_ptr(), n, v, planes.data_ptr(), halves.data_ptr(), len(halves), out.data_ptr()
+        )
+    )
     return out
 
 

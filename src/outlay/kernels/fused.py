@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import Array, byref
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from outlay.kernels.attention import AttentionPlan, KeyValues
+from outlay.kernels.attention import AttentionPlan, KeyValues, weight_addresses
 from outlay.kernels.functions import ACTIVATIONS, Table
 from outlay.kernels.native import (
     AttentionPlanStruct,
@@ -228,6 +228,7 @@ class FusedDecoder:
         picks: Tensor | None = None,
         draws: Sequence[tuple[int, TokenDraw]] = (),
         layers: tuple[int, int] | None = None,
+        weights: Mapping[int, Tensor] | None = None,
     ) -> PassResults:
         """Runs one pass.
 
@@ -244,6 +245,8 @@ class FusedDecoder:
             picks: int64 [m, p], tokens whose logits are wanted with the largest.
             draws: Tokens to draw, each with its row among those that go through the LM head.
             layers: Run only layers begin..end-1.
+            weights: For rows whose attention weights are wanted, what receives them: float32 [layers, num_heads,
+                stride], as in `attend`.
 
         Returns:
             The logits, the largest of each row, and the drawn tokens, as far as they are wanted.
@@ -271,6 +274,9 @@ class FusedDecoder:
         top = _empty_top(m, top_k, lse, picks) if top_k else None
         drawn = array("q", bytes(8 * len(draws)))
         _indices([row for row, _ in draws], len(draws), m)
+        receivers, stride = weight_addresses(
+            weights or {}, n, (len(self._layers), self.weights.num_heads), *plans[: self._n_plans]
+        )
         task = PassStruct(
             n=n,
             residual=address(residual),
@@ -289,6 +295,8 @@ class FusedDecoder:
             draws=draw_structs(draws),
             drawn=_address(drawn),
             hidden_states=self._hidden_states_address,
+            weights=_address(receivers),
+            weight_stride=stride,
         )
         if top is not None:
             task.top_k, task.top_tokens, task.top_logits = top_k, address(top.tokens), address(top.logits)

@@ -3,19 +3,41 @@
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_uint16, c_uint64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from torch import Tensor
 
-_ABI = 9
+_ABI = 12
+
+
+class CodebookStruct(Structure):
+    """The entries of a codebook."""
+
+    _fields_ = [
+        ("entries", c_void_p),
+        ("residual", c_void_p),
+        ("planes", c_void_p),
+        ("residual_planes", c_void_p),
+        ("v", c_int32),
+        ("bits", c_int32),
+        ("residual_bits", c_int32),
+        ("step", c_uint16),
+    ]
 
 
 class LinearStruct(Structure):
     """The weights of output channels that share a format."""
 
-    _fields_ = [("weights", c_void_p), ("format", c_int32), ("m", c_int32), ("k", c_int32)]
+    _fields_ = [
+        ("weights", c_void_p),
+        ("format", c_int32),
+        ("m", c_int32),
+        ("k", c_int32),
+        ("kept", c_int32),
+        ("codebook", POINTER(CodebookStruct)),
+    ]
 
 
 class StackStruct(Structure):
@@ -139,6 +161,12 @@ class DrawStruct(Structure):
     _fields_ = [("row", c_int64), ("sampling", SamplingStruct), ("uniform", c_double)]
 
 
+class AnsStreamStruct(Structure):
+    """A stream of coded symbols."""
+
+    _fields_ = [("state", c_uint64), ("words", c_void_p), ("left", c_int64)]
+
+
 class PassStruct(Structure):
     """The inputs and outputs of one pass."""
 
@@ -167,6 +195,8 @@ class PassStruct(Structure):
         ("draws", POINTER(DrawStruct)),
         ("drawn", c_void_p),
         ("hidden_states", c_void_p),
+        ("weights", c_void_p),
+        ("weight_stride", c_int64),
     ]
 
 
@@ -180,6 +210,7 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "outlay_layer_norm": ([*[c_void_p] * 3, c_int64, c_int32, c_float, c_void_p], c_int32),
     "outlay_activate": ([c_int32, c_void_p, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_exp": ([c_void_p, c_int32, c_void_p], c_int32),
+    "outlay_nearest": ([c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int32, c_void_p], c_int32),
     "outlay_rows": ([POINTER(TableStruct), c_void_p, c_int64, c_void_p], None),
     "outlay_attend": (
         [
@@ -189,13 +220,18 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
             *[c_int32] * 3,
             *[c_float] * 2,
             POINTER(AttentionPlanStruct),
-            *[c_void_p] * 2,
+            *[c_void_p] * 3,
+            c_int64,
         ],
         c_int32,
     ),
     "outlay_store": ([POINTER(KVCacheStruct), *[c_void_p] * 3, c_int64, *[c_int32] * 2], c_int32),
     "outlay_draw": ([c_void_p, c_int64, POINTER(DrawStruct), c_int64, c_void_p], c_int32),
     "outlay_probs": ([c_void_p, *[c_int64] * 2, POINTER(SamplingStruct), c_void_p], c_int32),
+    "outlay_coder_weights": ([c_void_p, *[c_int64] * 3, *[c_void_p] * 4], c_int32),
+    "outlay_intervals": ([c_void_p, *[c_int64] * 2, *[c_void_p] * 2], c_int32),
+    "outlay_ans_encode": ([c_void_p, c_int64, c_void_p], c_int64),
+    "outlay_ans_decode": ([POINTER(AnsStreamStruct), *[c_void_p] * 2, *[c_int64] * 2, c_void_p], c_int32),
     "outlay_pass": ([POINTER(ModelStruct), POINTER(PassStruct)], c_int32),
 }
 
@@ -227,6 +263,17 @@ def isa() -> str:
     names them.
     """
     return _load()[1]
+
+
+def choose(name: str) -> bool:
+    """Has the kernels of one instruction set compute from now on, for tests and benchmarks; tells whether they can.
+
+    Where they can't, those of `isa()` do.
+    """
+    if library().outlay_choose(name.encode()).decode() == name:
+        return True
+    library().outlay_choose(isa().encode())
+    return False
 
 
 def available() -> bool:

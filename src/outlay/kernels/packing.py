@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Array
+from ctypes import Array, pointer
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from outlay.kernels import sparse
+from outlay.kernels.codebook import CodebookEntries
 from outlay.kernels.memory import weights
 from outlay.kernels.native import LinearStruct, StackStruct, address, check, library
 
-_FORMATS = {"q4": 0, "q8": 1, "bf16": 2, "f32": 3}
+_FORMATS = {
+    "q4": 0, "q8": 1, "bf16": 2, "f32": 3, "codebook": 4, "sparse_q8": 5, "sparse_q4": 6, "sparse_bf16": 7
+}  # fmt: skip
 _TILE = 16  # output channels that are interleaved
 _GROUP = 32  # weights that share a scale
+_BEHIND = 64  # bytes behind packed weights that may be read
 
 
 @dataclass(frozen=True)
@@ -26,28 +31,48 @@ class PackedPart:
     """The weights, uint8, in the layout of the format."""
 
     format: str
-    """"q4", "q8", "bf16" or "f32"."""
+    """"q4", "q8", "bf16" or "f32"; packed: "codebook", "sparse_q8", "sparse_q4" or "sparse_bf16"."""
 
     out_features: int
 
     in_features: int
 
+    kept: int = 0
+    """Of a tile's weights for 32 inputs, in the sparse formats."""
+
+    codebook: CodebookEntries | None = None
+    """Of the format "codebook"."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Tells whether tiles are unpacked before they are multiplied."""
+        return _FORMATS[self.format] >= _FORMATS["codebook"]
+
     @property
     def nbytes(self) -> int:
         """The size of the weights, which one pass reads."""
-        return self.data.numel()
+        if not self.is_packed:
+            return self.data.numel()
+        return self.data.numel() - _BEHIND + (0 if self.codebook is None else self.codebook.nbytes)
 
     @cached_property
     def struct(self) -> LinearStruct:
         """The part as native calls take it."""
         return LinearStruct(
-            weights=self.data.data_ptr(), format=_FORMATS[self.format], m=self.out_features, k=self.in_features
+            weights=self.data.data_ptr(),
+            format=_FORMATS[self.format],
+            m=self.out_features,
+            k=self.in_features,
+            kept=self.kept,
+            codebook=None if self.codebook is None else pointer(self.codebook.struct),
         )
 
     def rows(self, index: Tensor) -> Tensor:
         """Returns the weights of the output channels `index`, int64 [n], as float32 [n, in_features]."""
         tile, place = index // _TILE, index % _TILE
         groups = self.in_features // _GROUP
+        if self.is_packed:
+            return self._unpacked(tile, groups)[torch.arange(len(tile)), place]
         if self.format == "q4":
             blocks = self.data.view(-1, groups, 320)
             scales, minima = (blocks[..., i : i + 32].view(torch.float16)[tile, :, place].float() for i in (0, 32))
@@ -61,6 +86,20 @@ class PackedPart:
             return (scales[..., None] * q).flatten(1)
         dtype = torch.bfloat16 if self.format == "bf16" else torch.float32
         return self.data.view(dtype).view(-1, self.in_features, _TILE)[tile, :, place].float()
+
+    def _unpacked(self, tile: Tensor, groups: int) -> Tensor:
+        """Returns the weights of packed tiles, float32 [n, 16, in_features]."""
+        blocks = self.data[:-_BEHIND].view(-(-self.out_features // _TILE), groups, -1)[tile]
+        if self.codebook is not None:
+            return self.codebook.steps(blocks).float() * self.codebook.step
+        if self.format == "sparse_bf16":
+            return sparse.spread(blocks[..., :64], blocks[..., 64:].contiguous().view(torch.bfloat16), True).float()
+        scales = blocks[..., :32].contiguous().view(torch.float16).float().transpose(1, 2)
+        kept = blocks[..., 96:]
+        if self.format == "sparse_q4":
+            kept = torch.stack((kept & 15, kept >> 4), -1).flatten(2).to(torch.int8) - 8
+        values = sparse.spread(blocks[..., 32:96], kept.contiguous().view(torch.int8), False)
+        return (values.unflatten(2, (-1, _GROUP)) * scales[..., None]).flatten(2)
 
 
 class PackedLinear:
@@ -124,6 +163,8 @@ class PackedLinear:
             raise ValueError(f"expected add_to to be contiguous float32 {list(shape)}")
         if bias is not None and (bias.shape != shape[1:] or bias.dtype != torch.float32):
             raise ValueError(f"expected a float32 bias [{self.out_features}]")
+        if not len(x):  # as where a pass wants no logits
+            return out
         bias = None if bias is None else bias.contiguous()
         struct = self.struct(bias)
         check(library().outlay_linear(struct, x.data_ptr(), x.shape[0], add_to is not None, out.data_ptr()))
@@ -200,6 +241,53 @@ def pack_f32(weight: Tensor) -> PackedLinear:
     m, k = weight.shape
     data = _pad(weight.float()).transpose(1, 2).contiguous().view(torch.uint8)
     return PackedLinear([PackedPart(weights.hold(data), "f32", m, k)])
+
+
+def pack_codebook(
+    codebook: CodebookEntries, index: Tensor, residual_index: Tensor | None, out_features: int
+) -> PackedLinear:
+    """Packs weights (entries[index] + residual[residual_index]) * step.
+
+    Args:
+        codebook: The entries.
+        index: int64 [vectors, k], k a multiple of 32.
+        residual_index: int64 [vectors, k]; None where there is no residual.
+        out_features: Channels; those of the last vector that are more don't count.
+    """
+    if index.ndim != 2 or index.shape[1] % _GROUP or -(-out_features // codebook.v) != len(index):
+        raise ValueError(f"expected [m / {codebook.v}, k] with k a multiple of {_GROUP}, not {list(index.shape)}")
+    if (residual_index is None) != (codebook.residual is None):
+        raise ValueError("expected residual indices where the codebook has a residual")
+    data = _with_readable_end(codebook.pack(index, residual_index))
+    return PackedLinear([PackedPart(data, "codebook", out_features, index.shape[1], codebook=codebook)])
+
+
+def pack_sparse(values: Tensor, mask: Tensor, scales: Tensor | None = None, bits: int = 8) -> PackedLinear:
+    """Packs weights scale * value, or values as bfloat16, of which only those that a mask keeps are held.
+
+    Args:
+        values: int8 [m, k], from -8 to 7 in 4 bits; bfloat16 where there are no scales.
+        mask: bool [m, k], as many set in every 32 inputs.
+        scales: float16 [m, k / 32]; None: the values are bfloat16.
+        bits: 8 or 4, of values with scales.
+    """
+    if scales is None:
+        masks, kept = sparse.blocks_of(values.to(torch.bfloat16), mask, True)
+        blocks, form = [masks, kept.view(torch.uint8)], "sparse_bf16"
+    else:
+        _check_groups(values, scales)
+        masks, kept = sparse.blocks_of(values, mask, False)
+        stored = kept.view(torch.uint8)
+        if bits == 4:
+            low, high = (kept + 8).to(torch.uint8).unflatten(2, (-1, 2)).unbind(-1)
+            stored = low | high << 4
+        blocks, form = [_pack_scales(scales), masks, stored], f"sparse_q{bits}"
+    data = _with_readable_end(torch.cat(blocks, 2))
+    return PackedLinear([PackedPart(data, form, values.shape[0], values.shape[1], kept=kept.shape[2])])
+
+
+def _with_readable_end(data: Tensor) -> Tensor:
+    return weights.hold(torch.cat([data.flatten(), data.new_zeros(_BEHIND)]))
 
 
 def quantize_q4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

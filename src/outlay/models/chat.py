@@ -49,6 +49,10 @@ class ChatTemplate:
         given = {*environment.globals, *self.special_tokens}
         self._variables = meta.find_undeclared_variables(parsed) - given
         self._known_roles: dict[str, bool] = {}
+        self._needs_parts = False
+        text = {"role": "user", "content": _PROBE}
+        if not self._prints([text]) and self._prints([{**text, "content": _as_parts(_PROBE)}]):
+            self._needs_parts = True  # it reads contents as lists of parts alone
 
     @property
     def switches(self) -> list[str]:
@@ -80,12 +84,18 @@ class ChatTemplate:
             UsageError: if the template does not know a role, tools or a switch, or refuses the messages.
         """
         read = [self._with_known_role(message) for message in conversation(messages)]
+        if self._needs_parts:
+            read = [{**message, "content": _as_parts(message["content"])} for message in read]
         self._check(read, tools, switches or {})
         end = secrets.token_hex(8)  # marks where the last message ends, whatever the template writes after it
         if continue_final_message:
             if read[-1]["role"] != "assistant" or read[-1].get("tool_calls"):
                 raise UsageError("only a text of the assistant can be continued; let it be the last message")
-            read[-1]["content"] += end
+            said = read[-1]["content"]
+            if isinstance(said, str):
+                read[-1]["content"] = said + end
+            else:
+                read[-1]["content"] = [*said[:-1], {**said[-1], "text": said[-1].get("text", "") + end}]
         context = {
             "documents": None,
             **{name: marked(value) for name, value in (switches or {}).items()},
@@ -137,8 +147,9 @@ class ChatTemplate:
 
     def _writes(self, role: str) -> bool:
         """Tells whether what a message of this role says is written in a conversation where it may stand."""
-        said: dict[str, Any] = {"role": role, "content": _PROBE}
-        question, call = {"role": "user", "content": "?"}, {"name": "f", "arguments": {}}
+        said: dict[str, Any] = {"role": role, "content": _as_parts(_PROBE) if self._needs_parts else _PROBE}
+        asked = _as_parts("?") if self._needs_parts else "?"
+        question, call = {"role": "user", "content": asked}, {"name": "f", "arguments": {}}
         messages = [question, said]
         if role == "user":
             messages = [said]
@@ -154,6 +165,15 @@ class ChatTemplate:
             )
         except UsageError:
             return True  # what is wrong with it is said where a conversation is refused
+
+    def _prints(self, messages: Sequence[Message]) -> bool:
+        """Tells whether messages are rendered, and what they say with them."""
+        try:
+            return _PROBE in self._rendered(
+                {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None}
+            )
+        except UsageError:
+            return False
 
     def _rendered(self, context: Mapping[str, Any]) -> str:
         try:
@@ -231,6 +251,11 @@ def _join(environment: Environment, parts: Iterable[Any], separator: str = "", a
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     return replace(str(text), str(old), str(new), -1 if count is None else count)
+
+
+def _as_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a message's content as a list of parts."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _marked(message: Message) -> dict[str, Any]:

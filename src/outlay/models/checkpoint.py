@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from outlay.errors import UsageError
-from outlay.models.quantized import QuantizedWeight
+from outlay.models.forms.form import Form
+from outlay.models.stored import StoredMatrix
 
 INDEX = "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -34,35 +35,70 @@ def read_json(path: Path) -> dict[str, Any]:
 class Checkpoint:
     """The tensors of a folder's safetensors files, opened when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, form: Form | None = None) -> None:
+        """Finds the tensors.
+
+        Args:
+            folder: The folder.
+            form: What reads matrices that aren't stored as floats; None: all are.
+        """
+        self.folder, self.form = folder, form
         self._files: dict[Path, Any] = {}
         self._where = {name: path for path in self._paths() for name in sorted(self._open(path).keys())}
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Returns the shape of a tensor, or None if no file has it."""
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors, as they are stored."""
+        return list(self._where)
+
+    def stored_name(self, name: str) -> str | None:
+        """Returns the name under which a tensor is stored, as wrappers and base models have others; None: nowhere."""
         where = self._find(name)
-        return tuple(self._files[where[0]].get_slice(where[1]).get_shape()) if where else None
+        return where[1] if where else None
 
-    def is_quantized(self, name: str) -> bool:
-        """Tells whether a tensor is stored quantized: never in safetensors."""
-        return False
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Returns the shape of a tensor, or of a matrix that is stored in the folder's form; None if there is none."""
+        where = self._find(name)
+        if where is not None:
+            return tuple(self._files[where[0]].get_slice(where[1]).get_shape())
+        module = self._module_of(name)
+        return None if module is None or self.form is None else self.form.shape(module, self)
 
-    def integers(self, name: str) -> QuantizedWeight:
-        """Raises `UsageError`: no tensor here is quantized."""
-        raise UsageError(f"{name} is not quantized")
+    def stored(self, name: str) -> StoredMatrix | None:
+        """Returns a matrix that is stored in the folder's form; None for one of floats."""
+        module = self._module_of(name)
+        return None if module is None or self.form is None else self.form.matrix(module, self)
 
     def floats(self, name: str) -> Tensor:
-        """Returns a tensor in its stored dtype, as a view of the file if possible."""
-        where = self._find(name)
-        assert where is not None
-        try:
-            tensor = self._files[where[0]].get_tensor(where[1])
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UsageError(f"{where[0]} cannot be read: {' '.join(str(error).split())}") from None
+        """Returns a tensor in its stored dtype, as a view of the file if possible, or a stored matrix in float32."""
+        if self._find(name) is None and (matrix := self.stored(name)) is not None:
+            return matrix.dequantize()
+        tensor = self.tensor(name)
         if tensor.dtype not in _FLOATS:
             raise UsageError(f"{name} is stored as {tensor.dtype}, a packing that outlay does not read")
         return tensor
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a tensor as it is stored."""
+        where = self._find(name)
+        assert where is not None
+        try:
+            tensor: Tensor = self._files[where[0]].get_tensor(where[1])
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UsageError(f"{where[0]} cannot be read: {' '.join(str(error).split())}") from None
+        return tensor
+
+    def modules(self) -> list[str]:
+        """Returns the modules that are stored in the folder's form."""
+        mark = "" if self.form is None else f".{self.form.mark}"
+        return [name.removesuffix(mark) for name in self._where if mark and name.endswith(mark)]
+
+    def _module_of(self, name: str) -> str | None:
+        """Returns the module of a weight that is stored in the folder's form."""
+        module = name.removesuffix(".weight")
+        if self.form is None or module == name or self._find(f"{module}.{self.form.mark}") is None:
+            return None
+        return module
 
     def identity(self) -> bytes:
         """Returns bytes that identify these weights: digests of headers, sizes and samples of the values."""
@@ -70,9 +106,11 @@ class Checkpoint:
 
     def _find(self, name: str) -> tuple[Path, str] | None:
         # Base models are saved without the prefix ("model.", "transformer.") that they have inside a causal model.
-        # Models that also read images hold a whole causal model as their "language_model", or its base.
+        # Models that also read images hold a whole causal model as their "language_model", or its base, under this name
+        # or that of the "text_model".
         base = name.partition(".")[2]
-        for candidate in (name, base, f"language_model.{name}", f"model.language_model.{base}"):
+        inside = (f"language_model.{name}", f"model.language_model.{base}", f"model.text_model.{base}")
+        for candidate in (name, base, *inside):
             if candidate in self._where:
                 return self._where[candidate], candidate
         return None

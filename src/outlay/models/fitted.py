@@ -20,7 +20,6 @@ from outlay.errors import FailureError, UsageError
 from outlay.models import hub
 from outlay.models.load import Model
 
-SHIPPED = Path(__file__).parent / "shipped"
 COMMANDS = {"head": "outlay train draft", "ppd": "outlay train ppd"}
 """The command that trains each kind: "head" is a draft head, "ppd" are prompt tokens."""
 _MISSING = {"head": "is no draft head", "ppd": "are no prompt tokens"}
@@ -45,7 +44,7 @@ def missing(kind: str, model: Model) -> UsageError:
 @cache
 def _shipped() -> dict[tuple[str, str], Path]:
     found = {}
-    for path in sorted(SHIPPED.glob("*.safetensors")):
+    for path in sorted(hub.SHIPPED.glob("*.*.safetensors")):  # MODEL.KIND: other files are fitted to data, not a model
         about = describe(path)
         if about["kind"] != "ngrams":
             found[about["kind"], about["fingerprint"]] = path

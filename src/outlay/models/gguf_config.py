@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from outlay.errors import UsageError
 from outlay.models.gguf_file import GgufFile
+
+LLADA_NAMES = {
+    "d_model": "hidden_size", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
+    "n_layers": "num_hidden_layers", "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings", "weight_tying": "tie_word_embeddings",
+}  # fmt: skip
+"""What LLaDA's config.json calls the entries of other families."""
 
 
 class _Metadata:
@@ -52,13 +60,23 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     }
     if about.architecture == "gpt2":
         return common | _gpt2(about, hidden, heads)
-    return common | _rotary(file, about, hidden, heads) | {"num_key_value_heads": kv_heads}
+    raw = common | _rotary(file, about, hidden, heads) | {"num_key_value_heads": kv_heads}
+    if about.architecture in ("dream", "llada"):
+        raw |= _masked_diffusion(metadata)
+    return raw if about.architecture != "llada" else raw | {name: raw[ours] for name, ours in LLADA_NAMES.items()}
 
 
 def _model_type(about: _Metadata) -> str:
     if about.architecture == "llama" and about.get("expert_count"):
         return "mixtral"
-    return {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}.get(about.architecture, about.architecture)
+    names = {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text", "dream": "Dream"}
+    return names.get(about.architecture, about.architecture)
+
+
+def _masked_diffusion(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a model that fills masks; what the file leaves out is the family's own."""
+    names = {"mask_token_id": "tokenizer.ggml.mask_token_id", "shift_logits": "diffusion.shift_logits"}
+    return {name: metadata[key] for name, key in names.items() if key in metadata}
 
 
 def _gpt2(about: _Metadata, hidden: int, heads: int) -> dict[str, Any]:

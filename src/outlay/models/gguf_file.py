@@ -79,9 +79,9 @@ class GgufFile:
         entry = self.entries.get(name)
         return entry.shape if entry else None
 
-    def is_quantized(self, name: str) -> bool:
-        """Tells whether a tensor is stored in blocks of small integers."""
-        return self.entries[name].type not in _FLOATS
+    def stored(self, name: str) -> QuantizedWeight | None:
+        """Returns a tensor that is stored in blocks of small integers, as `integers` does; None for one of floats."""
+        return None if self.entries[name].type in _FLOATS else self.integers(name)
 
     def floats(self, name: str) -> Tensor:
         """Returns a tensor as floats, exactly: as it is stored, or float32 for a quantized one."""

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from outlay.errors import UsageError
 from outlay.models.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -29,12 +29,12 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         tokenizer = _sentencepiece(metadata, pieces)
     else:
         raise UsageError(f"tokenizer kind {kind!r} is not one that outlay reads from GGUF files (gpt2, gemma4, llama)")
-    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(pieces)
+    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(pieces)
     added = []
     for piece, sort in zip(pieces, types, strict=True):
-        if sort in (_CONTROL, _UNKNOWN):
+        if sort in (CONTROL, UNKNOWN):
             added.append(AddedToken(piece, special=True, normalized=False))
-        elif sort == _USER_DEFINED:
+        elif sort == USER_DEFINED:
             added.append(AddedToken(piece, special=False, normalized=False))
     tokenizer.add_tokens(added)
     _add_beginning(tokenizer, metadata, pieces)
@@ -77,7 +77,7 @@ def _sentencepiece(metadata: Mapping[str, Any], pieces: Sequence[str]) -> Tokeni
     if not scores:
         raise UsageError("this GGUF file's tokenizer has no scores")
     vocab = {piece: token for token, piece in enumerate(pieces)}
-    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(pieces)
+    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(pieces)
     merges = list(_merges(vocab, pieces, scores, types))
     unknown = pieces[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
@@ -95,7 +95,7 @@ def _merges(
     vocab: Mapping[str, int], pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]
 ) -> Iterator[tuple[str, str]]:
     """Yields BPE merges in SentencePiece's order, which joins the neighbours whose joined piece scores best."""
-    joinable = [token for token, sort in enumerate(types) if sort == _NORMAL and len(pieces[token]) > 1]
+    joinable = [token for token, sort in enumerate(types) if sort == NORMAL and len(pieces[token]) > 1]
     for token in sorted(joinable, key=lambda token: -scores[token]):
         piece = pieces[token]
         pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]

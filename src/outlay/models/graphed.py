@@ -100,6 +100,8 @@ class _Recorded:
 
 
 def graphed(decoder: Decoder) -> bool:
-    """Tells whether this decoder's segments can be recorded: on a GPU, without experts, which depend on the rows."""
-    on_gpu = decoder.device.type == "cuda" and decoder.code == "native"
+    """Tells whether this decoder's segments can be recorded: on a GPU, without experts, which depend on the rows, and
+    without memories, which a layer reads between two attentions.
+    """
+    on_gpu = decoder.device.type == "cuda" and decoder.code == "native" and not decoder.config.cross_size
     return on_gpu and all(isinstance(layer.mlp, Mlp) for layer in decoder.layers)

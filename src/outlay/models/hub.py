@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from functools import cache
 from pathlib import Path
 
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.models.fetch import ALIASES, Alias, Progress, fetch
 
+SHIPPED = Path(__file__).parent / "shipped"
+OWN = "outlay/"
+"""The owner of the models that come with the package, as names on the hub have one."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]
 _TIMEOUT = "10"
 
@@ -35,6 +40,20 @@ def alias_path(alias: Alias) -> Path:
     return cache_folder() / alias.file
 
 
+@cache
+def shipped(kind: str = "") -> dict[str, Path]:
+    """Returns the folders of the models that come with the package, by name.
+
+    Args:
+        kind: What their configuration calls itself, such as a detector; models of text call themselves nothing.
+    """
+    return {
+        f"{OWN}{config.parent.name}": config.parent
+        for config in sorted(SHIPPED.glob("*/config.json"))
+        if json.loads(config.read_text()).get("kind", "") == kind
+    }
+
+
 def pull(alias: str, progress: Progress | None = None) -> Path:
     """Returns the file of an alias, and fetches it first if it is not in the cache. Several processes may call this.
 
@@ -52,7 +71,7 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
     """Finds a model, and fetches it if necessary.
 
     Args:
-        source: an alias, a path, or `org/name[@revision]` on the hub.
+        source: an alias, a path, the name of a model that comes with the package, or `org/name[@revision]` on the hub.
         progress: told of a download: what, bytes so far, bytes in all.
 
     Returns:
@@ -65,11 +84,17 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
     text = str(source)
     if text in ALIASES:
         return pull(text, progress)
+    if text in shipped():
+        return shipped()[text]
     path = Path(source).expanduser()
     if path.is_dir() or path.is_file():
         return path
+    if OWN + text in shipped():
+        return shipped()[OWN + text]
     if path.suffix == ".gguf" or text.startswith((".", "/", "~")):
         raise UsageError(f"there is no file or folder {text}")
+    if text.startswith(OWN):
+        raise UsageError(f"no model is called {text!r}{nearest(text, shipped())}; known: {', '.join(shipped())}")
     owner, _, rest = text.partition("/")
     if owner and rest and "/" not in rest and isinstance(source, str):
         return _snapshot(text)

@@ -78,6 +78,8 @@ def _with_layers(decoder: Decoder, layers: list[Layer], kept: list[int]) -> Deco
         decoder.lm_head,
         final_norm=decoder.final_norm,
         positions=decoder.positions,
+        embed_norm=decoder.embed_norm,
+        relative=decoder.relative,
         project_in=decoder.project_in,
         project_out=decoder.project_out,
         dtype=decoder.dtype,
@@ -90,7 +92,10 @@ def _narrowed(layer: Layer) -> Layer:
     mlp = layer.mlp
     if isinstance(mlp, Mlp):
         mlp = Mlp(_int4(mlp.gate_up), _int4(mlp.down), mlp.activation_name, mlp.gated)
-    return replace(layer, qkv=_int4(layer.qkv), out=_int4(layer.out), mlp=mlp)
+    cross = layer.cross
+    if cross is not None:
+        cross = replace(cross, q=_int4(cross.q), kv=_int4(cross.kv), out=_int4(cross.out))
+    return replace(layer, qkv=_int4(layer.qkv), out=_int4(layer.out), mlp=mlp, cross=cross)
 
 
 def _int4(linear: Linear) -> Linear:

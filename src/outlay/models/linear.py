@@ -16,6 +16,7 @@ from outlay import kernels
 from outlay.errors import UsageError
 from outlay.kernels import PackedLinear
 from outlay.models.quantized import GROUP, QuantizedWeight, fits, quantize
+from outlay.models.stored import StoredMatrix
 
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 NATIVE_FLOATS = {"float32": kernels.pack_f32, "bfloat16": kernels.pack_bf16}
@@ -146,7 +147,7 @@ def stack(layers: Sequence[Linear]) -> Linear:
 
 
 def pack(
-    weight: Tensor | QuantizedWeight,
+    weight: Tensor | StoredMatrix,
     format: str,
     bias: Tensor | None = None,
     *,
@@ -172,16 +173,20 @@ def pack(
         if packed is not None:
             return packed
         format = "float16" if exact_output or device.type == "cpu" else "bfloat16"
-    if isinstance(weight, QuantizedWeight):
+    native = format in NATIVE_FLOATS and device.type == "cpu" and native_kernels()
+    if isinstance(weight, StoredMatrix):
+        floats = weight.packed_floats() if native and format == "bfloat16" else None
+        if floats is not None:
+            return NativeLinear(floats, bias, format)
         weight = weight.dequantize()
     dtype = FLOATS[format]
-    if format in NATIVE_FLOATS and device.type == "cpu" and native_kernels():
+    if native:
         return NativeLinear(NATIVE_FLOATS[format](weight), bias, format)
     return FloatLinear(weight.to(device, dtype).contiguous(), bias, _wide_from(dtype, device))
 
 
 def _pack_integers(
-    weight: Tensor | QuantizedWeight, format: str, bias: Tensor | None, device: torch.device, exact_output: bool
+    weight: Tensor | StoredMatrix, format: str, bias: Tensor | None, device: torch.device, exact_output: bool
 ) -> Linear | None:
     if device.type != "cpu" and not _gpu_product(format, device):
         return None
@@ -190,14 +195,13 @@ def _pack_integers(
             return None
         weight = quantize(weight, "q4" if format == "int4" else "q8")
     if device.type == "cpu" and native_kernels():
-        if weight.mins is not None:
-            return NativeLinear(kernels.pack_q4(weight.q, weight.scales, weight.mins), bias, format)
-        return NativeLinear(kernels.pack_q8(weight.q, weight.scales), bias, format)
+        return NativeLinear(weight.packed(), bias, format)
     if exact_output:
         return None
-    if weight.kind == "q4":
-        return Int4Linear(weight.to(device), bias) if weight.shape[0] % 16 == 0 else None
-    return _int8_by_row(weight, bias, device)
+    plain = weight.plain()
+    if plain.mins is not None:
+        return Int4Linear(plain.to(device), bias) if plain.shape[0] % 16 == 0 else None
+    return _int8_by_row(plain, bias, device)
 
 
 def _gpu_product(format: str, device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,6 +16,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 
@@ -40,6 +42,28 @@ class Mlp:
     def linears(self) -> list[Linear]:
         """Its linear layers."""
         return [self.gate_up, self.down]
+
+    def pass_bytes(self, tokens: int) -> int:
+        """Returns the bytes of weights that a pass over `tokens` rows reads."""
+        return self.nbytes
+
+
+class Sparsification:
+    """relu(x + change(x)): the proximal step of CRATE with its dictionary in one layer, whose bias is the threshold."""
+
+    def __init__(self, change: Linear) -> None:
+        self.change = change
+        self.nbytes = change.nbytes
+        self.multiplies = change.in_features * change.out_features
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [n, hidden] -> [n, hidden]"""
+        return F.relu(x + self.change(x))
+
+    @property
+    def linears(self) -> list[Linear]:
+        """Its linear layers."""
+        return [self.change]
 
     def pass_bytes(self, tokens: int) -> int:
         """Returns the bytes of weights that a pass over `tokens` rows reads."""

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from outlay import kernels
+from outlay.models.stored import StoredMatrix
 
 GROUP = 32
 FORMAT_OF_KIND = {"q4": "int4", "q8": "int8"}
 
 
 @dataclass(frozen=True)
-class QuantizedWeight:
+class QuantizedWeight(StoredMatrix):
     """A matrix [n, k]: `q` uint8 (q4) or int8 (q8) [n, k], `scales` and, for q4, `mins` float16 [n, k / 32]."""
 
     kind: str
@@ -39,9 +40,20 @@ class QuantizedWeight:
         values = self.q.numel() // 2 if self.kind == "q4" else self.q.numel()
         return values + 2 * self.scales.numel() + (2 * self.mins.numel() if self.mins is not None else 0)
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns the matrix as floats, [n, k]."""
-        return self.rows(None).to(dtype)
+    @property
+    def format(self) -> str:
+        """ "int4" or "int8"."""
+        return FORMAT_OF_KIND[self.kind]
+
+    def plain(self) -> QuantizedWeight:
+        """Returns the matrix itself."""
+        return self
+
+    def packed(self) -> kernels.PackedLinear:
+        """Returns the matrix in the layout of the native kernels."""
+        if self.mins is not None:
+            return kernels.pack_q4(self.q, self.scales, self.mins)
+        return kernels.pack_q8(self.q, self.scales)
 
     def rows(self, index: Tensor | None) -> Tensor:
         """Returns the rows `index` (None: all) in float32."""

@@ -50,7 +50,8 @@ class Rope:
 
     def frequencies(self) -> Tensor:
         """Returns the angle that each pair of dimensions turns in one position, float32 [dim / 2]."""
-        base = 1.0 / self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
+        # In float64 and rounded once: every machine's library of functions then gives the same bits.
+        base = (self.theta ** -(torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim)).float()
         if self.divisors:
             base = base / torch.tensor(self.divisors, dtype=torch.float32)
         if self.kind == "linear":
@@ -62,9 +63,13 @@ class Rope:
         return base
 
     def tables(self, max_positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Returns cosines and sines of all positions, times the amplitude: float32 [max_positions, dim / 2] each."""
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), self.frequencies())
-        return (angles.cos() * self.amplitude).to(device), (angles.sin() * self.amplitude).to(device)
+        """Returns cosines and sines of all positions, times the amplitude: float32 [max_positions, dim / 2] each.
+
+        The angles are float32 products, as in the checkpoints' own code. What follows is rounded once, from float64.
+        """
+        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), self.frequencies()).double()
+        cos, sin = angles.cos().float(), angles.sin().float()
+        return (cos * self.amplitude).to(device), (sin * self.amplitude).to(device)
 
     def _llama3(self, base: Tensor) -> Tensor:
         turns = self.original_max_positions * base / (2 * math.pi)

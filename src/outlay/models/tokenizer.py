@@ -34,9 +34,11 @@ class Tokenizer:
         eos_token_ids: Iterable[int] = (),
         bos_token_id: int | None = None,
         template: ChatTemplate | None = None,
+        control: Iterable[int] = (),
     ) -> None:
+        """Takes a tokenizer; `control` are tokens that no text spells out, such as a mask, whatever its file says."""
         self.eos_token_ids = tuple(eos_token_ids)
-        inner = _with_special(inner, {*self.eos_token_ids, bos_token_id})
+        inner = _with_special(inner, {*self.eos_token_ids, bos_token_id, *control})
         inner.no_truncation()
         inner.no_padding()
         self.inner = inner
@@ -82,6 +84,11 @@ class Tokenizer:
     def encode_prompt(self, text: str, special: bool = False) -> list[int]:
         """Returns the tokens of a text as a prompt, after the ones that the model expects first (Llama's <s>)."""
         return self._prefix + self.encode(text, special)
+
+    def encode_input(self, text: str, special: bool = False) -> list[int]:
+        """Returns the tokens of a text as the input of an encoder, with those that the tokenizer puts around it."""
+        before, after = self._around
+        return [*before, *self.encode(text, special), *after]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of `tokens`, without special tokens; bytes that are not UTF-8 become U+FFFD."""
@@ -132,6 +139,10 @@ class Tokenizer:
         """Returns the name of an added token, such as "<|im_end|>"; "" for other tokens."""
         return self._added.get(token, "")
 
+    def places_of(self, name: str, text: str) -> list[int]:
+        """Returns where a text has a special token of a name that no message spelled out."""
+        return [at for at, content, own in self._spelled(text) if own and content == name]
+
     def _spelled(self, text: str) -> Iterator[tuple[int, str, bool]]:
         """Yields where a special token is spelled out, what it is, and whether no message wrote any of it."""
         if self._special_text is None:
@@ -160,6 +171,14 @@ class Tokenizer:
     @cached_property
     def _prefix(self) -> list[int]:
         return self.inner.encode("", add_special_tokens=True).ids
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts before and after a text."""
+        bare, whole = (self.inner.encode("a", add_special_tokens=special).ids for special in (False, True))
+        starts = range(len(whole) - len(bare) + 1)
+        at = next(place for place in starts if whole[place : place + len(bare)] == bare)
+        return whole[:at], whole[at + len(bare) :]
 
     @cached_property
     def _decoder(self) -> str:

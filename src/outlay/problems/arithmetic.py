@@ -5,19 +5,25 @@ from __future__ import annotations
 import random
 from typing import Any
 
-SUMMARY = "chains of 3 to 5 additions, subtractions and multiplications, with their steps and the answer"
+SUMMARY = "chains of 3 to 5 (operations=3-5) additions, subtractions and multiplications, with steps and answer"
 LARGEST = 99  # no result is greater, and none is below 0
 
 
-def make(count: int, seed: int) -> list[dict[str, Any]]:
-    """Returns `count` rows with `prompt`, `answer` and `steps`, the lines of a solution such as "7 + 5 = 12"."""
-    return [_chain(random.Random(f"{seed}/{index}")) for index in range(count)]
+def make(count: int, seed: int, operations: tuple[int, int] = (3, 5)) -> list[dict[str, Any]]:
+    """Returns `count` rows with `prompt`, `answer` and `steps`, the lines of a solution such as "7 + 5 = 12".
+
+    Args:
+        count: Rows.
+        seed: Seed of the rows.
+        operations: The fewest and the most operations of a chain.
+    """
+    return [_chain(random.Random(f"{seed}/{index}"), operations) for index in range(count)]
 
 
-def _chain(draw: random.Random) -> dict[str, Any]:
+def _chain(draw: random.Random, operations: tuple[int, int]) -> dict[str, Any]:
     value = draw.randint(1, 20)
     told, steps = [f"Start with {value}."], []
-    for _ in range(draw.randint(3, 5)):
+    for _ in range(draw.randint(*operations)):
         word, sign, amount = draw.choice(_possible(value))
         result = {"+": value + amount, "-": value - amount, "*": value * amount}[sign]
         told.append(f"{word} {amount}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from outlay.errors import FailureError, UsageError, one_line
+from outlay.errors import ScorerError, UsageError, one_line
 
 
 @cache
@@ -31,13 +31,13 @@ def module_of(path: str) -> ModuleType:
 
 
 def score_by_file(path: str, prompt: str, texts: Sequence[str]) -> Any:
-    """Calls the file's `score(prompt, texts)`. Raises `FailureError` for whatever it raises."""
+    """Calls the file's `score(prompt, texts)`. Raises `ScorerError` for whatever it raises."""
     return score_by(module_of(path).score, path, prompt, texts)
 
 
 def score_by(score: Callable[[str, list[str]], Any], name: str, prompt: str, texts: Sequence[str]) -> Any:
-    """Calls a function `score(prompt, texts)`. Raises `FailureError` for whatever it raises."""
+    """Calls a function `score(prompt, texts)`. Raises `ScorerError` for whatever it raises."""
     try:
         return list(score(prompt, list(texts)))
     except Exception as error:  # somebody else's function
-        raise FailureError(f"score() of {name} failed: {one_line(error)}") from error
+        raise ScorerError(f"score() of {name} failed: {one_line(error)}") from error

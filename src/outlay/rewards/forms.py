@@ -23,13 +23,16 @@ class Form:
     """One form of reward models."""
 
     name: str
-    place: Place
+    place: Place | None
+    """Where it gives its rewards; None: it is a language model, whose own probability of a step is the reward."""
     head: bool
     """Whether the model has a head of its own in place of the LM head."""
     of_outputs: Callable[[Tensor], Tensor] | None = None
     """The rewards, [n], of a head's outputs, [n, outputs]."""
     words: Callable[[Tokenizer], tuple[int, int]] | None = None
     """The tokens that say "right" and "wrong", where the LM head is asked."""
+    reduce: str = "last"
+    """How the rewards of a text's steps become one, unless the user says."""
     outcome: bool = False
     """Whether the text is rated whole, not its steps."""
 
@@ -51,7 +54,8 @@ def _skywork(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> list[li
     newline = tokenizer.encode("\n")[-1]
     tokens, places = [*bos, *tokenizer.encode(prompt + "\n")], []
     for step in steps:
-        tokens = [*tokens, *tokenizer.encode(step), newline]
+        for line in filter(None, step.split("\n")):  # its lines are encoded apart: to the model each is a step
+            tokens = [*tokens, *tokenizer.encode(line), newline]
         places.append(tokens)
     return places
 
@@ -77,6 +81,13 @@ def _rlhflow(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> list[li
         places.append(tokenizer.render_chat(messages))
         messages.append({"role": "assistant", "content": "+"})
     return places
+
+
+def _qwen_rm(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> list[list[int]]:
+    """Qwen2.5-Math-RM: at the last token of the conversation, whose system message is that of its PRM."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
+    messages.append({"role": "assistant", "content": "\n\n".join(steps)})
+    return [tokenizer.render_chat(messages, add_generation_prompt=False)]
 
 
 def _whole(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> list[list[int]]:
@@ -116,11 +127,11 @@ FORMS = {
         Form("skywork", _skywork, head=True, of_outputs=_value),
         Form("math-shepherd", _shepherd, head=False, words=_shepherd_words),
         Form("rlhflow", _rlhflow, head=False, words=_words),
+        Form("qwen-rm", _qwen_rm, head=True, of_outputs=_value, outcome=True),
+        Form("likelihood", None, head=False, reduce="min"),  # a step after an error may be as probable as any
         Form("classifier", _whole, head=True, of_outputs=_classified, outcome=True),
     )
 }
-BY_HEAD = {"v_head.summary": "skywork", "score": "classifier"}
-BY_NAME = {"math-shepherd": "math-shepherd", "rlhflow": "rlhflow", "llama3.1-8b-prm": "rlhflow"}
 
 
 def form_of(model: Model, named: str | None = None) -> Form:
@@ -142,13 +153,8 @@ def form_of(model: Model, named: str | None = None) -> Form:
             has = "a head of its own" if model.head is not None else "no head but its LM head"
             raise UsageError(f"{model.name} has {has}, so it is not of the form {named}")
         return form
-    if model.head is not None:
-        last = model.head.layers[-1]
-        if last == "score.2":
-            return FORMS["qwen-prm" if model.head.outputs == 2 else "classifier"]
-        return FORMS[BY_HEAD[last]]
-    name = next((form for part, form in BY_NAME.items() if part in model.name.lower()), None)
-    if name is None:
+    name = model.reward_form
+    if name is None or name not in FORMS:
         raise UsageError(
             f"{model.name} is no reward model of a form that we have ({known}); if it is one, say which: "
             f"{model.name}:form=NAME"

@@ -12,7 +12,7 @@ from outlay.engine.functions import Call, FunctionWorker, ProcessWorker
 from outlay.engine.request import Request
 from outlay.engine.tree_run import TreeRun
 from outlay.rewards.file import module_of, score_by, score_by_file
-from outlay.rewards.scorer import Judge, Scorer, TextJudge
+from outlay.rewards.scorer import RunScorer, Scorer, TextRunScorer
 
 Ask = Callable[[TreeRun, Sequence[str]], Call]
 
@@ -24,8 +24,8 @@ class FunctionScorer(Scorer):
     score: Callable[[str, list[str]], Any]
     """Returns a reward from 0 to 1 for each text; it may be an iterable of any kind."""
 
-    def begin(self, run: TreeRun, step: str = "") -> Judge:
-        return _FunctionJudge(run, self._ask)
+    def begin(self, run: TreeRun, step: str = "") -> RunScorer:
+        return _FunctionRunScorer(run, self._ask)
 
     def _ask(self, run: TreeRun, texts: Sequence[str]) -> Call:
         name = getattr(self.score, "__name__", "the scorer")
@@ -46,8 +46,8 @@ class FileScorer(Scorer):
     def __post_init__(self) -> None:
         module_of(self.path)
 
-    def begin(self, run: TreeRun, step: str = "") -> Judge:
-        return _FunctionJudge(run, self._ask)
+    def begin(self, run: TreeRun, step: str = "") -> RunScorer:
+        return _FunctionRunScorer(run, self._ask)
 
     def _ask(self, run: TreeRun, texts: Sequence[str]) -> Call:
         path = str(Path(self.path).resolve())
@@ -63,7 +63,7 @@ class FileScorer(Scorer):
         return slow.call(run, path, run.submission.asked, tuple(texts), amount=len(texts))
 
 
-class _FunctionJudge(TextJudge):
+class _FunctionRunScorer(TextRunScorer):
     def __init__(self, run: TreeRun, ask: Ask) -> None:
         super().__init__(run)
         self._ask = ask

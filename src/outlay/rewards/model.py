@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from outlay.engine.request import Request
-from outlay.engine.seat import Seat
 from outlay.engine.tree_run import TreeRun
 from outlay.models.load import Model
-from outlay.rewards.forms import Form, form_of
-from outlay.rewards.scorer import Judge, Scorer, TextJudge, check_reduce, count_scores, reduced
+from outlay.rewards.forms import Form, Place, form_of
+from outlay.rewards.likelihood import LikelihoodRunScorer
+from outlay.rewards.scorer import RunScorer, Scorer, TextRunScorer, check_reduce, count_scores, reduced
+from outlay.rewards.trie import Trie
 from outlay.tree.token_tree import Node
 
 MOST = 700.0  # the largest exponent whose power is a float
@@ -26,28 +27,32 @@ class RewardModel(Scorer):
     """The model."""
     form: str | None = None
     """Its form; None: what the model tells by its head or its name."""
-    reduce: str = "last"
-    """How the rewards of a text's steps become one: last, min or prod."""
+    reduce: str | None = None
+    """How the rewards of a text's steps become one: last, min or prod; None: as the form has it."""
 
     def __post_init__(self) -> None:
-        check_reduce(self.reduce)
-        form_of(self.model, self.form)
+        form = form_of(self.model, self.form)
+        check_reduce(self.reduce or form.reduce)
 
-    def begin(self, run: TreeRun, step: str = "") -> Judge:
-        return _ModelJudge(run, self.model, form_of(self.model, self.form), self.reduce, step)
+    def begin(self, run: TreeRun, step: str = "") -> RunScorer:
+        form = form_of(self.model, self.form)
+        reduce = self.reduce or form.reduce
+        if form.place is None:
+            return LikelihoodRunScorer(run, self.model, reduce, step)
+        return _ModelRunScorer(run, self.model, form.place, form, reduce, step)
 
 
-class _ModelJudge(TextJudge):
-    def __init__(self, run: TreeRun, model: Model, form: Form, reduce: str, step: str) -> None:
+class _ModelRunScorer(TextRunScorer):
+    def __init__(self, run: TreeRun, model: Model, place: Place, form: Form, reduce: str, step: str) -> None:
         super().__init__(run)
-        self._model, self._form, self._reduce, self._step = model, form, reduce, step
+        self._model, self._place, self._form, self._reduce, self._step = model, place, form, reduce, step
         self._words = form.words(model.tokenizer) if form.words is not None else None
-        self._tries: list[_Trie] = []
+        self._tries: list[Trie] = []
         self._found: dict[Node, float] = {}  # rewards by the nodes at which they are read
 
     def rate(self, texts: Sequence[str]) -> Generator[Request | list[Request], Any, Sequence[float]]:
         prompt = self.run.submission.asked
-        placed = [self._form.place(self._model.tokenizer, prompt, self._steps(text)) for text in texts]
+        placed = [self._place(self._model.tokenizer, prompt, self._steps(text)) for text in texts]
         marks = [[self._node(tokens) for tokens in places] for places in placed]
         fresh = [node for node in dict.fromkeys(node for row in marks for node in row) if node not in self._found]
         yield count_scores(self.run, len(texts))
@@ -64,14 +69,14 @@ class _ModelJudge(TextJudge):
         """Returns the node at the end of `tokens`, grown where it isn't there yet."""
         trie = next((trie for trie in self._tries if tokens[: len(trie.begin)] == trie.begin), None)
         if trie is None:
-            trie = _Trie(self.run.seat(self._model, tokens[: self._shared(tokens)], "score"), tokens)
+            trie = Trie(self.run.seat(self._model, tokens[: self._shared(tokens)], "score"), tokens)
             self._tries.append(trie)
         return trie.grow(tokens)
 
     def _shared(self, tokens: list[int]) -> int:
         """Returns how many of the first tokens any other text would share, as two texts that differ at once tell."""
         tokenizer, prompt = self._model.tokenizer, self.run.submission.asked
-        probes = [self._form.place(tokenizer, prompt, [probe])[0] for probe in ("a", "1")]
+        probes = [self._place(tokenizer, prompt, [probe])[0] for probe in ("a", "1")]
         same = 0
         for place in zip(tokens, *probes, strict=False):
             if len(set(place)) > 1:
@@ -96,32 +101,6 @@ class _ModelJudge(TextJudge):
                 assert self._form.of_outputs is not None
                 rewards = self._form.of_outputs(self._model.head(first)).tolist()
                 self._found.update(zip(own, rewards, strict=True))
-
-
-class _Trie:
-    """The texts at one seat, as far as they begin alike."""
-
-    def __init__(self, seat: Seat, tokens: list[int]) -> None:
-        tip = seat.tree.tip
-        assert tip is not None, "a seat's tree holds what it was planted with"
-        self.seat, self.begin = seat, tokens[: tip.position + 1]
-        self.nodes: set[Node] = {tip}
-        self._below: dict[tuple[Node, int], Node] = {}
-        self._tip = tip
-
-    def grow(self, tokens: list[int]) -> Node:
-        """Returns the node of a text that begins with `begin`."""
-        node, at = self._tip, len(self.begin)
-        while at < len(tokens) and (below := self._below.get((node, tokens[at]))) is not None:
-            node, at = below, at + 1
-        rest = tokens[at:]
-        if not rest:
-            return node
-        grown = self.seat.tree.extend([node, *range(len(rest) - 1)], rest, "scored")
-        for above, below in zip([node, *grown[:-1]], grown, strict=True):
-            self._below[above, below.token] = below
-        self.nodes.update(grown)
-        return grown[-1]
 
 
 def _share(right: float, wrong: float) -> float:

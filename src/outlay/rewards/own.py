@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outlay.engine.tree_run import TreeRun
-from outlay.rewards.scorer import Judge, Judged, Scorer, check_reduce, count_scores, reduced
+from outlay.rewards.scorer import Rewards, RunScorer, Scorer, check_reduce, count_scores, reduced
 from outlay.tree.token_tree import Node
 
 
@@ -21,12 +21,12 @@ class OwnProbability(Scorer):
     def __post_init__(self) -> None:
         check_reduce(self.reduce)
 
-    def begin(self, run: TreeRun, step: str = "") -> Judge:
-        return _OwnJudge(run, self.reduce)
+    def begin(self, run: TreeRun, step: str = "") -> RunScorer:
+        return _OwnRunScorer(run, self.reduce)
 
 
-class _OwnJudge(Judge):
-    """A step is what was written since the last node above that was judged."""
+class _OwnRunScorer(RunScorer):
+    """A step is what was written since the last node above that was rated."""
 
     reads_logprobs = True
 
@@ -34,23 +34,23 @@ class _OwnJudge(Judge):
         super().__init__(run)
         self._reduce, self._top = reduce, run.tip
         self._logprobs: dict[Node, float] = {}
-        self._steps: dict[Node, tuple[float, ...]] = {}  # the rewards of the steps up to a judged node
+        self._steps: dict[Node, tuple[float, ...]] = {}  # the rewards of the steps up to a rated node
 
     def wrote(self, node: Node, logprob: float) -> None:
         self._logprobs[node] = logprob
 
-    def rewards(self, nodes: Sequence[Node]) -> Judged:
+    def rewards(self, nodes: Sequence[Node]) -> Rewards:
         fresh = [node for node in dict.fromkeys(nodes) if node not in self._steps]
         if fresh:
             yield count_scores(self.run, len(fresh))
         for node in fresh:
-            self._steps[node] = self._judge(node)
+            self._steps[node] = self._rate(node)
         return [reduced(self._steps[node], self._reduce) for node in nodes]
 
-    def _judge(self, node: Node) -> tuple[float, ...]:
+    def _rate(self, node: Node) -> tuple[float, ...]:
         logprob, above = 0.0, node
         while above is not self._top and above not in self._steps:
             logprob += self._logprobs[above]
-            assert above.parent is not None, "a judged node lies below the prompt"
+            assert above.parent is not None, "a rated node lies below the prompt"
             above = above.parent
         return *self._steps.get(above, ()), min(1.0, math.exp(logprob))

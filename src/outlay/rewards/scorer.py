@@ -1,4 +1,4 @@
-"""What a scorer is: it judges the texts of a run, step by step or whole, by rewards from 0 to 1."""
+"""What a scorer is: it rates the texts of a run, step by step or whole, by rewards from 0 to 1."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from outlay.engine.tree_run import TreeRun
 from outlay.errors import FailureError, UsageError, one_line
 from outlay.tree.token_tree import Node
 
-Judged = Generator[Request | list[Request], Any, list[float]]
+Rewards = Generator[Request | list[Request], Any, list[float]]
 SHOWN = 40  # characters of a text that an error names
 
 REDUCE = ("last", "min", "prod")
 
 
 class Scorer(ABC):
-    """Judges texts; given to a method as `scorer=`."""
+    """Rates texts; given to a method as `scorer=`."""
 
     @abstractmethod
-    def begin(self, run: TreeRun, step: str = "") -> Judge:
-        """Returns a judge for one run.
+    def begin(self, run: TreeRun, step: str = "") -> RunScorer:
+        """Returns what rates the texts of one run.
 
         Args:
-            run: Whose texts are judged.
-            step: The text that ends a step; "" where texts are judged whole.
+            run: Whose texts are rated.
+            step: The text that ends a step; "" where texts are rated whole.
         """
 
 
-class Judge(ABC):
-    """Judges the texts of one run. Each text is judged once, however often it is asked for."""
+class RunScorer(ABC):
+    """Rates the texts of one run. Each text is rated once, however often it is asked for."""
 
     reads_logprobs: ClassVar[bool] = False
     """Whether `wrote` has to be called for every token."""
@@ -41,12 +41,12 @@ class Judge(ABC):
     def __init__(self, run: TreeRun) -> None:
         self.run = run
 
-    def wrote(self, node: Node, logprob: float) -> None:  # noqa: B027 - most judges read texts alone
+    def wrote(self, node: Node, logprob: float) -> None:  # noqa: B027 - most scorers read texts alone
         """Is told of a token that the target wrote, and of its log-probability under the target's raw logits."""
 
     @abstractmethod
-    def rewards(self, nodes: Sequence[Node]) -> Judged:
-        """Judges the texts from the end of the prompt to each of `nodes`: `found = yield from judge.rewards(nodes)`.
+    def rewards(self, nodes: Sequence[Node]) -> Rewards:
+        """Rates the texts from the end of the prompt to each of `nodes`: `found = yield from scorer.rewards(nodes)`.
 
         Returns:
             A reward from 0 to 1 for each.
@@ -56,14 +56,14 @@ class Judge(ABC):
         """
 
 
-class TextJudge(Judge):
-    """Judges texts by what they say, whichever nodes spell them."""
+class TextRunScorer(RunScorer):
+    """Rates texts by what they say, whichever nodes spell them."""
 
     def __init__(self, run: TreeRun) -> None:
         super().__init__(run)
         self._known: dict[str, float] = {}
 
-    def rewards(self, nodes: Sequence[Node]) -> Judged:
+    def rewards(self, nodes: Sequence[Node]) -> Rewards:
         tokenizer = self.run.model.tokenizer
         texts = [tokenizer.decode(self.run.text_tokens(node)) for node in nodes]
         fresh = [text for text in dict.fromkeys(texts) if text not in self._known]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from outlay import machine
 from outlay.scaling.laws import fit_loglinear
 from outlay.scaling.points import Point
-from outlay.tables import console, table
+from outlay.tables import console, number, table
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -28,6 +29,29 @@ def report(found: Mapping[str, Any]) -> str:
     if found["notes"]:
         parts.append("\n".join(f"no law: {note}" for note in found["notes"]))
     return "\n\n".join(parts)
+
+
+def split_report(found: Mapping[str, Any]) -> str:
+    """Returns a table of splits for each batch; `found` is what `outlay plan --split` writes as JSON."""
+    return "\n\n".join([machine.heading(found["machine"]), *map(_splits, found["split"])])
+
+
+def _splits(plan: Mapping[str, Any]) -> str:
+    task, splits = plan["task"], plan["splits"]
+    balanced = min(splits, key=lambda split: abs(split["encoder"] - split["decoder"]))
+    unit = "inputs/s" if task["seconds"] is None else "RTFx"
+    header = ["encoder/decoder", "M weights", "encode ms", "decode ms", unit, "faster", "quality"]
+    rows = [
+        [
+            f"{split['encoder']}/{split['decoder']}", number(split["params"] / 1e6),
+            number(split["encode_seconds"] * 1e3), number(split["decode_seconds"] * 1e3), number(split["rate"]),
+            f"{balanced['seconds'] / split['seconds']:.2f}x", split["quality"],
+        ]
+        for split in splits
+    ]  # fmt: skip
+    heading = f"batch {task['batch']}: {task['inputs']} places in, {task['outputs']} tokens out"
+    faster = f"faster: than {balanced['encoder']}/{balanced['decoder']}, the most balanced; predicted, not run"
+    return f"{heading}\n{table(header, rows)}\n{faster}"
 
 
 def _law_row(axis: str, law: Mapping[str, Any]) -> list[str]:

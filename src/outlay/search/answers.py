@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 BOXED = "\\boxed{"
+PLAIN = re.compile(r"-?\d+(/\d+)?")  # a number in canonical form
 NUMBER = re.compile(r"(?:(?<![\d.)\w])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
 UNITS = re.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}|\\[,;!: ]|\\%|[$%\u00b0]")
 WORD = re.compile(r"(?<=[\d.])\s*[a-zA-Z]+$")
@@ -43,6 +45,26 @@ def canonical(answer: str) -> str | None:
         return str(Fraction(re.sub(r"[\s,]", "", plain)))
     except (ValueError, ZeroDivisionError):
         return re.sub(r"\s+", "", plain).casefold() or None
+
+
+def is_number(answer: str) -> bool:
+    """Tells whether a canonical answer is a number, so that another one is equal only where it is written alike."""
+    return PLAIN.fullmatch(answer) is not None
+
+
+def merged(answers: Sequence[str]) -> list[str]:
+    """Returns for each of some different canonical answers the first that `math-verify` finds equal to it.
+
+    That takes up to seconds, so runs ask a process for it (`outlay.search.agreement`).
+    """
+    from math_verify import parse, verify
+
+    parsed: dict[str, list[Any]] = {answer: parse(f"${answer}$") for answer in answers}
+    found: list[str] = []
+    for answer in answers:
+        others = [other for other in dict.fromkeys(found) if not (is_number(other) and is_number(answer))]
+        found.append(next((other for other in others if verify(parsed[other], parsed[answer])), answer))
+    return found
 
 
 def vote(answers: Sequence[str | None], weights: Sequence[float], logprobs: Sequence[float]) -> str | None:

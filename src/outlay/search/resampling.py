@@ -16,24 +16,24 @@ def effective_sample_size(weights: Tensor) -> float:
     return float(1 / weights.double().square().sum())
 
 
-def multinomial(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
+def _multinomial(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
     """Draws each ancestor independently."""
     return _at(weights, torch.rand(count, generator=generator, dtype=torch.float64))
 
 
-def stratified(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
+def _stratified(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
     """Draws one ancestor in each of `count` equal parts of [0, 1)."""
     places = torch.arange(count, dtype=torch.float64)
     return _at(weights, (places + torch.rand(count, generator=generator, dtype=torch.float64)) / count)
 
 
-def systematic(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
-    """As `stratified`, with the same offset in each part: the numbers of offspring differ from n w by less than 1."""
+def _systematic(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """As `_stratified`, with the same offset in each part: the numbers of offspring differ from n w by less than 1."""
     places = torch.arange(count, dtype=torch.float64)
     return _at(weights, (places + torch.rand(1, generator=generator, dtype=torch.float64)) / count)
 
 
-def residual(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
+def _residual(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
     """Gives each the whole part of n w, and draws the rest in proportion to what is left of it."""
     scaled = weights.double() * count
     whole = scaled.floor().long()
@@ -42,17 +42,17 @@ def residual(weights: Tensor, count: int, generator: torch.Generator) -> list[in
     if rest == 0:
         return list(kept)
     left = scaled - whole
-    return sorted([*kept, *multinomial(left / left.sum(), rest, generator)])
+    return sorted([*kept, *_multinomial(left / left.sum(), rest, generator)])
 
 
 Scheme = Callable[[Tensor, int, torch.Generator], list[int]]
 """(normalised weights [n], count, generator) -> the ancestors of `count` offspring, in rising order where drawn so."""
 
 SCHEMES: Mapping[str, Scheme] = {
-    "multinomial": multinomial,
-    "systematic": systematic,
-    "stratified": stratified,
-    "residual": residual,
+    "multinomial": _multinomial,
+    "systematic": _systematic,
+    "stratified": _stratified,
+    "residual": _residual,
 }
 
 

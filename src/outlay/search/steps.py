@@ -8,14 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
+from outlay.engine.method import Method
 from outlay.engine.request import Request
 from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
 from outlay.models.tokenizer import Tokenizer
-from outlay.rewards.scorer import Judge
+from outlay.rewards.scorer import RunScorer
 from outlay.tree.token_tree import Node, Tree
 
+COUNTS = {"drawn": "tokens"}
+"""What searches count: the tokens of all their texts, those that are dropped included."""
 Grown = Generator[Request | list[Request], Any, None]
 
 
@@ -70,7 +73,7 @@ class Steps:
         mark: The text that ends a step, looked for in the decoded bytes; "" for steps that only end otherwise.
         step_tokens: The most tokens of a step.
         max_steps: The most steps of a text.
-        judge: What judges them, if anything does.
+        scorer: What rates them, if anything does.
         logprobs: Whether log-probabilities are kept, for which all logits are needed.
         keep_logits: Whether the logits after a leaf are kept where it branches, so that it can branch again without
             computing its last token again.
@@ -83,17 +86,18 @@ class Steps:
         mark: str = "",
         step_tokens: int | None = None,
         max_steps: int | None = None,
-        judge: Judge | None = None,
+        scorer: RunScorer | None = None,
         logprobs: bool = False,
         keep_logits: bool = False,
     ) -> None:
-        self.run, self.judge = run, judge
+        self.run, self.scorer = run, scorer
         self._mark, self._step_tokens, self._max_steps = mark.encode(), step_tokens, max_steps
-        self._logprobs = logprobs or (judge is not None and judge.reads_logprobs)
+        self._logprobs = logprobs or (scorer is not None and scorer.reads_logprobs)
         self._keep_logits = keep_logits
         self._streams = 0
         self._stops = [stop.encode() for stop in run.options.stop]
-        self.root = Leaf(run.tree, 0)
+        written = b"".join(map(run.model.tokenizer.bytes_of, run.tokens))
+        self.root = Leaf(run.tree, 0, tokens=len(run.tokens), data=written)
 
     def branch(self, leaf: Leaf, count: int) -> list[Leaf]:
         """Returns `count` leaves that begin like this one and go on by random numbers of their own.
@@ -127,6 +131,7 @@ class Steps:
 
     def advance(self, leaves: Sequence[Leaf]) -> Grown:
         """Grows each leaf by one token, in one pass."""
+        self.run.count(drawn=len(leaves))
         sampler = self.run.sampler
         known = [leaf.above.logits if leaf.above is not None and leaf.step_tokens == 0 else None for leaf in leaves]
         begins = self._keep_logits and any(leaf.step_tokens == 0 for leaf in leaves)
@@ -134,7 +139,7 @@ class Steps:
             draws = [sampler.token_draw(leaf.tip, leaf.stream) for leaf in leaves]
             tokens = yield self.run.target.draw([leaf.tip for leaf in leaves], draws)
             for leaf, token in zip(leaves, tokens, strict=True):
-                self._add(leaf, int(token))
+                self.add(leaf, int(token))
             return
         asked = [leaf for leaf, row in zip(leaves, known, strict=True) if row is None]
         rows = iter((yield self.run.target.forward([leaf.tip for leaf in asked])) if asked else ())
@@ -143,13 +148,14 @@ class Steps:
             if self._keep_logits and leaf.step_tokens == 0 and leaf.above is not None and leaf.above.logits is None:
                 leaf.above.logits = logits.clone()
             token = sampler.pick(logits, leaf.tip, leaf.stream)
-            self._add(leaf, token, float(logits[token] - logits.logsumexp(-1)) if self._logprobs else 0.0)
+            self.add(leaf, token, float(logits[token] - logits.logsumexp(-1)) if self._logprobs else 0.0)
 
-    def _add(self, leaf: Leaf, token: int, logprob: float = 0.0) -> None:
+    def add(self, leaf: Leaf, token: int, logprob: float = 0.0) -> None:
+        """Adds a token to a leaf, and ends it where its text ends. `logprob` is for scorers that read it."""
         leaf.tree.append([token])
         leaf.tokens, leaf.step_tokens, leaf.logprob = leaf.tokens + 1, leaf.step_tokens + 1, leaf.logprob + logprob
-        if self.judge is not None and self.judge.reads_logprobs:
-            self.judge.wrote(leaf.tip, logprob)
+        if self.scorer is not None and self.scorer.reads_logprobs:
+            self.scorer.wrote(leaf.tip, logprob)
         before = len(leaf.data)
         leaf.data += self.run.model.tokenizer.bytes_of(token)
         leaf.ended = (
@@ -168,6 +174,47 @@ class Steps:
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepSearch(Method):
+    """Base of searches whose texts grow by steps that a scorer rates. A subclass says how many it rates at a time."""
+
+    step: str = "\\n\\n"
+    """What ends a step; empty: only `step_tokens` do."""
+    step_tokens: int = 1024
+    """Tokens of a step at most."""
+    max_steps: int = 40
+    """Steps of a text at most."""
+
+    @property
+    def at_a_time(self) -> int:
+        """The texts that are drawn and rated together."""
+        raise NotImplementedError
+
+    def check(self, submission: Submission) -> None:
+        name, least = self.about.name, self.at_a_time
+        check_steps(submission, name, unescaped(self.step), drawn=least > 1)
+        cap = submission.options.budget.caps.get("scores", least)
+        if cap < least:
+            raise UsageError(
+                f"{name} scores {least} texts at a time; a budget of {cap:g} scores is below one expansion"
+            )
+
+    def refuse_below_one(self, *options: str) -> None:
+        """Raises `UsageError` where one of these options, or of those that all step searches have, is less than 1."""
+        for option in (*options, "step_tokens", "max_steps"):
+            if getattr(self, option) < 1:
+                raise UsageError(f"{self.about.name} needs {option} of 1 or more, not {getattr(self, option)}")
+
+    def begin(self, run: TreeRun, *, keep_logits: bool = False) -> tuple[Steps, RunScorer]:
+        """Returns what grows the texts of a run, and what rates them."""
+        mark = unescaped(self.step)
+        scorer: RunScorer = run.submission.scorer.begin(run, mark)
+        return Steps(
+            run, mark=mark, step_tokens=self.step_tokens, max_steps=self.max_steps, scorer=scorer,
+            keep_logits=keep_logits,
+        ), scorer  # fmt: skip
+
+
 def check_steps(submission: Submission, method: str, step: str, *, drawn: bool) -> None:
     """Raises `UsageError` where the steps of a search can't be written, or its texts would all be the same.
 
@@ -183,13 +230,6 @@ def check_steps(submission: Submission, method: str, step: str, *, drawn: bool) 
         raise UsageError(
             f"{submission.model.name} has no tokens for the step mark {step!r}; give another, or step= and step_tokens="
         )
-
-
-def check_scores(submission: Submission, method: str, least: int) -> None:
-    """Raises `UsageError` where the budget's scores don't suffice for one expansion."""
-    cap = submission.options.budget.caps.get("scores", least)
-    if cap < least:
-        raise UsageError(f"{method} scores {least} texts at a time; a budget of {cap:g} scores is below one expansion")
 
 
 def writable(tokenizer: Tokenizer, text: str) -> bool:

@@ -30,6 +30,7 @@ from outlay.serve.log import Log
 from outlay.serve.metrics import Metrics
 from outlay.serve.responses import ResponseWriter
 from outlay.serve.settings import Limits, Settings
+from outlay.serve.speech import SpeechWork, ask_speech
 from outlay.serve.turns import Turns
 from outlay.serve.work import Desk, Work
 
@@ -105,6 +106,7 @@ def _application(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _tell_of_field)
     app.add_exception_handler(HTTPException, partial(_tell_of_route, service.settings.limits))
     _add_answers(app, service)
+    _add_ears(app, service)
     _add_lists(app, service)
     _add_states(app, service)
     if service.settings.page:
@@ -138,12 +140,29 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         return Work(desk, asked, ResponseWriter(asked, body), bool(body.stream))
 
 
+def _add_ears(app: FastAPI, service: Service) -> None:
+    """The routes that hear."""
+    models, settings, desk = service.models, service.settings, service.desk
+    ready = [Depends(desk.refuse_unready)]
+    told = _described({"text": {"type": "string"}})
+
+    @app.post("/v1/audio/transcriptions", dependencies=ready, responses=told)
+    async def transcriptions(request: Request) -> Response:
+        """Writes down what is said in a recording; the body is a form (multipart/form-data)."""
+        return SpeechWork(desk, await ask_speech(request, "transcribe", models, settings))
+
+    @app.post("/v1/audio/translations", dependencies=ready, responses=told)
+    async def translations(request: Request) -> Response:
+        """Writes in English what is said in a recording; the body is a form (multipart/form-data)."""
+        return SpeechWork(desk, await ask_speech(request, "translate", models, settings))
+
+
 def _add_lists(app: FastAPI, service: Service) -> None:
     """The routes that say what there is."""
 
     @app.get("/v1/models", responses=_listed())
     async def list_models() -> Response:
-        """Lists the models, each with its drafts."""
+        """Lists the models, each with its drafts and scorers."""
         return JSONResponse({"object": "list", "data": [_model(each, service) for each in service.models]})
 
     @app.get("/v1/models/{name:path}", responses=_described({"id": {"type": "string"}}))
@@ -188,6 +207,7 @@ def _model(hosted: Hosted, service: Service) -> dict[str, Any]:
             "fingerprint": hosted.fingerprint,
             "context": hosted.lm.model.decoder.config.max_positions,
             "drafts": list(hosted.drafts),
+            "scorers": list(hosted.scorers),
             "method": service.settings.method,
             "chat": hosted.lm.model.tokenizer.has_chat_template,
             "thinks": hosted.tags is not None,
@@ -206,6 +226,7 @@ def _method(name: str) -> dict[str, Any]:
         "family": about.family,
         "exact": about.exact,
         "needs": list(about.needs),
+        "takes": list(about.takes),
         "options": [
             {"name": option.name, "type": option.type, "default": option.default, "doc": option.doc}
             for option in catalog.options(method)
@@ -285,7 +306,7 @@ async def _tell_of_route(limits: Limits, request: Request, error: Exception) -> 
     messages = {
         404: f"there is nothing at {request.url.path}",
         405: f"{request.url.path} does not take {request.method}",
-        400: "the body can't be read as JSON",
+        400: "the body can't be read as what its content-type says",
     }
     told = ApiError(error.status_code, messages.get(error.status_code, one_line(error)), code=code)
     return JSONResponse(told.body, told.status, {**told.headers, **(error.headers or {})})

@@ -21,10 +21,14 @@ class Asked:
     hosted: Hosted
     method: Method
     draft: DraftSource | None
+    scorer: Any
+    """What rates its texts; None where the method asks nothing of the kind."""
     encode: Callable[[], list[list[int]]]
     """Makes the prompts' token ids; called off the event loop."""
     given: tuple[Any, ...] = ()
     """The prompts as they were given, text or token ids, where they are no conversation."""
+    questions: tuple[str, ...] = ("",)
+    """What each prompt asks, as text, for scorers; empty where it was given as token ids."""
     texts: int = 1
     """Texts of each prompt."""
     prompts: int = 1
@@ -40,6 +44,8 @@ class Asked:
     tools: frozenset[str] = frozenset()
     one_call: bool = False
     """Whether the answer ends after its first call."""
+    begun: str = ""
+    """What opens calls, where the prompt ends with it, since a call must follow."""
     chat: bool = False
     """Whether the prompts are conversations, in which a model may think."""
 

@@ -9,6 +9,7 @@ from outlay.engine.session import TextChunk
 from outlay.serve import objects
 from outlay.serve.answers import Answer, AnswerReader
 from outlay.serve.asked import Asked
+from outlay.serve.generation import Filled
 from outlay.serve.tools import Delta
 from outlay.serve.writer import Event, Spent, Writer
 
@@ -52,6 +53,9 @@ class ChatWriter(Writer):
         for place, delta in enumerate(deltas or ([Delta("content", "")] if logprobs or told else [])):
             first = place == 0
             yield self._chunk(index, _delta(delta), logprobs=logprobs if first else None, told=told if first else None)
+
+    def fill(self, index: int, filled: Filled) -> Iterator[Event]:
+        yield self._chunk(index, {}, told={"round": filled.number, "filled": filled.texts})
 
     def end(self, index: int, answer: Answer, reader: AnswerReader, rest: Sequence[Delta]) -> Iterator[Event]:
         for delta in rest:

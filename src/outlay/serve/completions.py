@@ -9,6 +9,7 @@ from outlay.engine.session import TextChunk
 from outlay.serve import objects
 from outlay.serve.answers import Answer, AnswerReader
 from outlay.serve.asked import Asked
+from outlay.serve.generation import Filled
 from outlay.serve.tools import Delta
 from outlay.serve.writer import Event, Spent, Writer
 
@@ -64,6 +65,9 @@ class CompletionWriter(Writer):
         self._written[index] += len(text)
         if text or logprobs or told:
             yield self._chunk(index, text, logprobs=logprobs, told=told)
+
+    def fill(self, index: int, filled: Filled) -> Iterator[Event]:
+        yield self._chunk(index, "", told={"round": filled.number, "filled": filled.texts})
 
     def end(self, index: int, answer: Answer, reader: AnswerReader, rest: Sequence[Delta]) -> Iterator[Event]:
         last = self._chunk(index, "".join(delta.text for delta in rest), reason=objects.finish_reason(answer))

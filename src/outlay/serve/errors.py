@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from outlay.errors import FailureError, QueueFull, UsageError, one_line
+from outlay.errors import FailureError, QueueFull, ScorerError, UsageError, one_line
 
+INTERNAL, SCORER_FAILED = "internal_error", "scorer_failed"
+UNTOLD = (INTERNAL, SCORER_FAILED)  # codes of errors whose own words are for the log alone
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -57,6 +59,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, one_line(error), code="invalid_value")
     if isinstance(error, QueueFull):
         return ApiError(503, one_line(error), code="queue_full", retry_after=1.0)
+    if isinstance(error, ScorerError):
+        return ApiError(500, "the scorer failed at this request; the server's log says where", code=SCORER_FAILED)
     if isinstance(error, FailureError):
         return ApiError(500, one_line(error), code="run_failed")
-    return ApiError(500, "the server failed at this request; its log says where", code="internal_error")
+    return ApiError(500, "the server failed at this request; its log says where", code=INTERNAL)

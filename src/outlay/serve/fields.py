@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_core.core_schema import ValidationInfo
 
 from outlay.errors import nearest
 
@@ -72,7 +71,9 @@ class Function(Fields):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = Field(None, description="Arguments are not held to the schema.")
+    strict: Literal[False] | None = Field(
+        None, description="Arguments are held to the schema where tool_choice asks for a call."
+    )
 
 
 class Tool(Fields):
@@ -98,17 +99,34 @@ class ToolCall(Fields):
 
 
 class TextPart(Fields):
-    """A part of a message; only text is read."""
+    """A part of a message that is text."""
 
     type: Literal["text"]
     text: Text
+
+
+class ImageUrl(Fields):
+    """Where an image is."""
+
+    url: str = Field(description="A data: URL in base64; nothing is fetched, and no file is opened.")
+    detail: Literal["auto"] | None = Field(None, description="Images are read as the model's own processor does it.")
+
+
+class ImagePart(Fields):
+    """A part of a message that is an image, for models that see."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(Fields):
     """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
+    content: Text | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -128,25 +146,75 @@ class TextFormat(Fields):
     type: Literal["text"]
 
 
-class Guided(Fields):
-    """What would need guided decoding is refused by name."""
+class JsonObjectFormat(Fields):
+    """The form of the answer: a JSON object."""
 
-    @field_validator("tool_choice", "response_format", mode="before", check_fields=False)
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Fields):
+    """The form of the answer: JSON that a schema (draft 2020-12) describes, with `strict` or without."""
+
+    type: Literal["json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="before")
     @classmethod
-    def _nothing_guided(cls, value: Any, info: ValidationInfo) -> Any:
-        name = info.field_name or ""
-        if name == "tool_choice" and (value == "required" or isinstance(value, dict)):
-            raise refusal(name, "a tool can't be required: guided decoding is not here yet; give 'auto' or 'none'")
-        if (
-            name == "response_format"
-            and isinstance(value, dict)
-            and value.get("type") in ("json_object", "json_schema")
-        ):
-            raise refusal(name, f"{value['type']} can't be had: guided decoding is not here yet; give 'text'")
-        return value
+    def _flat(cls, given: Any) -> Any:
+        """Chat wraps name and schema in a `json_schema` of their own; `/v1/responses` does not."""
+        if isinstance(given, dict) and isinstance(given.get("json_schema"), dict):
+            return {key: value for key, value in given.items() if key != "json_schema"} | given["json_schema"]
+        return given
 
 
-class Sampled(Guided):
+Format = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class ConstraintField(Fields):
+    """What the answer must satisfy, in one of these ways."""
+
+    regex: Annotated[str, Field(max_length=1 << 16)] | None = Field(
+        None, description="A regular expression in the syntax of Rust's `regex`, which matches the whole answer."
+    )
+    grammar: Annotated[str, Field(max_length=1 << 18)] | None = Field(
+        None, description="A grammar in Lark's syntax or GBNF."
+    )
+    choice: Annotated[list[str], Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="Texts of which the answer is one."
+    )
+    json_schema: dict[str, Any] | None = Field(None, description="A JSON Schema (draft 2020-12).")
+
+    @model_validator(mode="after")
+    def _one(self) -> ConstraintField:
+        if len(self.model_fields_set) != 1:
+            raise refusal("constraint", "a constraint is one of regex, grammar, choice and json_schema")
+        return self
+
+
+class NamedFunction(Fields):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(Fields):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class NamedResponseTool(Fields):
+    """The tool that must be called, at `/v1/responses`."""
+
+    type: Literal["function"]
+    name: str
+
+
+class Sampled(Fields):
     """What all kinds of requests have in common: the model, how it decodes and how it samples."""
 
     model: str = Field(description="A model that the server has loaded; `/v1/models` lists them.")
@@ -162,8 +230,14 @@ class Sampled(Guided):
     draft: Annotated[str, Field(max_length=128)] | None = Field(
         None, description="A draft that the server has loaded for this model; `/v1/models` lists them."
     )
+    scorer: Annotated[str, Field(max_length=128)] | None = Field(
+        None, description="What rates texts for methods that search, as the server knows it; `/v1/models` lists them."
+    )
     budget: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description='Caps on entries of the ledger, such as {"target_passes": 64, "seconds": 2}.'
+    )
+    constraint: ConstraintField | None = Field(
+        None, description='What the answer must satisfy, such as {"regex": "[0-9]+"}; a field of ours.'
     )
     user: str | None = Field(None, description="Ignored, as it asks for nothing.")
     safety_identifier: str | None = Field(None, description="Ignored, as it asks for nothing.")
@@ -210,9 +284,9 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="False ends the answer after its first call.")
-    response_format: TextFormat | None = None
+    response_format: Format | None = None
     stream_options: StreamOptions | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description='The template\'s own switches, such as {"enable_thinking": false}.'
@@ -303,9 +377,9 @@ class ResponseTool(Function):
 
 
 class ResponseText(Fields):
-    """The form of the answer: free text."""
+    """The form of the answer."""
 
-    format: TextFormat | None = None
+    format: Format | None = None
 
 
 class ResponseRequest(Sampled):
@@ -316,7 +390,7 @@ class ResponseRequest(Sampled):
     max_output_tokens: int | None = Field(None, ge=1, le=1 << 31)
     thinking_token_budget: int | None = Field(None, ge=0, le=1 << 31)
     tools: list[ResponseTool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedResponseTool | None = None
     parallel_tool_calls: bool | None = None
     text: ResponseText | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -1,7 +1,9 @@
-"""The models that a server has loaded, each with its drafts. A request can name these and nothing else."""
+"""The models that a server has loaded, each with its drafts and scorers. A request can name these and nothing else."""
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +12,7 @@ from typing import Any, cast
 
 from outlay import catalog, kernels
 from outlay.about import Entry
+from outlay.engine.canvas_run import CanvasRun
 from outlay.engine.engine import Engine
 from outlay.engine.method import Method
 from outlay.engine.submission import DraftSource
@@ -32,6 +35,7 @@ class Hosted:
     name: str
     lm: LM
     drafts: Mapping[str, DraftSource] = field(default_factory=dict)
+    scorers: Mapping[str, Any] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
@@ -61,6 +65,23 @@ class Hosted:
             message = f"{self.name} has no draft {name!r} here{nearest(name, self.drafts)}; it has {known}"
             raise ApiError(400, message, param="draft", code="draft_not_found")
         return self.drafts[name]
+
+    def scorer(self, name: str | None, method: Method) -> Any:
+        """Returns the scorer of a request; None for a request without.
+
+        Raises `ApiError` for one that the server was not given, and where a method needs one or takes none.
+        """
+        about, known = method.about, ", ".join(self.scorers) or "none"
+        if name is None:
+            if "scorer" in about.needs:
+                raise ApiError(400, f"{about.name} needs a scorer; {self.name} has {known}", param="scorer")
+            return None
+        if "scorer" not in (*about.needs, *about.takes):
+            raise ApiError(400, f"{about.name} takes no scorer; leave it out", param="scorer")
+        if name not in self.scorers:
+            message = f"{self.name} has no scorer {name!r} here{nearest(name, self.scorers)}; it has {known}"
+            raise ApiError(400, message, param="scorer", code="scorer_not_found")
+        return self.scorers[name]
 
 
 class Models:
@@ -94,16 +115,23 @@ class Models:
         chosen = self.method(method or "greedy")
         for hosted in self:
             known_of(hosted.lm.model).complete(hosted.lm.model)
+            hosted.lm.engine.worker(hosted.lm.model).measure_sharing()
             for draft in [*hosted.drafts.values(), hosted.lm.draft(None, chosen)]:
                 if draft is not None and draft.model is not None:
                     known_of(draft.model).complete(draft.model)
-            self._try(hosted, self.method("greedy"))
-            self._try(hosted, chosen)
+            for each in (self.method("greedy"), chosen):
+                fits = not hosted.lm.model.writes_canvas or issubclass(each.run_type, CanvasRun)
+                self._try(hosted, each if fits else self.method(hosted.lm.usual_method))
 
     @staticmethod
     def _try(hosted: Hosted, method: Method) -> None:
+        speech = hosted.lm.model.speech
         tokens = hosted.lm.model.tokenizer.encode_prompt("Hello") or [0]
         try:
+            if speech is not None:
+                tone = [0.1 * math.sin(0.17 * place) for place in range(speech.rate)]
+                hosted.lm.transcribe(tone, method=method, max_tokens=WARM_UP_TOKENS)
+                return
             hosted.lm.generate(tokens, method=method, draft=hosted.draft(None, method), max_tokens=WARM_UP_TOKENS)
         except OutlayError as error:
             raise type(error)(f"{hosted.name} can't decode with the method {method.label!r}: {error}") from error
@@ -127,7 +155,7 @@ def parse_method(text: str, allowed: Collection[str]) -> Method:
         method = catalog.parse(text)
     except UsageError as error:
         raise ApiError(400, str(error), param="method", code="invalid_value") from None
-    _refuse_files(method)
+    _refuse_files(method.cache_policy or method)
     return method
 
 
@@ -136,10 +164,11 @@ def _may_be_used(name: str, method: type[Entry], allowed: Collection[str]) -> bo
     return name in allowed or (ours and not method.about.runs_code)
 
 
-def _refuse_files(method: Method) -> None:
+def _refuse_files(method: Entry) -> None:
     """Raises `ApiError` where an option of a method may name a file: only its words are taken from a request."""
     for option in fields(cast(Any, method)):
         value = getattr(method, option.name)
-        if isinstance(value, str) and "str" in str(option.type) and value not in (option.default, *WORDS):
+        may_name = re.search(r"\bstr\b", str(option.type)) and option.name not in method.about.texts
+        if isinstance(value, str) and may_name and value not in (option.default, *WORDS):
             message = f"option {option.name!r} of method {method.about.name!r} may not name a file in a request"
             raise ApiError(403, message, param="method", code="file_refused")

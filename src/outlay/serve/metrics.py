@@ -50,13 +50,15 @@ class Metrics:
         """Counts a client that left before its answer was complete."""
         self._left.inc()
 
-    def first_token(self, model: str, seconds: float) -> None:
-        """Notes how long a request waited for its first token."""
-        self._first.labels(model).observe(seconds)
+    def first_tokens(self, model: str) -> Histogram:
+        """Returns what observes how long a request waited for its first token."""
+        first: Histogram = self._first.labels(model)
+        return first
 
-    def gap(self, model: str, seconds: float) -> None:
-        """Notes how long a text stood still."""
-        self._gaps.labels(model).observe(seconds)
+    def gaps(self, model: str) -> Histogram:
+        """Returns what observes how long a text stood still."""
+        gaps: Histogram = self._gaps.labels(model)
+        return gaps
 
     def answer(self, model: str, answer: Answer) -> None:
         """Counts a text that has ended."""
@@ -93,7 +95,7 @@ class _EngineMetrics(Collector):
                 continue
             place = (worker.model.name, worker.role)
             passes.add_metric(place, worker.passes)
-            rows.add_metric(place, worker.ledger.target_tokens + worker.ledger.draft_tokens)
+            rows.add_metric(place, getattr(worker.ledger, f"{worker.role}_tokens"))
             seconds.add_metric(place, worker.pass_seconds)
             slots.add_metric(place, worker.cache.in_use)
             held.add_metric(place, worker.cache.bytes())

@@ -10,7 +10,7 @@ from outlay.engine.session import TextChunk
 from outlay.serve import objects
 from outlay.serve.answers import Answer, AnswerReader
 from outlay.serve.asked import Asked
-from outlay.serve.fields import ResponseRequest
+from outlay.serve.fields import Fields, ResponseRequest
 from outlay.serve.tools import Delta
 from outlay.serve.writer import Event, Spent, Writer
 
@@ -160,8 +160,8 @@ class ResponseWriter(Writer):
             "store": False,
             "system_fingerprint": head["system_fingerprint"],
             "temperature": 1.0 if request.temperature is None else request.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": request.tool_choice or "auto",
+            "text": {"format": _said(request.text and request.text.format) or {"type": "text"}},
+            "tool_choice": _said(request.tool_choice) or "auto",
             "tools": [tool.model_dump() for tool in request.tools or ()],
             "top_logprobs": request.top_logprobs,
             "top_p": 1.0 if request.top_p is None else request.top_p,
@@ -170,6 +170,11 @@ class ResponseWriter(Writer):
             "user": request.user,
             **({} if answer is None else {"outlay": objects.spending(self.asked, [answer])}),
         }
+
+
+def _said(field: Any) -> Any:
+    """Returns a field of a request as the request has it."""
+    return field.model_dump(by_alias=True, exclude_none=True) if isinstance(field, Fields) else field
 
 
 def _status(answer: Answer) -> str:

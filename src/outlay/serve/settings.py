@@ -28,6 +28,9 @@ class Limits:
     seconds: float = 600.0
     """Seconds from a request's arrival to its end. A text that isn't finished then ends as a budget ends it."""
 
+    audio_seconds: float = 1800.0
+    """Seconds of a recording."""
+
     tools: int = 128
     """Tools that a request describes."""
 

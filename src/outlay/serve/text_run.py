@@ -99,7 +99,7 @@ class TextRun:
 
     async def _go_on(self, spent: Ledger | None) -> None:
         left = max(1, self._asked.max_tokens - len(self._tokens))
-        self._handles.append(await self._submit([*self._prompt, *self._tokens], self._seed, left, spent))
+        self._handles.append(await self._submit(self._prompt + list(self._tokens), self._seed, left, spent))
 
     def _counted(self, chunk: TextChunk) -> TextChunk:
         """Counts a chunk's tokens; returns what of it is shown, less where the reasoning's limit lies within it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from outlay.constrain import After, Constraint
 from outlay.models.tokenizer import Tokenizer
 from outlay.serve.tools import Delta, start_of
 
@@ -62,6 +63,10 @@ class Thoughts:
     def thinking(self) -> bool:
         """Whether the text is inside the reasoning."""
         return self._inside
+
+    def constrained(self, constraint: Constraint) -> Constraint:
+        """Returns a constraint of the answer as one of the text, which begins with reasoning where that was opened."""
+        return After(self._tags.closing, constraint, required=True) if self._inside else constraint
 
     def push(self, text: str) -> list[Delta]:
         """Adds text; returns what is certain now. The tags, and space next to them, belong to neither."""

@@ -51,8 +51,17 @@ class Form:
     """Whether an answer that begins with an object is a call without its opening."""
     named: bool = False
     """Whether a call may be a name with its arguments behind it."""
+    listed: bool = False
+    """Whether calls stand in a JSON list."""
+    arguments: str = "arguments"
+    """The key of a call's arguments."""
     id_length: int = 24
     """Letters and digits of a call's id; Mistral's templates refuse all but 9."""
+
+    @property
+    def before_calls(self) -> str:
+        """What stands before the first call, where nothing else does."""
+        return "" if self.bare else self.opening + ("\n" if self.closing else "")
 
     @property
     def marks(self) -> frozenset[str]:
@@ -64,8 +73,8 @@ FORMS = {
     form.name: form
     for form in (
         Form("hermes", "<tool_call>", "</tool_call>", " \n\r\t"),
-        Form("llama3", "<|python_tag|>", "", " \n\r\t;", bare=True),
-        Form("mistral", "[TOOL_CALLS]", "", " \n\r\t[],", named=True, id_length=9),
+        Form("llama3", "<|python_tag|>", "", " \n\r\t;", bare=True, arguments="parameters"),
+        Form("mistral", "[TOOL_CALLS]", "", " \n\r\t[],", named=True, listed=True, id_length=9),
     )
 }
 
@@ -84,9 +93,10 @@ class CallParser:
     Args:
         form: how the model writes calls.
         names: the functions that may be called; a call of another one stays text.
+        begun: what of the answer stands in the prompt already.
     """
 
-    def __init__(self, form: Form, names: Collection[str]) -> None:
+    def __init__(self, form: Form, names: Collection[str], begun: str = "") -> None:
         self._form, self._names = form, names
         self.marks = form.marks
         self._read = self._read_text
@@ -95,6 +105,7 @@ class CallParser:
         self._begun = False
         self._object = _Object(names)
         self.calls = 0
+        self.push(begun)
 
     def push(self, text: str) -> list[Delta]:
         """Adds text; returns what is certain now."""

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
@@ -15,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from outlay.budget import Ledger
 from outlay.serve.answers import Answer, AnswerReader
 from outlay.serve.asked import Asked
-from outlay.serve.errors import ApiError, as_api_error
+from outlay.serve.errors import UNTOLD, ApiError, as_api_error
 from outlay.serve.gate import send_error, send_json
 from outlay.serve.generation import Generation, Told
 from outlay.serve.log import Log
@@ -62,7 +63,7 @@ class Work(Response):
         facts = scope["outlay"]
         facts |= {"model": self._asked.hosted.name, "method": self._asked.method.label, "stream": self._stream}
         work = asyncio.create_task(self._work(facts, send))
-        left = asyncio.create_task(_client_left(receive))
+        left = asyncio.create_task(client_left(receive))
         try:
             await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -81,7 +82,10 @@ class Work(Response):
         try:
             left = seconds - (time.monotonic() - facts["arrived"])
             async with desk.turns.turn(facts["key"], asked.copies * asked.prompts, max(left, 0.0)):
-                generation = Generation(asked, desk.settings.limits, desk.pool, facts["arrived"] + seconds)
+                generation = Generation(
+                    asked, desk.settings.limits, desk.pool, facts["arrived"] + seconds,
+                    rounds=self._stream and "outlay" in self._writer.told,
+                )  # fmt: skip
                 try:
                     await generation.start()
                     await self._answer(generation, facts, send)
@@ -99,18 +103,19 @@ class Work(Response):
         if self._stream:
             await self._begin_stream(send)
             await _send_events(self._writer.begin(), send)
-        async for told in generation.events(self._desk.settings.keep_alive):
-            if told is None:
+        async with aclosing(generation.events(self._desk.settings.keep_alive)) as happening:
+            async for told in happening:
+                if told is None:
+                    if self._stream:
+                        await _send_body(COMMENT, send)
+                    continue
+                if told.chunk is not None:
+                    clock.tick(told.place)
+                events = self._take(told, readers, answers, generation)
                 if self._stream:
-                    await _send_body(COMMENT, send)
-                continue
-            if told.chunk is not None:
-                clock.tick(told.place)
-            events = self._take(told, readers, answers, generation)
-            if self._stream:
-                await _send_events(events, send)
-            else:
-                list(events)
+                    await _send_events(events, send)
+                else:
+                    list(events)
         ended = [answer for answer in answers if answer is not None]
         self._note(ended, readers, facts)
         if self._stream:
@@ -130,6 +135,8 @@ class Work(Response):
                 generation.enough(told.place)
             if self._stream:
                 yield from self._writer.add(told.place, told.chunk, deltas, generation.ledger)
+        if told.filled is not None:
+            yield from self._writer.fill(told.place, told.filled)
         if told.answer is not None:
             if told.answer.finish_reason == "cancelled":
                 raise ApiError(
@@ -170,7 +177,7 @@ class Work(Response):
         """Tells the client of an error, in an event where the stream began."""
         told = as_api_error(error)
         facts["error"] = told.message
-        if told.code == "internal_error":
+        if told.code in UNTOLD:
             self._desk.log("error", id=facts["id"], error=f"{type(error).__name__}: {error}")
         if not self._began:
             await send_error(told, send)
@@ -183,7 +190,7 @@ class _Clock:
     """Notes when a request's texts move on."""
 
     def __init__(self, metrics: Metrics, model: str, facts: dict[str, Any]) -> None:
-        self._metrics, self._model, self._facts = metrics, model, facts
+        self._first_tokens, self._gaps, self._facts = metrics.first_tokens(model), metrics.gaps(model), facts
         self._last: dict[int, float] = {}
 
     def tick(self, index: int) -> None:
@@ -191,13 +198,13 @@ class _Clock:
         now = time.monotonic()
         if not self._last:
             self._facts["first_token"] = round(now - self._facts["arrived"], 4)
-            self._metrics.first_token(self._model, now - self._facts["arrived"])
+            self._first_tokens.observe(now - self._facts["arrived"])
         elif index in self._last:
-            self._metrics.gap(self._model, now - self._last[index])
+            self._gaps.observe(now - self._last[index])
         self._last[index] = now
 
 
-async def _client_left(receive: Receive) -> None:
+async def client_left(receive: Receive) -> None:
     """Returns when the client has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

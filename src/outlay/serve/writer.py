@@ -10,6 +10,7 @@ from outlay.budget import Ledger
 from outlay.engine.session import TextChunk
 from outlay.serve.answers import Answer, AnswerReader
 from outlay.serve.asked import Asked
+from outlay.serve.generation import Filled
 from outlay.serve.tools import Delta
 
 Spent = Callable[[], Ledger]
@@ -55,6 +56,10 @@ class Writer(ABC):
     @abstractmethod
     def add(self, index: int, chunk: TextChunk, deltas: Sequence[Delta], spent: Spent) -> Iterator[Event]:
         """Yields what a chunk of text adds; `spent` tells what has been spent so far."""
+
+    def fill(self, index: int, filled: Filled) -> Iterator[Event]:
+        """Yields what tells of a round of a canvas: its number, and the text of each position that it filled."""
+        return iter(())
 
     @abstractmethod
     def end(self, index: int, answer: Answer, reader: AnswerReader, rest: Sequence[Delta]) -> Iterator[Event]:

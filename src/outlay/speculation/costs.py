@@ -8,26 +8,22 @@ is taken to be linear.
 
 from __future__ import annotations
 
-import json
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from statistics import median_low
 from typing import Any
 
 import torch
 
-from outlay import kernels
 from outlay.budget import Account, Budget, Ledger
 from outlay.engine.forward import Forward
+from outlay.engine.kept import kept_file, read_kept, write_kept
 from outlay.engine.request import Served, Worker
 from outlay.engine.run import Run
 from outlay.engine.worker import ModelWorker
-from outlay.models import hub
 from outlay.models.load import Model
 from outlay.tree.token_tree import Tree
 
@@ -72,9 +68,15 @@ class Measurement:
     nothing else runs.
     """
 
-    def __init__(self, model: Model, widths: Sequence[int] = WIDTHS, begun: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        widths: Sequence[int] = WIDTHS,
+        begun: Sequence[float] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """`begun`: the pieces that another process has measured."""
-        self.seconds = list(begun)
+        self.seconds, self._clock = list(begun), clock
         self._model, self._widths = model, tuple(widths)
         context = max(1, model.decoder.config.max_positions - max(widths) - 2)
         self._short, self._long = min(SHORT, context), min(LONG, context)
@@ -97,7 +99,7 @@ class Measurement:
             )
             self._trees = filled_trees(self._worker, self._short, self._long)
         length, width = self._pieces[len(self.seconds)]
-        self.seconds.append(min(timed(self._worker, self._trees[length], width) for _ in range(IN_A_ROW)))
+        self.seconds.append(min(timed(self._worker, self._trees[length], width, self._clock) for _ in range(IN_A_ROW)))
 
     def costs(self) -> PassCosts:
         """Returns the costs by all pieces."""
@@ -117,29 +119,32 @@ def filled_trees(worker: ModelWorker, *lengths: int) -> dict[int, Tree]:
     a pass takes doesn't depend on what they are.
     """
     for held in worker.cache.layers:
-        for part in (held.keys, held.values, held.key_scales, held.value_scales):
-            if part is not None:
-                part.fill_(1)
-    tree = Tree(worker.cache, reserve=max(lengths))
+        for part in held.parts:
+            part.fill_(1)
     most = min(50, worker.decoder.config.vocab_size - 1)
+    memory = None
+    if worker.model.encoder is not None:
+        read = min(SHORT, worker.model.encoder.config.max_positions)
+        memory = worker.open_memory([1 + place % most for place in range(read)])
+    tree = Tree(worker.cache, reserve=max(lengths), memory=memory)
     tree.append([1 + place % most for place in range(max(lengths))])
     assert tree.tip is not None
     path = tree.tip.path()
     for node in path:
         node.computed = True
-    return {length: Tree(worker.cache, after=path[length - 1]) for length in lengths}
+    return {length: Tree(worker.cache, after=path[length - 1], memory=memory) for length in lengths}
 
 
-def timed(worker: ModelWorker, tree: Tree, width: int) -> float:
+def timed(worker: ModelWorker, tree: Tree, width: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Returns the seconds of a pass over a chain of `width` nodes below a tree's tip."""
     vectors = (
         list(torch.zeros(width, worker.decoder.config.hidden_size)) if worker.decoder.reads_hidden_states else None
     )
     nodes = tree.extend(range(-1, width - 1), range(1, width + 1), inputs_embeds=vectors)
     request = Forward(Account(Budget(), Ledger()), worker, tuple(nodes), topk=1)
-    started = time.perf_counter()
+    started = clock()
     worker.advance([request])
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     tree.prune(())
     if request.error is not None:
         raise request.error
@@ -180,7 +185,8 @@ class Known:
         self.begun = measurement.seconds
         if measurement.done:
             self.found, self.begun, self.settled = [*self.found, measurement.costs()], [], True
-        _write(self.path, self)
+        measured = [[each.seconds, each.slope] for each in self.found]
+        write_kept(self.path, {"widths": WIDTHS, "measured": measured, "begun": self.begun})
 
     def complete(self, model: Model) -> PassCosts:
         """Measures the costs of the model's passes at once, where they still should be, and returns them."""
@@ -233,21 +239,17 @@ def measure_beside(run: Run, model: Model) -> None:
         run.service(("costs", known.path), lambda wake: CostMeter(model))
 
 
-_KNOWN: dict[str, Known] = {}
+_KNOWN: dict[Path, Known] = {}
 
 
 def known_of(model: Model) -> Known:
     """Returns what is known of a model's passes with the threads in use."""
-    threads = kernels.threads() if kernels.available() else torch.get_num_threads()
-    device = str(model.decoder.device)
     measured = [WIDTHS, TURNS, IN_A_ROW, SHORT, LONG]
-    about = [model.fingerprint, model.format, device, kernels.isa(), str(threads), processor(), str(measured)]
-    key = sha256("\n".join(about).encode()).hexdigest()[:24]
-    if key not in _KNOWN:
-        path = hub.cache_folder().parent / "costs" / f"{key}.json"
-        found, begun = _read(path)
-        _KNOWN[key] = Known(path, estimate(model), found, begun, settled=len(found) >= PROCESSES)
-    return _KNOWN[key]
+    path = kept_file(model.fingerprint, model.format, model.decoder.device, measured)
+    if path not in _KNOWN:
+        found, begun = _found(read_kept(path))
+        _KNOWN[path] = Known(path, estimate(model), found, begun, settled=len(found) >= PROCESSES)
+    return _KNOWN[path]
 
 
 def _fastest(found: Sequence[PassCosts]) -> PassCosts:
@@ -256,39 +258,13 @@ def _fastest(found: Sequence[PassCosts]) -> PassCosts:
     return PassCosts(found[0].widths, seconds, median_low(each.slope for each in found))
 
 
-def _read(path: Path) -> tuple[list[PassCosts], list[float]]:
-    """Returns what was measured before, and the pieces of what was begun; nothing where the file doesn't hold that."""
+def _found(held: Any) -> tuple[list[PassCosts], list[float]]:
+    """Returns what was measured before, and the pieces of what was begun; nothing where a file doesn't hold that."""
     try:
-        held = json.loads(path.read_text())
         widths = tuple(map(int, held["widths"]))
         found = [PassCosts(widths, tuple(map(float, seconds)), float(slope)) for seconds, slope in held["measured"]]
         begun = [float(seconds) for seconds in held["begun"]]
-        return (
-            (found, begun) if widths == WIDTHS and all(len(each.seconds) == len(widths) for each in found) else ([], [])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return [], []
-
-
-def _write(path: Path, known: Known) -> None:
-    """Keeps what was measured; a cache that can't be written is measured again next time."""
-    held = {
-        "widths": WIDTHS,
-        "measured": [[each.seconds, each.slope] for each in known.found],
-        "begun": known.begun,
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(held))
-        part.replace(path)
-    except OSError:
-        return
-
-
-@cache
-def processor() -> str:
-    """Returns the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    whole = widths == WIDTHS and all(len(each.seconds) == len(widths) for each in found)
+    return (found, begun) if whole else ([], [])

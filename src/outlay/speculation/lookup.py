@@ -24,7 +24,7 @@ class LookupProposer(Proposer):
     def __init__(self, run: TreeRun, longest: int, shortest: int = 1, table: NgramTable | None = None) -> None:
         self._run, self._shortest, self._table = run, shortest, table
         self._text = TextNgrams(longest)
-        self._text.extend(run.prompt)
+        self._text.extend(run.known_text)
         self._known = 0
 
     def propose(self, limits: DraftLimits) -> DraftTree:

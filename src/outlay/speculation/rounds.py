@@ -4,7 +4,8 @@
     yield from self.verify(run, tree, drafter)
 
 `SpeculativeMethod` is that loop: a method says how it drafts and how it accepts. `verify_tree` accepts node by node,
-from the root down; `verify_by_path` takes any rule. A text is lossless as long as the rule returns tokens that are
+from the root down; `verify_by_path` takes any rule. Under a constraint, `steered` cuts what it forbids before the
+target sees it and drafts what it forces. A text is lossless as long as the rule returns tokens that are
 distributed as the target model's own, whatever was drafted.
 """
 
@@ -19,16 +20,18 @@ import torch
 from torch import Tensor
 
 from outlay.budget import ACCEPTED, VERIFIED
+from outlay.constrain import State
 from outlay.engine.method import Method, Work
 from outlay.engine.request import Request
 from outlay.engine.sampling import draw
 from outlay.engine.submission import Submission
-from outlay.engine.tree_run import TreeRun
+from outlay.engine.tree_run import Allowed, TreeRun
 from outlay.errors import UsageError
 from outlay.kernels import Top
 from outlay.tree.token_tree import Node
 
 ROOT = -1  # the index of the text's end, whose children are the first drafted tokens
+FORCED = "forced"  # the origin of tokens that a constraint forces
 DRAFT_STREAM = 1  # the random stream of drafts; 0 is the text's own
 ORDER_STREAM = 2  # the random stream of the order in which equal drafts are verified
 
@@ -231,7 +234,8 @@ class SpeculativeMethod(Method):
         assert run.submission.draft is not None, "checked before the run started"
         drafter: Drafter | Proposer = run.submission.draft.drafter(run)
         while True:
-            tree = yield from self._drafted(run, drafter, self.limits.within(run))
+            limits = self.limits.within(run)
+            tree = steered(run, (yield from self._drafted(run, drafter, limits)), limits)
             yield from self.verify(run, tree, drafter)
 
     def _drafted(self, run: TreeRun, drafter: Drafter | Proposer, limits: DraftLimits) -> Drafting:
@@ -244,6 +248,58 @@ class SpeculativeMethod(Method):
         if drafter.max_depth is not None:
             limits = limits._replace(max_depth=min(limits.max_depth, drafter.max_depth))
         return (yield from self.draft(run, drafter, limits))
+
+
+def steered(run: TreeRun, tree: DraftTree, limits: DraftLimits) -> DraftTree:
+    """Returns a drafted tree without what the run's constraint forbids, and with what it forces behind its leaves.
+
+    Tokens that were drawn are never cut, as they were drawn from a masked distribution; so a tree that an acceptance
+    rule takes stays one. A forced token counts as drawn from a distribution of one token.
+
+    Args:
+        run: The run; a tree without a constraint is returned as it is.
+        tree: What was drafted after its tip.
+        limits: How much the round may draft, forced tokens included.
+    """
+    if run.allowed is None:
+        return tree
+    fitted, places = DraftTree(), {ROOT: ROOT}
+    state = run.allowed.state(run.tip)
+    states = {} if state is None else {ROOT: (state, tuple(run.tokens))}
+    for index, parent in enumerate(tree.parents):
+        at, token = places.get(parent), tree.tokens[index]
+        if at is None or at not in states:
+            continue
+        before, text = states[at]
+        ends = token in run.eos_token_ids
+        after = None if ends else run.allowed.after(before, text, token)
+        if after is None and not (ends and run.allowed.may_end(before, text)):
+            continue
+        places[index] = fitted.add(at, token, tree.origins[index])
+        fitted.copies[places[index]] = tree.copies[index]
+        if after is not None:
+            states[places[index]] = after, (*text, token)
+    drawn = {places[node]: probs for node, probs in tree.draft_probs.items() if node in places}
+    fitted.draft_probs = {at: probs for at, probs in drawn.items() if fitted.children(at)}
+    leaves = [at for at in states if not fitted.children(at)]
+    for at in leaves:
+        _force(run.allowed, fitted, at, states[at], limits, run.model.decoder.config.vocab_size)
+    return fitted
+
+
+def _force(
+    allowed: Allowed, tree: DraftTree, at: int, begin: tuple[State, tuple[int, ...]], limits: DraftLimits, vocab: int
+) -> None:
+    """Adds the tokens that must follow a leaf, as far as the limits go."""
+    state, text = begin
+    drawn = bool(tree.draft_probs)
+    for token in allowed.forced(state, text):
+        depth = 1 if at == ROOT else tree.depths[at] + 1
+        if len(tree) >= limits.max_nodes or depth > limits.max_depth:
+            return
+        if drawn:
+            tree.draft_probs[at] = torch.zeros(vocab).index_fill_(0, torch.tensor(token), 1.0)
+        at = tree.add(at, token, FORCED)
 
 
 def verify_tree(run: TreeRun, tree: DraftTree, accept: Accept, attachments: Attachments | None = None) -> Verification:

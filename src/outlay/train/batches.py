@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outlay.batching import Buckets, DynamicBucketSampler
+from outlay.batching.buckets import BUCKETS
 from outlay.train.corpus import Passage
 
+BATCHES_OF_A_BUCKET = 8  # at least, so that few batches are not full and lengths still mix
 CONTEXT = 128  # tokens before the model's own text that a draft head reads in training; a bound on time, not tuned
 
 
@@ -47,7 +49,7 @@ def as_batch(passages: Sequence[Passage]) -> Batch:
 
 
 def batches(passages: Sequence[Passage], size: int, seed: int, epoch: int) -> Iterator[list[int]]:
-    """Groups passages of like length into batches, in a random order.
+    """Groups passages of like length into batches, drawn from buckets in a random order.
 
     Args:
         passages: The passages to group.
@@ -58,15 +60,11 @@ def batches(passages: Sequence[Passage], size: int, seed: int, epoch: int) -> It
     Yields:
         The indices of a batch's passages.
     """
-    draw = random.Random(f"{seed}/{epoch}")
-    order = sorted(range(len(passages)), key=lambda index: (_length(passages[index]), index))
-    groups: list[list[int]] = [[]]
-    for index in order:
-        if groups[-1] and (len(groups[-1]) + 1) * _length(passages[index]) > size:
-            groups.append([])
-        groups[-1].append(index)
-    draw.shuffle(groups)
-    yield from groups
+    lengths = [_length(passage) for passage in passages]
+    count = max(1, min(BUCKETS, sum(lengths) // (BATCHES_OF_A_BUCKET * size), len(lengths)))
+    buckets = Buckets.fit_1d(lengths, count)
+    sizes = {place: max(1, size // int(edge.input)) for place, edge in enumerate(buckets)}
+    yield from DynamicBucketSampler(lengths, buckets, sizes, buffer=len(lengths), seed=seed, epoch=epoch)
 
 
 def own_tokens(passages: Sequence[Passage]) -> int:

@@ -105,6 +105,8 @@ class Corpus:
             prompts: Token ids of prompts, answered again and again with other seeds; None: the model's own `questions`.
             progress: Called before each shard.
         """
+        if lm.model.encoder is not None:
+            raise UsageError(f"{lm.model.name} has an encoder, for which no draft is trained; lookup drafts for it")
         lm.engine.worker(lm.model).keep_hidden_states()
         while self.tokens < tokens:
             progress(f"writing text, {self.tokens} of {tokens} tokens", self.tokens, tokens)

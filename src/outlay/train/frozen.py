@@ -1,33 +1,45 @@
-"""A frozen model of the Llama family in plain torch, through which gradients flow to its inputs."""
+"""A frozen model of the Llama family in plain torch, through which gradients flow to its inputs.
+
+Another set of layers, whose products have parameters, makes it one that is trained.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from outlay.errors import UsageError
-from outlay.models.linear import weight_of
+from outlay.models.linear import Linear, weight_of
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp
 from outlay.models.norm import RMSNorm
 
 # (layer, q [n, num_heads, head_dim], k, v [n, num_kv_heads, head_dim]) -> [n, num_heads, head_dim]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]  # [n, in] -> [n, out]
 
 
 @dataclass(frozen=True)
-class _Layer:
+class LayerParts:
+    """What a layer computes with."""
+
     attn_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: Tensor
+    """[hidden]."""
+    qkv: Product
+    """To queries, keys and values, one behind the other."""
+    out: Product
+    """From the heads to the hidden state."""
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    """[hidden]."""
+    gate_up: Product
+    """To the gate and the inner state, one behind the other."""
+    down: Product
+    """From the inner state to the hidden state."""
 
 
 class FrozenDecoder:
@@ -45,50 +57,55 @@ class FrozenDecoder:
         if not plain or config.qk_norm or config.post_norms or not isinstance(decoder.final_norm, RMSNorm):
             raise UsageError(f"this is trained for models of the Llama family, not {config.architecture}")
         self.config, self.embed = config, decoder.embed
-        self.layers: list[_Layer] = []
+        self.layers: list[LayerParts] = []
 
         for layer in decoder.layers:
             if not isinstance(layer.mlp, Mlp):
                 raise UsageError("this is trained for models without experts")
             self.layers.append(
-                _Layer(
+                LayerParts(
                     _norm(layer.attn_norm),
-                    weight_of(layer.qkv),
-                    getattr(layer.qkv, "bias", None),
-                    weight_of(layer.out),
+                    _product(layer.qkv),
+                    _product(layer.out),
                     _norm(layer.mlp_norm),
-                    weight_of(layer.mlp.gate_up),
-                    weight_of(layer.mlp.down),
+                    _product(layer.mlp.gate_up),
+                    _product(layer.mlp.down),
                 )
             )
         self.final_norm, self.lm_head = decoder.final_norm.weight, weight_of(decoder.lm_head)
         self._cos, self._sin = decoder.rope_tables[0]
 
-    def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, attend: Attend, layers: Sequence[LayerParts] | None = None
+    ) -> Tensor:
         """Computes the hidden states that the LM head reads.
 
         Args:
             x: [n, hidden], the input embeddings.
             positions: int64 [n].
             attend: Attention over the keys that the caller chooses.
+            layers: What to compute with; None: the model's own weights.
 
         Returns:
             [n, hidden], after the final norm.
         """
         config = self.config
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
-        for index, layer in enumerate(self.layers):
-            qkv = F.linear(self._normed(x, layer.attn_norm), layer.qkv, layer.qkv_bias)
-            heads = qkv.view(len(x), -1, config.head_dim)
+        for index, layer in enumerate(self.layers if layers is None else layers):
+            heads = layer.qkv(self._normed(x, layer.attn_norm)).view(len(x), -1, config.head_dim)
             q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
             attended = attend(index, rotated(q, cos, sin), rotated(k, cos, sin), v)
-            x = x + F.linear(attended.flatten(1), layer.out)
-            gate, up = F.linear(self._normed(x, layer.mlp_norm), layer.gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
+            x = x + layer.out(attended.flatten(1))
+            gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, -1)
+            x = x + layer.down(F.silu(gate) * up)
         return self._normed(x, self.final_norm)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+
+def _product(linear: Linear) -> partial[Tensor]:
+    return partial(F.linear, weight=weight_of(linear), bias=getattr(linear, "bias", None))
 
 
 def _norm(norm: object) -> Tensor:

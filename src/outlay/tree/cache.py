@@ -8,7 +8,7 @@ reads its keys. Only growing the cache copies it; it doubles each time.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import gcd
 
@@ -85,12 +85,13 @@ class Cache:
     The cache starts small and doubles as needed, up to its limit.
 
     Attributes:
-        layers: keys and values of each layer, [num_kv_heads, capacity, head_dim].
+        layers: keys and values of each layer, [num_kv_heads, capacity, head_dim]; one tensor where they are the same.
         hidden_states: float32 [capacity, hidden_size], what the model's LM head read for the token in each slot; kept
             from `keep_hidden_states` on, for drafts that start from them.
         positions: int64 [capacity], the position of the token in each slot.
         capacity: slots that are allocated.
         in_use: slots that hold a token.
+        stored_bytes: what policies hold beside the slots (`outlay.tree.stored`), which counts against the limit.
         reclaim: called when the cache is full; may free slots that are kept for reuse, and tells whether it did.
         rescue: called when there is no slot at all, not even one to reclaim; may take some from a run that is at work,
             and tells whether it did.
@@ -110,7 +111,7 @@ class Cache:
             capacity: slots to begin with.
         """
         self.config, self.dtype, self.device, self.limit = config, dtype, device, limit
-        self.in_use = 0
+        self.in_use = self.stored_bytes = 0
         self.capacity = 0
         self.reclaim: Callable[[], bool] | None = None
         self.rescue: Callable[[], bool] | None = None
@@ -127,11 +128,11 @@ class Cache:
         """Bytes of keys and values that one token holds, over all layers."""
         config = self.config
         per_head = config.head_dim * self.dtype.itemsize + (4 * config.head_dim // self.group if self.group else 0)
-        return 2 * config.num_layers * config.num_kv_heads * per_head
+        return (1 if config.shared_qkv else 2) * config.num_layers * config.num_kv_heads * per_head
 
     def bytes(self) -> int:
         """Returns the bytes that the tokens now in the cache hold."""
-        return self.in_use * self.bytes_per_slot
+        return self.in_use * self.bytes_per_slot + self.stored_bytes
 
     def keep_hidden_states(self) -> None:
         """Keeps hidden states from now on; those of tokens that are here already are zeros."""
@@ -141,7 +142,8 @@ class Cache:
     def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor) -> None:
         """Writes k and v [n, num_kv_heads, head_dim] into n slots, rounded to the cache's dtype."""
         held = self.layers[layer]
-        for x, to, scales in ((k, held.keys, held.key_scales), (v, held.values, held.value_scales)):
+        both = ((k, held.keys, held.key_scales), (v, held.values, held.value_scales))
+        for x, to, scales in both[:1] if self.config.shared_qkv else both:
             x = x.transpose(0, 1)
             if scales is not None:
                 x, scales[:, slots] = quantize(x, self.group)
@@ -154,6 +156,20 @@ class Cache:
         if held.key_scales is not None and held.value_scales is not None:
             keys, values = dequantize(keys, held.key_scales[:, slots]), dequantize(values, held.value_scales[:, slots])
         return keys.to(dtype), values.to(dtype)
+
+    def copy(self, source: Sequence[int], to: Sequence[int]) -> None:
+        """Copies keys, values and hidden states from n slots to n others."""
+        from_slots, to_slots = (torch.tensor(slots, device=self.device) for slots in (source, to))
+        for layer in range(len(self.layers)):
+            self.copy_layer(layer, source, to)
+        if self.hidden_states is not None:
+            self.hidden_states[to_slots] = self.hidden_states[from_slots]
+
+    def copy_layer(self, layer: int, source: Sequence[int], to: Sequence[int]) -> None:
+        """Copies the keys and values of one layer from n slots to n others, which may be some of the same."""
+        from_slots, to_slots = (torch.tensor(slots, device=self.device) for slots in (source, to))
+        for part in self.layers[layer].parts:
+            part[:, to_slots] = part[:, from_slots]
 
     def region(self, size: int) -> Region:
         """Returns a new region of `size` slots, or of as many as are left.
@@ -216,7 +232,8 @@ class Cache:
 
     def has_room(self, size: int) -> bool:
         """Tells whether `size` more tokens can be held, freeing slots that are kept for reuse if need be."""
-        while self.limit - self.in_use < size:
+        stored = -(-self.stored_bytes // self.bytes_per_slot) if self.stored_bytes else 0
+        while self.limit - self.in_use - stored < size:
             if self.reclaim is None or not self.reclaim():
                 return False
         return True
@@ -289,17 +306,16 @@ class Cache:
         def zeros(width: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros((config.num_kv_heads, capacity, width), dtype=dtype, device=self.device)
 
-        keys, values = (zeros(config.head_dim, self.dtype) for _ in range(2))
-        if not self.group:
-            return KeyValues(keys, values)
-        return KeyValues(keys, values, *(zeros(config.head_dim // self.group, torch.float32) for _ in range(2)))
+        keys = zeros(config.head_dim, self.dtype)
+        scales = zeros(config.head_dim // self.group, torch.float32) if self.group else None
+        if config.shared_qkv:
+            return KeyValues(keys, keys, scales, scales)
+        return KeyValues(keys, torch.zeros_like(keys), scales, None if scales is None else torch.zeros_like(scales))
 
 
 def _copy(source: KeyValues, target: KeyValues, count: int) -> None:
-    target.keys[:, :count], target.values[:, :count] = source.keys[:, :count], source.values[:, :count]
-    for scales, wider in ((source.key_scales, target.key_scales), (source.value_scales, target.value_scales)):
-        if scales is not None and wider is not None:
-            wider[:, :count] = scales[:, :count]
+    for part, wider in zip(source.parts, target.parts, strict=True):
+        wider[:, :count] = part[:, :count]
 
 
 def quantize(x: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,20 @@ child or a pin holds it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from outlay.errors import FailureError
 from outlay.tree.cache import Cache, Region
+from outlay.tree.stored import NOWHERE, Segment, StoredTrunk
+from outlay.tree.visual import VisualToken
+
+if TYPE_CHECKING:
+    from outlay.tree.memory import Memory
+    from outlay.tree.plan import BreakEven
 
 NO_TOKEN = -1  # token of a node that is an input embedding alone
 STEP = 64  # slots by which a region grows at least
@@ -29,29 +35,36 @@ class Node:
     Attributes:
         token: the token's id, or `NO_TOKEN` for an input embedding alone.
         position: how many tokens precede it in its text.
-        slot: where its key and value lie in the cache.
+        slot: where its key and value lie in the cache; -1 where they were dropped.
         computed: whether they lie there already.
         has_state: whether its hidden state was kept when it was computed.
         origin: what proposed the token; empty for the model's own choice.
+        head: the first node of the stretch that ends here: nodes below one another in slots side by side.
         input_embed: input embedding [hidden_size] that the model reads with the token or in its place, if any: see
-            `Decoder.inputs`.
+            `Decoder.inputs`. A `VisualToken` stands for one that a vision tower makes when a pass needs it.
     """
 
     __slots__ = (
-        "children", "computed", "has_state", "input_embed", "origin", "parent", "pins", "position", "region", "slot",
-        "token", "tree",
+        "children", "computed", "has_state", "head", "input_embed", "origin", "parent", "pins", "position", "region",
+        "slot", "token", "tree",
     )  # fmt: skip
 
-    def __init__(self, tree: Tree, parent: Node | None, token: int, region: Region, origin: str = "") -> None:
+    def __init__(
+        self, tree: Tree, parent: Node | None, token: int, region: Region, origin: str = "", slot: int | None = None
+    ) -> None:
+        """Makes a node in a slot that is allocated already, or in the region's next one."""
         self.tree, self.parent, self.token, self.region, self.origin = tree, parent, token, region, origin
         self.position: int = parent.position + 1 if parent else 0
-        self.slot = region.allocate(self.position)
+        self.slot = region.allocate(self.position) if slot is None else slot
         self.children = 0
         self.pins = 1  # the tree's own
         self.computed = self.has_state = False
-        self.input_embed: Tensor | None = None
+        self.input_embed: Tensor | VisualToken | None = None
+        self.head: Node = self
         if parent is not None:
             parent.children += 1
+            if parent.region is region and parent.slot + 1 == self.slot:
+                self.head = parent.head
 
     def path(self, after: Node | None = None) -> list[Node]:
         """Returns the nodes below `after` (None: from the root) down to this one."""
@@ -65,6 +78,12 @@ class Node:
         return nodes
 
     @property
+    def key(self) -> int:
+        """What tells it from its siblings: its token's id, or the pixels that it stands for."""
+        embed = self.input_embed
+        return embed.key if isinstance(embed, VisualToken) else self.token
+
+    @property
     def held(self) -> bool:
         """Whether a tree, a child or a pin holds it."""
         return self.pins > 0 or self.children > 0
@@ -74,7 +93,8 @@ class Node:
         self.pins -= 1
         node: Node | None = self
         while node is not None and not node.held:
-            node.region.free(node.slot)
+            if node.slot >= 0:
+                node.region.free(node.slot)
             node = node.parent
             if node is not None:
                 node.children -= 1
@@ -98,13 +118,13 @@ class TrunkSpan:
 
     __slots__ = ("base", "count", "region", "slots", "start")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, count: int = 1) -> None:
         self.region, self.base, self.start = node.region, node.position, node.slot
-        self.count = 1
+        self.count = count
         self.slots: array[int] | None = None
 
-    def add(self, node: Node) -> bool:
-        """Adds the trunk's next node, unless it should begin a span of its own; tells whether it did."""
+    def add(self, node: Node, count: int = 1) -> bool:
+        """Adds the trunk's next nodes, `count` side by side, unless a span of their own should begin; tells whether."""
         if node.region is not self.region:
             return False
         if self.slots is None and node.slot != self.start + self.count:
@@ -112,8 +132,8 @@ class TrunkSpan:
                 return False
             self.slots = array("q", range(self.start, self.start + self.count))
         if self.slots is not None:
-            self.slots.append(node.slot)
-        self.count += 1
+            self.slots.extend(range(node.slot, node.slot + count))
+        self.count += count
         return True
 
     def holds(self, node: Node) -> bool:
@@ -122,6 +142,12 @@ class TrunkSpan:
         if not 0 <= index < self.count:
             return False
         return node.slot == (self.start + index if self.slots is None else self.slots[index])
+
+    def cut(self, count: int) -> None:
+        """Keeps the first `count` tokens."""
+        self.count = count
+        if self.slots is not None:
+            del self.slots[count:]
 
     def copy(self) -> TrunkSpan:
         """Returns a span that can grow apart from this one."""
@@ -138,27 +164,50 @@ class Tree:
         spans: the trunk, cut where its slots or regions are not contiguous.
         tentative: the nodes below the tip, parents before their children (a dict, as an ordered set).
         watch: an observer of the tree, if any. Forks inherit it.
+        block: nodes of the trunk see the blocks of this many positions up to the end of their own; 1 is causal.
+        sharing: when its rows read apart what they share with others; None where what pays decides. Forks inherit it.
+        memory: what all of its nodes read beside their path, made by an encoder; None where there is none. Forks
+            inherit it.
+        private_below: a node of the trunk below which nothing is ever shared with other runs, because keys and values
+            there are not what a plain pass computes; None where all may be. Forks inherit it.
+        dropped: how many committed nodes below it have no slot any more, side by side in the text. Forks inherit it.
+        stored: what a cache policy holds of the trunk's beginning, whose nodes have no slots and are in no span; None
+            where no policy does. Forks share it.
     """
 
-    def __init__(self, cache: Cache, *, after: Node | None = None, reserve: int = STEP) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        after: Node | None = None,
+        reserve: int = STEP,
+        block: int = 1,
+        memory: Memory | None = None,
+    ) -> None:
         """Starts a tree.
 
         Args:
             cache: where keys and values live.
             after: a node of another tree, whose path this one shares; None for an empty tree.
             reserve: how many tokens the caller expects to add. They get contiguous slots if the cache has them.
+            block: positions of a block that see each other. Only whole blocks are added to the trunk.
+            memory: what its nodes read beside their path. `after` lies below the same.
         """
-        self.cache = cache
+        self.cache, self.block, self.memory = cache, block, memory
         self.tip = after
         self.spans: list[TrunkSpan] = []
         self.tentative: dict[Node, None] = {}
         self.watch: Watcher | None = None
+        self.sharing: BreakEven | None = None
+        self.private_below: Node | None = None
+        self.dropped = 0
+        self.stored: StoredTrunk | None = None
         self._reserve = reserve
         self._regions: list[Region] = []
         if after is not None:
             after.pins += 1
-            for node in after.path():
-                self._add_to_trunk(node)
+            for first, count in _stretches(after):
+                self._add_to_trunk(first, count)
 
     def extend(
         self,
@@ -204,22 +253,86 @@ class Tree:
             self.watch.grew(grown)
         return grown
 
-    def append(self, tokens: Sequence[int]) -> None:
-        """Commits `tokens` one after the other below the tip. No node may be tentative."""
+    def append(self, tokens: Sequence[int], visual: Mapping[int, VisualToken] | None = None) -> None:
+        """Commits `tokens` one after the other below the tip. No node may be tentative.
+
+        Args:
+            tokens: token ids.
+            visual: by their place in `tokens`, those that stand for images, and what they read in place of a token.
+        """
         assert not self.tentative, "a trunk grows only when nothing is tentative"
         region: Region | None = None
-        for token in tokens:
+        before = self.tip
+        for place, token in enumerate(tokens):
             if region is None or not region.available:
                 region = self._region_below(self.tip)
-            above, self.tip = self.tip, Node(self, self.tip, token, region)
+            seen = visual.get(place) if visual else None
+            above, self.tip = self.tip, Node(self, self.tip, token if seen is None else NO_TOKEN, region)
+            self.tip.input_embed = seen
             self._add_to_trunk(self.tip)
             if above is not None:
                 above.unpin()
 
         if self.watch is not None and self.tip is not None and tokens:
-            grown = self.tip.path()[-len(tokens) :]
+            grown = self.tip.path(before)
             self.watch.grew(grown)
             self.watch.committed(grown)
+
+    def append_stored(self, tokens: Sequence[int], visual: Mapping[int, VisualToken] | None = None) -> None:
+        """Commits a prompt without slots, for a policy to hold. The tree is empty; `visual` is as in `append`."""
+        assert self.tip is None, "what a policy holds begins a text"
+        nodes: list[Node] = []
+        for place, token in enumerate(tokens):
+            seen = visual.get(place) if visual else None
+            nodes.append(Node(self, nodes[-1] if nodes else None, token if seen is None else NO_TOKEN, NOWHERE))
+            nodes[-1].input_embed = seen
+            if len(nodes) > 1:
+                nodes[-2].unpin()
+        self.tip = nodes[-1] if nodes else None
+        self.stored = StoredTrunk([Segment(self.cache, 0, nodes)])
+
+    def store(self, segment: Segment) -> None:
+        """Takes a filled segment in place of the trunk's tokens from its first position to its last."""
+        assert self.stored is not None, "a policy holds the beginning of the trunk"
+        fresh = [node for node in segment.nodes if node.region is not NOWHERE]
+        self.stored.replace(segment)
+        self.stored.lingering += fresh
+        last, self.spans = segment.end, []
+        assert self.tip is not None, "stored tokens are committed"
+        for node in self.tip.path(segment.nodes[-1]):
+            assert node.position >= last, "what follows a segment is plain"
+            self._add_to_trunk(node)
+
+    def free_stored(self, trees: Sequence[Tree]) -> None:
+        """Frees the slots of stored tokens that none of `trees`, all those of the run, reads any more."""
+        assert self.stored is not None, "a policy holds the beginning of the trunk"
+        still: list[Node] = []
+        for node in self.stored.lingering:
+            if node.region is NOWHERE:
+                continue
+            if any(tree.reads(node) for tree in trees):
+                still.append(node)
+                continue
+            node.region.free(node.slot)
+            node.region, node.slot, node.head = NOWHERE, -1, node
+        self.stored.lingering = still
+
+    def adopt(self, token: int, region: Region, slot: int, *, has_state: bool = False) -> None:
+        """Commits a token below the tip whose key and value lie in a slot already, such as one of a finished block."""
+        above, self.tip = self.tip, Node(self, self.tip, token, region, slot=slot)
+        self.tip.computed, self.tip.has_state = True, has_state
+        self._add_to_trunk(self.tip)
+        if above is not None:
+            above.unpin()
+
+    def take_over(self, region: Region) -> None:
+        """Owns a region from now on, and gives it up with the others."""
+        region.owner = self
+        self._regions.append(region)
+
+    def reach(self, position: int) -> int:
+        """Returns how many tokens of the text a node of the trunk at a position sees."""
+        return position + 1 if self.block == 1 else (position // self.block + 1) * self.block
 
     def keep(self, node: Node) -> None:
         """Commits the path to `node`, which becomes the tip, and frees every other tentative node."""
@@ -244,6 +357,38 @@ class Tree:
                 below.add(tentative)
         self._drop([tentative for tentative in self.tentative if tentative in below])
 
+    def drop_slots(self, nodes: Sequence[Node]) -> None:
+        """Frees the slots of committed nodes, which stay part of the text.
+
+        Args:
+            nodes: Nodes side by side below `private_below`: the first that this tree ever drops, then those that follow
+                what was dropped before.
+        """
+        if not nodes:
+            return
+        assert self.tip is not None, "the tree has nodes"
+        kept = self.tip.path(nodes[-1])
+        self._cut_trunk(nodes[0].position)
+        for node in nodes:
+            node.region.free(node.slot)
+            node.slot = -1
+        self.dropped += len(nodes)
+        self.spans.append(TrunkSpan(kept[0]))  # a span has no gap
+        for node in kept[1:]:
+            self._add_to_trunk(node)
+
+    def make_private(self, after: Node) -> None:
+        """Makes the text below a node of the trunk this tree's own from now on; what others may hold is grown anew."""
+        assert self.tip is not None, "the tree has nodes"
+        self.private_below, old = after, self.tip
+        tokens = [node.token for node in old.path(after)]
+        if tokens:
+            self._cut_trunk(after.position + 1)
+            self.tip = after
+            after.pins += 1
+            old.unpin()
+            self.append(tokens)
+
     def tentative_path(self, node: Node) -> list[Node]:
         """Returns the tentative nodes from `node` up to the tip; none if it is committed."""
         path = []
@@ -255,14 +400,20 @@ class Tree:
 
     def sees(self, node: Node) -> bool:
         """Tells whether the node is tentative here or on the trunk."""
+        return self.reads(node) or (self.stored is not None and self.stored.holds(node))
+
+    def reads(self, node: Node) -> bool:
+        """Tells whether the node's slot is read here: it is tentative, or on the trunk and not stored."""
         return node in self.tentative or any(span.holds(node) for span in self.spans)
 
     def fork(self, node: Node | None = None) -> Tree:
         """Returns a new tree on the path to `node` (None: the tip), sharing every key and value on it."""
         at = node or self.tip
         assert at is not None, "an empty tree has nothing to fork"
-        twin = Tree(self.cache, reserve=self._reserve)
-        twin.watch = self.watch
+        twin = Tree(self.cache, reserve=self._reserve, block=self.block, memory=self.memory)
+        twin.watch, twin.sharing = self.watch, self.sharing
+        twin.private_below, twin.dropped = self.private_below, self.dropped
+        twin.stored = None if self.stored is None else self.stored.fork()
         twin.spans = [span.copy() for span in self.spans]
         for tentative in at.path(self.tip):
             twin._add_to_trunk(tentative)
@@ -277,6 +428,8 @@ class Tree:
         self.spans = []
         if tip is not None:
             tip.unpin()
+        if self.stored is not None:
+            self.stored.release()
         for region in self._regions:
             if region.owner is self:
                 region.trim()
@@ -303,9 +456,17 @@ class Tree:
             del self.tentative[node]
             node.unpin()
 
-    def _add_to_trunk(self, node: Node) -> None:
-        if not self.spans or not self.spans[-1].add(node):
-            self.spans.append(TrunkSpan(node))
+    def _add_to_trunk(self, node: Node, count: int = 1) -> None:
+        """Adds the trunk's next node, or the `count` of a stretch that begins with it."""
+        if not self.spans or not self.spans[-1].add(node, count):
+            self.spans.append(TrunkSpan(node, count))
+
+    def _cut_trunk(self, position: int) -> None:
+        """Takes what begins at a position out of the spans."""
+        while self.spans and self.spans[-1].base >= position:
+            self.spans.pop()
+        if self.spans and position - self.spans[-1].base < self.spans[-1].count:
+            self.spans[-1].cut(position - self.spans[-1].base)
 
     def _region_below(self, parent: Node | None) -> Region:
         """Returns a region with a free slot for a child of `parent`: its own, this tree's last one, or a new one."""
@@ -328,3 +489,14 @@ class Tree:
             region.owner = self
             self._regions.append(region)
         return region.owner is self
+
+
+def _stretches(node: Node) -> list[tuple[Node, int]]:
+    """Returns the stretches of the path to a node, from the root down: the first node of each, and how many it has."""
+    stretches: list[tuple[Node, int]] = []
+    end: Node | None = node
+    while end is not None:
+        stretches.append((end.head, end.position - end.head.position + 1))
+        end = end.head.parent
+    stretches.reverse()
+    return stretches

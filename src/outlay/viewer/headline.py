@@ -9,7 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SPEED = "tokens_per_second"
+
+@dataclass(frozen=True)
+class Speed:
+    """The rate by which contenders are ranked."""
+
+    entry: str
+    """Its name in the ledger."""
+    told: str
+    """In words."""
+    verb: str
+    """What a contender does at that rate."""
+
+
+TEXTS_SPEED = Speed("tokens_per_second", "tokens per second", "writes")
 
 
 @dataclass(frozen=True)
@@ -26,28 +39,28 @@ Part = str | Figure
 Sentence = list[Part]
 
 
-def headline(contenders: Sequence[Mapping[str, Any]]) -> list[Sentence]:
+def headline(contenders: Sequence[Mapping[str, Any]], speed: Speed = TEXTS_SPEED) -> list[Sentence]:
     """Returns the sentences that head a report, at least one."""
-    sentences = [sentence for sentence in (_speed(contenders), _quality(contenders)) if sentence]
+    sentences = [sentence for sentence in (_speed(contenders, speed), _quality(contenders)) if sentence]
     return sentences or [[f"{_names(contenders)}: no run has ended well, so there is nothing to compare."]]
 
 
-def _speed(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
+def _speed(contenders: Sequence[Mapping[str, Any]], speed: Speed) -> Sentence:
     """Names the fastest by its ratio to its reference; its certainty is that of the interval."""
     rivals = [
         index
         for index, contender in enumerate(contenders)
-        if contender["reference"] != index and SPEED in contender["ratios"]
+        if contender["reference"] != index and speed.entry in contender["ratios"]
     ]
     if not rivals:
-        return _alone(contenders)
-    best = max(rivals, key=lambda index: contenders[index]["ratios"][SPEED]["median"])
-    ratio, reference = contenders[best]["ratios"][SPEED], contenders[contenders[best]["reference"]]["label"]
-    label, at = contenders[best]["label"], f"contenders.{best}.ratios.{SPEED}"
+        return _alone(contenders, speed)
+    best = max(rivals, key=lambda index: contenders[index]["ratios"][speed.entry]["median"])
+    ratio, reference = contenders[best]["ratios"][speed.entry], contenders[contenders[best]["reference"]]["label"]
+    label, at = contenders[best]["label"], f"contenders.{best}.ratios.{speed.entry}"
     interval: Sentence = [" (", Figure(f"{at}.low", "ratio"), " to ", Figure(f"{at}.high", "ratio"), ")"]
-    reached: Sentence = [Figure(f"{at}.median", "ratio"), " the tokens per second of ", reference, *interval]
+    reached: Sentence = [Figure(f"{at}.median", "ratio"), f" the {speed.told} of ", reference, *interval]
     if ratio["low"] > 1:
-        rival = _close_behind(contenders, rivals, best)
+        rival = _close_behind(contenders, rivals, best, speed.entry)
         ahead = f" is the fastest by its median, not surely ahead of {rival}: " if rival else " is the fastest: "
         return [label, ahead, *reached, *_identical(contenders, best), "."]
     if ratio["high"] < 1:
@@ -55,21 +68,21 @@ def _speed(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
     return ["Nothing here is surely faster than ", reference, "; ", label, " reaches ", *reached, "."]
 
 
-def _close_behind(contenders: Sequence[Mapping[str, Any]], rivals: Sequence[int], best: int) -> str | None:
+def _close_behind(contenders: Sequence[Mapping[str, Any]], rivals: Sequence[int], best: int, entry: str) -> str | None:
     """Returns the label of the fastest rival whose interval overlaps that of the best."""
-    least = contenders[best]["ratios"][SPEED]["low"]
+    least = contenders[best]["ratios"][entry]["low"]
     close = [
-        contenders[index] for index in rivals if index != best and contenders[index]["ratios"][SPEED]["high"] >= least
+        contenders[index] for index in rivals if index != best and contenders[index]["ratios"][entry]["high"] >= least
     ]
-    return max(close, key=lambda rival: rival["ratios"][SPEED]["median"])["label"] if close else None
+    return max(close, key=lambda rival: rival["ratios"][entry]["median"])["label"] if close else None
 
 
-def _alone(contenders: Sequence[Mapping[str, Any]]) -> Sentence:
-    speeds = [index for index, contender in enumerate(contenders) if SPEED in contender["entries"]]
+def _alone(contenders: Sequence[Mapping[str, Any]], speed: Speed) -> Sentence:
+    speeds = [index for index, contender in enumerate(contenders) if speed.entry in contender["entries"]]
     if not speeds:
         return []
-    at = f"contenders.{speeds[0]}.entries.{SPEED}.median"
-    return [contenders[speeds[0]]["label"], " writes ", Figure(at, "number"), " tokens per second."]
+    at = f"contenders.{speeds[0]}.entries.{speed.entry}.median"
+    return [contenders[speeds[0]]["label"], f" {speed.verb} ", Figure(at, "number"), f" {speed.told}."]
 
 
 def _identical(contenders: Sequence[Mapping[str, Any]], index: int) -> Sentence:

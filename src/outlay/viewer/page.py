@@ -14,10 +14,17 @@ ASSETS = files("outlay.viewer") / "assets"
 
 
 def write_page(
-    path: Path, template: str, styles: Sequence[str], scripts: Sequence[str], data: Mapping[str, Any]
+    path: Path,
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    data: Mapping[str, Any],
+    parts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the page to `path`. Raises `FailureError` where that can't be done."""
+    """Writes the page to `path`, each of `parts` in place of its mark. Raises `FailureError` where it can't be done."""
     page = _asset(template)
+    for mark, part in (parts or {}).items():
+        page = page.replace(mark, _asset(part), 1)
     for mark, content in (
         ("/* styles */", "\n".join(map(_asset, styles))),
         ("/* scripts */", "\n".join(map(_asset, scripts))),

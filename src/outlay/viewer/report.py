@@ -5,31 +5,52 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from outlay.viewer.headline import Figure, Part, headline
+from outlay.viewer.headline import TEXTS_SPEED, Figure, Part, Speed, headline
 from outlay.viewer.page import write_page
 
 STYLES = ("base.css", "report.css")
-SCRIPTS = (
-    "base.js", "report_figures.js", "report_plot.js", "report_table.js", "token_diff.js", "report_texts.js", "report.js"
-)  # fmt: skip
+FIRST, LAST = ("base.js", "report_figures.js", "report_plot.js", "report_table.js"), ("report.js",)
 
 
-def write_report(results: Mapping[str, Any], path: Path) -> None:
+@dataclass(frozen=True)
+class Answers:
+    """How a report shows the answers of a comparison."""
+
+    part: str
+    """The part of the page that shows them."""
+    scripts: tuple[str, ...]
+    """What draws them."""
+    speed: Speed
+    """The rate by which the headline ranks."""
+
+
+TEXTS = Answers("report_texts.html", ("token_diff.js", "report_texts.js"), TEXTS_SPEED)
+PICTURES = Answers(
+    "report_pictures.html", ("report_pictures.js",), Speed("pictures_per_second", "pictures per second", "looks at")
+)
+
+
+def write_report(results: Mapping[str, Any], path: Path, answers: Answers = TEXTS) -> None:
     """Writes the report of `results`, the content of a comparison's `results.json`, as one self-contained HTML file.
 
     Raises `FailureError` where it can't be written.
     """
-    write_page(path, "report.html", STYLES, SCRIPTS, report_data(results))
+    scripts = (*FIRST, *answers.scripts, *LAST)
+    write_page(path, "report.html", STYLES, scripts, report_data(results, answers), {"<!-- answers -->": answers.part})
 
 
-def report_data(results: Mapping[str, Any]) -> dict[str, Any]:
+def report_data(results: Mapping[str, Any], answers: Answers = TEXTS) -> dict[str, Any]:
     """Returns the data of the page: the results without repetition. A path in it is the same path in `results`."""
+    sentences = headline(results["contenders"], answers.speed)
+    shown = {"pictures": results["pictures"]} if "pictures" in results else {}
     return {
-        "headline": [[_part(part) for part in sentence] for sentence in headline(results["contenders"])],
+        "headline": [[_part(part) for part in sentence] for sentence in sentences],
+        **shown,
         "manifest": _finite(results["manifest"]),
         "prompts": results["prompts"],
         "contenders": _finite(results["contenders"]),

@@ -9,7 +9,7 @@ from typing import Any
 
 from outlay.errors import UsageError
 
-EVENTS = ("start", "grow", "keep", "free", "mark", "pass", "finish")
+EVENTS = ("start", "grow", "keep", "free", "mark", "canvas", "fill", "pass", "finish")
 OWN_FIELDS = ("run", "event", "time", "node")
 
 
@@ -56,6 +56,42 @@ class Pass:
     """Nodes of this run that it computed."""
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What a round proposed for a masked position of a canvas."""
+
+    position: int
+    token: int
+    spelling: dict[str, str]
+    confidence: float
+    filled: bool
+    """Whether the round filled it."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a canvas."""
+
+    number: int
+    """From 1 on."""
+    time: float
+    """When it ended, in seconds."""
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class CanvasStory:
+    """The rounds in which a canvas was filled."""
+
+    begin: int
+    """Its first position, which is also the length of the prompt."""
+    length: int
+    """Its masks at the beginning."""
+    prompt: list[tuple[int, dict[str, str]]]
+    """The tokens of the prompt, each with its spelling."""
+    rounds: list[Round] = field(default_factory=list)
+
+
 @dataclass
 class Story:
     """The events of one run, in columns."""
@@ -67,6 +103,8 @@ class Story:
     nodes: Nodes = field(default_factory=Nodes)
     passes: list[Pass] = field(default_factory=list)
     marks: dict[str, dict[int, float | str]] = field(default_factory=dict)
+    canvas: CanvasStory | None = None
+    """None for a run on a tree."""
     tokens: list[int] = field(default_factory=list)
     reason: str | None = None
     """Why the run ended, None where the trace ends before it."""
@@ -116,6 +154,19 @@ class Story:
             if name not in OWN_FIELDS and node is not None:
                 self.marks.setdefault(name, {})[node] = value
 
+    def _canvas(self, event: dict[str, Any], time: float) -> None:
+        prompt = [(int(cell["token"]), _spelling(cell)) for cell in event["prompt"]]
+        self.canvas = CanvasStory(int(event["begin"]), int(event["length"]), prompt)
+
+    def _fill(self, event: dict[str, Any], time: float) -> None:
+        if self.canvas is None:
+            raise ValueError("there was no canvas before it")
+        cells = [
+            Cell(int(row["position"]), int(row["token"]), _spelling(row), float(row["confidence"]), bool(row["filled"]))
+            for row in event["cells"]
+        ]
+        self.canvas.rounds.append(Round(int(event["round"]), time, cells))
+
     def _pass(self, event: dict[str, Any], time: float) -> None:
         mine = event["nodes"]
         self.passes.append(
@@ -126,7 +177,7 @@ class Story:
                 seconds=float(event["seconds"]),
                 width=int(event["width"]),
                 runs=int(event["runs"]),
-                rows=len(mine),
+                rows=len(mine) + len(event.get("positions", ())),
                 cache_bytes=int(event["cache_bytes"]),
                 # A draft model's nodes are in a tree of its own, which is not traced.
                 nodes=[self._index[number] for number in mine if number in self._index],
@@ -188,3 +239,27 @@ def _spelling(row: dict[str, Any]) -> dict[str, str]:
         if kind in row:
             return {kind: str(row[kind])}
     raise KeyError("text")
+
+
+def nodes_of_canvas(canvas: CanvasStory) -> Nodes:
+    """Returns a canvas as a chain of nodes in the order of positions: the prompt, then all that was filled.
+
+    A node is born when its position was filled, and its origin is the round that filled it.
+    """
+    nodes = Nodes()
+    filled = {cell.position: (cell, each) for each in canvas.rounds for cell in each.cells if cell.filled}
+    prompt = [(place, token, spelling, 0.0, "") for place, (token, spelling) in enumerate(canvas.prompt)]
+    text = [
+        (place, cell.token, cell.spelling, each.time, f"round {each.number}")
+        for place, (cell, each) in sorted(filled.items())
+    ]
+    for number, (position, token, spelling, time, origin) in enumerate([*prompt, *text]):
+        nodes.parent.append(number - 1 if number else None)
+        nodes.token.append(token)
+        nodes.spelling.append(spelling)
+        nodes.position.append(position)
+        nodes.origin.append(origin)
+        nodes.born.append(time)
+        nodes.settled.append(time)
+        nodes.committed.append(True)
+    return nodes

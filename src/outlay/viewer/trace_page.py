@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from outlay.viewer.page import write_page
-from outlay.viewer.trace_file import Nodes, Pass, Story, TraceContent, read_trace
+from outlay.viewer.trace_file import CanvasStory, Nodes, Pass, Story, TraceContent, nodes_of_canvas, read_trace
 
 PROMPT, TEXT, COMMITTED, PRUNED, OPEN = range(5)  # final states of a node; the page names them
 STYLES = ("base.css", "trace.css")
 SCRIPTS = (
     "base.js", "trace_model.js", "trace_layout.js", "trace_tree.js", "trace_input.js", "trace_charts.js",
-    "trace_text.js", "trace.js",
+    "trace_text.js", "trace_canvas.js", "trace.js",
 )  # fmt: skip
+Spellings = dict[tuple[tuple[str, str], ...], int]  # a number for each spelling
 
 
 def write_trace_page(trace: Path, page: Path) -> TraceContent:
@@ -31,14 +32,15 @@ def write_trace_page(trace: Path, page: Path) -> TraceContent:
 
 def page_data(content: TraceContent, name: str) -> dict[str, Any]:
     """Returns what the page shows of a trace file, as JSON."""
-    spellings: dict[tuple[tuple[str, str], ...], int] = {}
+    spellings: Spellings = {}
     runs = [_run(story, spellings) for story in content.stories]
     return {"name": name, "cut": content.cut, "spellings": [dict(spelling) for spelling in spellings], "runs": runs}
 
 
-def _run(story: Story, spellings: dict[tuple[tuple[str, str], ...], int]) -> dict[str, Any]:
-    nodes = story.nodes
-    path = text_path(story)
+def _run(story: Story, spellings: Spellings) -> dict[str, Any]:
+    if story.canvas is not None:
+        story = replace(story, nodes=nodes_of_canvas(story.canvas))
+    nodes, path = story.nodes, text_path(story)
     origins = list(dict.fromkeys(["", *nodes.origin]))
     return {
         "run": story.run,
@@ -54,15 +56,35 @@ def _run(story: Story, spellings: dict[tuple[tuple[str, str], ...], int]) -> dic
             "parent": [-1 if parent is None else parent for parent in nodes.parent],
             "token": nodes.token,
             "position": nodes.position,
-            "spelling": [spellings.setdefault(tuple(spelling.items()), len(spellings)) for spelling in nodes.spelling],
+            "spelling": [_numbered(spelling, spellings) for spelling in nodes.spelling],
             "origin": [origins.index(origin) for origin in nodes.origin],
             "born": nodes.born,
             "settled": nodes.settled,
             "fate": fates(story, path),
         },
+        "canvas": None if story.canvas is None else _canvas(story.canvas, spellings),
         "marks": {name: _mark(values) for name, values in story.marks.items()},
         "passes": {column.name: [getattr(each, column.name) for each in story.passes] for column in fields(Pass)},
     }
+
+
+def _canvas(canvas: CanvasStory, spellings: Spellings) -> dict[str, Any]:
+    rounds = [
+        {
+            "number": each.number,
+            "time": each.time,
+            "position": [cell.position for cell in each.cells],
+            "spelling": [_numbered(cell.spelling, spellings) for cell in each.cells],
+            "confidence": [cell.confidence if math.isfinite(cell.confidence) else 0.0 for cell in each.cells],
+            "filled": [int(cell.filled) for cell in each.cells],
+        }
+        for each in canvas.rounds
+    ]
+    return {"begin": canvas.begin, "length": canvas.length, "rounds": rounds}
+
+
+def _numbered(spelling: Mapping[str, str], spellings: Spellings) -> int:
+    return spellings.setdefault(tuple(spelling.items()), len(spellings))
 
 
 def _mark(values: Mapping[int, float | str]) -> dict[str, Any]:
@@ -79,8 +101,17 @@ def text_path(story: Story) -> list[int]:
 
     A run that has not ended has no text yet; the path to what it committed last stands for it.
     """
+    if story.canvas is not None:
+        return _without_gap(story, story.canvas.begin)
     last = _last_committed(story.nodes) if story.reason is None else _spelled(story)
     return _path(story.nodes, last, story.prompt)
+
+
+def _without_gap(story: Story, begin: int) -> list[int]:
+    """Returns the nodes of a canvas's text: as many as the run returned, or, before its end, up to the first gap."""
+    behind = range(begin, len(story.nodes))
+    path = [node for node in behind if story.nodes.position[node] == node]
+    return path if story.reason is None else path[: len(story.tokens)]
 
 
 def _spelled(story: Story) -> int:

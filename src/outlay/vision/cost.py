@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from outlay.budget import Account, Budget, Ledger
 from outlay.errors import UsageError
@@ -34,6 +34,8 @@ COUNTS: Mapping[str, str] = {"mem_elements": "elements", "moved_bytes": "bytes",
 aten = torch.ops.aten
 FOURIER = {aten._fft_r2c.default, aten._fft_c2r.default, aten._fft_c2c.default}
 CHUNKS = {aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
+CPU_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu.default
+"""What attention is on a processor: one operation, whose products torch's formulas leave out."""
 FREE = {aten.detach.default, aten.alias.default, aten.empty.memory_format, aten.empty_like.default}
 
 
@@ -223,6 +225,9 @@ class Counter(TorchDispatchMode):
         if formula is not None:
             amounts.flops = int(formula(*args, **kwargs, out_val=result))
             amounts.mem_elements = sum(_elements(value) for value in [*read, *written] if value.dim() > 1)
+        elif func is CPU_ATTENTION:
+            amounts.flops = sdpa_flop_count(*(value.shape for value in args[:3]))
+            amounts.mem_elements = sum(_elements(value) for value in [*args[:3], written[0]])
         elif func in FOURIER:
             amounts.flops = _fourier_flops(args[0], written[0], args[1])
         for tensor in (self._weights[id(value)] for value in weights):

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from outlay.errors import FailureError, UsageError, nearest
-from outlay.vision import dense, names, weights
+from outlay.vision import crate, dense, names, weights
 from outlay.vision.vovnet import ALIASES, DESIGNS, REFUSED, VoVNetModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-NAMED = (*DESIGNS, *dense.SIZES)
+NAMED = (*DESIGNS, *dense.SIZES, *crate.SIZES)
 """All names of ours."""
 
 ADAPTERS: dict[str, Callable[[nn.Module, Mapping[str, Any]], nn.Module]] = {}
@@ -53,7 +53,7 @@ def open_network(spec: str, file: Path | None = None) -> Network:
     """
     if Path(spec).is_dir():
         network = read_folder(Path(spec))
-    elif spec in (*NAMED, *ALIASES, *REFUSED):
+    elif spec in (*NAMED, *ALIASES, *REFUSED, *crate.RELEASED):
         network = Network(spec, _named(spec).eval())
     elif ":" in spec:
         network = Network(spec, _imported(spec).eval())
@@ -68,6 +68,8 @@ def open_network(spec: str, file: Path | None = None) -> Network:
 
 
 def _named(spec: str, **options: Any) -> nn.Module:
+    if spec in crate.SIZES or spec in crate.RELEASED:
+        return crate.build(spec, **options)
     return dense.DenseNet(spec, **options) if spec in dense.SIZES else VoVNetModel(spec, **options)
 
 
@@ -81,6 +83,8 @@ def load(module: nn.Module, file: Path) -> None:
             found = {name: value for name, value in found.items() if not name.startswith(("classifier.", "expand."))}
         elif classes is not None and classes.shape[0] != module.classes:
             raise UsageError(f"{file} has {classes.shape[0]} classes, the network {module.classes}")
+    if isinstance(module, crate.CrateMAE):
+        found = {name: value for name, value in found.items() if name not in crate.UNUSED}
     weights.put(module, found, str(file))
 
 

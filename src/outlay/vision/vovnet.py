@@ -123,7 +123,6 @@ DESIGNS: Mapping[str, Design] = {
     "ese_vovnet19b_slim_dw": _vovnet(ONE, 3, slim=True, depthwise=True, gate="last"),
     "ese_vovnet19b_dw": _vovnet(ONE, 3, depthwise=True, gate="last"),
     "ese_vovnet19b_slim": _vovnet(ONE, 3, slim=True, gate="last"),
-    "ese_vovnet19b": _vovnet(ONE, 3, gate="last"),
     "ese_vovnet39b": _vovnet(V39, 5, gate="last"),
     "ese_vovnet57b": _vovnet(V57, 5, gate="last"),
     "ese_vovnet99b": _vovnet(V99, 5, gate="last"),

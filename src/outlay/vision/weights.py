@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +19,12 @@ PREFIXES = ("module.", "backbone.bottom_up.")  # of parallel training, and of de
 SHOWN = 4  # names in an error
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, first: Sequence[str] = ()) -> dict[str, Tensor]:
     """Reads a `.safetensors` file, or a file of `torch.save` that holds nothing but tensors.
+
+    Args:
+        path: the file.
+        first: keys that lead to the weights to take, where the file has them, such as an average.
 
     Raises:
         UsageError: if it is not there, is damaged, or would run code.
@@ -34,12 +39,20 @@ def read(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path} holds more than tensors: reading it could run code; save its state_dict") from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UsageError(f"{path} is not a whole weight file: {str(error).splitlines()[0]}") from error
+    found = _below(found, first) or found
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UsageError(f"{path} holds no weights by name")
     return {_bare(name): value for name, value in found.items()}
+
+
+def _below(found: Any, keys: Sequence[str]) -> Any:
+    """Returns what lies below keys; None where something is missing."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if keys else None
 
 
 def _bare(name: str) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outlay.bench.accuracy.measure import compare, layer_errors, same_tokens, tap, windows
+from outlay.bench.accuracy.measure import block_changes, code_inputs, compare, layer_errors, same_tokens, tap, windows
 from outlay.bench.interleave import Participant, Values
 from outlay.bench.options import WITHOUT_KERNELS
-from outlay.bench.prompt_logits import logits_from
-from outlay.errors import FailureError
+from outlay.errors import FailureError, UsageError
 from outlay.lm import load
+from outlay.prompt_logits import logits_from
+from outlay.shrink.catalog import make
+from outlay.shrink.pvq import PVQ
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,16 @@ class Variant:
     """Whether our kernels multiply them, or torch does."""
     kv: str = "auto"
     """How the KV cache is held, a `kv_dtype` of `outlay.load`."""
+    source: str | None = None
+    """Another checkpoint, whose weights are compared with the model's; None: the model's own."""
+    activations: str | None = None
+    """`pvq` with options, by which the inputs of linear layers are coded; None: they are as they are."""
 
     @property
     def name(self) -> str:
         """As the report calls it."""
+        if self.source is not None:
+            return Path(self.source).name + ("" if self.activations is None else f", activations {self.activations}")
         held = "" if self.kv == "auto" else f"+{self.kv}-cache"
         return self.dtype + ("" if self.kernels else WITHOUT_KERNELS) + held
 
@@ -87,6 +95,14 @@ class Continuations:
 AccuracyTask = LayerErrors | TextWindow | Continuations
 
 
+def pvq_of(text: str) -> PVQ:
+    """Returns the code of activations. Raises `UsageError` for another method, or options that it lacks."""
+    code = make(text, None)
+    if not isinstance(code, PVQ):
+        raise UsageError(f"activations are coded by pvq, not by {code.label}")
+    return code
+
+
 class Formats(Participant):
     """A model in several formats, all with our native kernels or all without, beside float32."""
 
@@ -118,8 +134,12 @@ class Formats(Participant):
         self._prompts = [[*prefix, *tokens[start : start + self.extent.prompt]] for start in starts]
 
         self._lms = {
-            each: load(self.source, dtype=each.dtype, prefix_cache=False, **each.cache_option) for each in self.variants
+            each: load(each.source or self.source, dtype=each.dtype, prefix_cache=False, **each.cache_option)
+            for each in self.variants
         }
+        for each, lm in self._lms.items():
+            if each.activations is not None:
+                code_inputs(lm.model.decoder, pvq_of(each.activations))
         held = {each.name: lm.model.format for each, lm in self._lms.items()}
         return {"windows": len(self._windows), "window": size, "held": held}
 
@@ -133,7 +153,9 @@ class Formats(Participant):
         if isinstance(task, TextWindow):
             tokens, first = self._windows[task.index], self._first(task.index)
             reference = self._predictions(task.index)
-            return compare(reference, logits_from(lm, tokens[:-1], first), torch.tensor(tokens[first + 1 :]))
+            predictions = reference, logits_from(lm, tokens[:-1], first), torch.tensor(tokens[first + 1 :])
+            changes = {f"block {index}": change for index, change in enumerate(block_changes(*predictions))}
+            return compare(*predictions) | changes
         same = same_tokens(lm, self._prompts, self._written)
         identical = sum(length == self.extent.new for length in same)
         return {"same": sum(same) / len(same), "identical": identical / len(same)}

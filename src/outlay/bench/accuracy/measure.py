@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from outlay.bench.prompt_logits import BLOCK, logits_from
 from outlay.lm import LM
 from outlay.models.decoder import Decoder
 from outlay.models.experts import ExpertMlp
 from outlay.models.linear import Linear
-from outlay.models.mlp import Mlp
+from outlay.models.mlp import Mlp, Sparsification
+from outlay.prompt_logits import BLOCK, logits_from
+from outlay.shrink.pvq import PVQ
 
 
 def windows(tokens: Sequence[int], size: int, count: int, prefix: Sequence[int] = ()) -> list[list[int]]:
@@ -61,6 +62,28 @@ def compare(reference: Tensor, logits: Tensor, targets: Tensor) -> dict[str, flo
     return sums
 
 
+def block_changes(reference: Tensor, logits: Tensor, targets: Tensor) -> list[float]:
+    """Returns the mean change of the targets' negative log-likelihood over blocks of tokens that follow each other.
+
+    Args:
+        reference: the reference's log-probabilities, float32 [n, vocab].
+        logits: the predictions, float32 [n, vocab].
+        targets: the tokens that follow in the text, int64 [n].
+
+    Returns:
+        Nats a token, for each whole block of 256; for all n together where they are fewer.
+    """
+    size = min(BLOCK, len(targets))
+    changes = []
+    for theirs, ours, following in zip(*(each.split(size) for each in (reference, logits, targets)), strict=True):
+        if len(following) == size:
+            nll, reference_nll = (
+                -each.gather(1, following[:, None])[:, 0].double() for each in (ours.log_softmax(-1), theirs)
+            )
+            changes.append(float((nll - reference_nll).mean()))
+    return changes
+
+
 class Tap(Linear):
     """Wraps a linear layer and keeps its last input, x [n, in], as `seen`."""
 
@@ -78,14 +101,39 @@ class Tap(Linear):
 def tap(decoder: Decoder) -> dict[str, Tap]:
     """Wraps every linear layer of a decoder that no engine runs yet in a `Tap`; returns the taps by name."""
     taps = {name: Tap(linear) for name, linear in linears(decoder).items()}
+    _replace(decoder, taps)
+    return taps
+
+
+class CodedInputs(Linear):
+    """Wraps a linear layer whose inputs are coded by `pvq`, token by token, and decoded again before it reads them."""
+
+    def __init__(self, inner: Linear, code: PVQ) -> None:
+        """Takes the layer and the code; `UsageError` where its groups don't divide the inputs."""
+        code.check_inputs(inner.in_features, "a layer")
+        self.inner, self.format, self.nbytes, self._code = inner, inner.format, inner.nbytes, code
+        self.in_features, self.out_features = inner.in_features, inner.out_features
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out], in the dtype of x."""
+        return self.inner(self._code.coded(x))
+
+
+def code_inputs(decoder: Decoder, code: PVQ) -> None:
+    """Codes the inputs of every linear layer of a decoder that no engine runs yet, all but the LM head's."""
+    found = linears(decoder)
+    _replace(decoder, {name: CodedInputs(each, code) if name != "head" else each for name, each in found.items()})
+
+
+def _replace(decoder: Decoder, new: Mapping[str, Linear]) -> None:
+    """Puts layers in the places of a decoder's, by the names of `linears`."""
     for index, layer in enumerate(decoder.layers):
         for name, mlp in _mlps(index, layer.mlp):
-            mlp.gate_up, mlp.down = taps[f"{name}.gate_up"], taps[f"{name}.down"]
+            mlp.gate_up, mlp.down = new[f"{name}.gate_up"], new[f"{name}.down"]
     decoder.layers = tuple(
-        replace(layer, qkv=taps[f"{index}.qkv"], out=taps[f"{index}.out"]) for index, layer in enumerate(decoder.layers)
+        replace(layer, qkv=new[f"{index}.qkv"], out=new[f"{index}.out"]) for index, layer in enumerate(decoder.layers)
     )
-    decoder.lm_head = taps["head"]
-    return taps
+    decoder.lm_head = new["head"]
 
 
 def linears(decoder: Decoder) -> dict[str, Linear]:
@@ -98,10 +146,10 @@ def linears(decoder: Decoder) -> dict[str, Linear]:
     return found | {"head": decoder.lm_head}
 
 
-def _mlps(index: int, mlp: Mlp | ExpertMlp) -> Iterator[tuple[str, Mlp]]:
+def _mlps(index: int, mlp: Mlp | ExpertMlp | Sparsification) -> Iterator[tuple[str, Mlp]]:
     if isinstance(mlp, ExpertMlp):
         yield from ((f"{index}.{expert}", each) for expert, each in enumerate(mlp.experts))
-    else:
+    elif isinstance(mlp, Mlp):
         yield str(index), mlp
 
 

@@ -13,7 +13,7 @@ DEFAULT = "auto"
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the report as text; `found` is what the suite writes as JSON."""
-    return "\n\n".join(filter(None, (_heading(found), _rows(found), _default(found))))
+    return "\n\n".join(filter(None, (_heading(found), _rows(found), _ratios(found), _default(found))))
 
 
 def _heading(found: Mapping[str, Any]) -> str:
@@ -51,6 +51,16 @@ def _rows(found: Mapping[str, Any]) -> str:
     ]
     cells += [[name, f"not measured: {reason}"] for name, reason in found["failures"].items()]
     return table(header, cells)
+
+
+def _ratios(found: Mapping[str, Any]) -> str:
+    """A row for each shrunk checkpoint: its bits, and its perplexity over the reference's."""
+    cells = [
+        [row["name"], f"{row['bits']:.3f}", "{:.3f} ({:.3f}-{:.3f})".format(*row["ratio"])]
+        for row in found["rows"]
+        if row.get("bits") is not None
+    ]
+    return table(["", "bits a weight", "perplexity over float32's (95 %)"], cells) if cells else ""
 
 
 def _default(found: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,13 +19,17 @@ from outlay.bench.accuracy.formats import (
     LayerErrors,
     TextWindow,
     Variant,
+    pvq_of,
 )
 from outlay.bench.accuracy.report import report
 from outlay.bench.data import NOVEL
 from outlay.bench.interleave import ParticipantProcess, Values
 from outlay.bench.options import names, refuse_below_one
 from outlay.bench.suite import Suite
+from outlay.compare import statistics
 from outlay.errors import FailureError, UsageError
+from outlay.models import hub
+from outlay.models.checkpoint import read_json
 from outlay.models.linear import native_kernels
 from outlay.models.load import DTYPES
 from outlay.progress import ShowProgress
@@ -51,18 +55,31 @@ class AccuracySuite(Suite[AccuracySettings]):
         known = ", ".join(variant.name for variant in variants())
         parser.add_argument("--text", type=Path, default=NOVEL, metavar="FILE", help="a long text (War and Peace)")
         parser.add_argument("--formats", default=None, metavar="A,B", help=f"some of {known}")
+        parser.add_argument("--against", default=None, metavar="DIR,...", help="other checkpoints of the same model, "
+                            "such as shrunk ones, in float32; formats then only if --formats names them")  # fmt: skip
+        parser.add_argument("--activations", default=None, metavar="PVQ", help="beside each of --against, the same "
+                            "with the inputs of linear layers coded: pvq:pulses=58,amp_bits=4")  # fmt: skip
         parser.add_argument("--windows", type=int, default=4, metavar="N", help="how much of the text (%(default)s)")
 
     def settings(self, args: argparse.Namespace) -> AccuracySettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
         known = {variant.name: variant for variant in variants()}
         refuse_below_one(args, "windows")
-        chosen = names("format", args.formats, tuple(known)) if args.formats is not None else tuple(known)
-        if not chosen:
+        others = [] if args.against is None else list(dict.fromkeys(filter(None, args.against.split(","))))
+        chosen: tuple[str, ...] = () if others else tuple(known)
+        if args.formats is not None:
+            chosen = names("format", args.formats, tuple(known))
+        if not chosen and (args.formats is not None or not others):
             raise UsageError(f"--formats names none; there are {', '.join(known)}")
         if not args.text.is_file():
             raise UsageError(f"there is no text {args.text}; name one with --text FILE")
-        return AccuracySettings(args.text, [known[name] for name in chosen], Extent(args.windows))
+        checkpoints = [Variant("float32", native_kernels(), source=str(hub.resolve(other))) for other in others]
+        if args.activations is not None:
+            if not others:
+                raise UsageError("--activations codes the inputs of checkpoints: name them with --against DIR,...")
+            pvq_of(args.activations)
+            checkpoints += [replace(each, activations=args.activations) for each in checkpoints]
+        return AccuracySettings(args.text, [*(known[name] for name in chosen), *checkpoints], Extent(args.windows))
 
     def measure(self, settings: AccuracySettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns the `extent` that the text allowed, a row for each variant, and `failures` for those without one."""
@@ -129,7 +146,8 @@ def row(variant: Variant, held: str, values: Mapping[AccuracyTask, Values]) -> d
     """Returns what is reported of a variant.
 
     `cost` is the perplexity over the reference's, less 1, and `cost_error` its standard error, from the differences
-    token by token, which are far smaller than the spread of the tokens themselves.
+    token by token, which are far smaller than the spread of the tokens themselves. `ratio` is the perplexity over the
+    reference's with the 95 % interval of a bootstrap over blocks of 256 tokens, since neighbours are not independent.
 
     Args:
         variant: the format of weights and cache.
@@ -139,10 +157,12 @@ def row(variant: Variant, held: str, values: Mapping[AccuracyTask, Values]) -> d
     sums: Counter[str] = Counter()
     for task, measured in values.items():
         if isinstance(task, TextWindow) and task.variant == variant:
-            sums.update(measured)
+            sums.update({name: value for name, value in measured.items() if not name.startswith("block ")})
     tokens = sums["tokens"]
     change = (sums["nll"] - sums["reference_nll"]) / tokens
     layers = values[LayerErrors(variant)]
+    changes = _changes(variant, values)
+    ratio = [math.exp(bound) for bound in statistics.mean(changes)] if changes else None
     return {
         "name": variant.name,
         "held": held,
@@ -151,6 +171,8 @@ def row(variant: Variant, held: str, values: Mapping[AccuracyTask, Values]) -> d
         "reference_perplexity": math.exp(sums["reference_nll"] / tokens),
         "perplexity": math.exp(sums["nll"] / tokens),
         "cost": math.expm1(change),
+        "ratio": ratio,
+        "bits": _bits(variant),
         "cost_error": math.sqrt(max(sums["squares"] / tokens - change**2, 0.0) / tokens),
         "kl": sums["kl"] / tokens,
         "agreement": sums["agreed"] / tokens,
@@ -159,6 +181,23 @@ def row(variant: Variant, held: str, values: Mapping[AccuracyTask, Values]) -> d
         "layer_mean": mean(layers.values()),
         "layer_worst": max(layers, key=lambda name: layers[name]),
     }
+
+
+def _changes(variant: Variant, values: Mapping[AccuracyTask, Values]) -> list[float]:
+    """Returns the changes of a variant's negative log-likelihood over blocks of tokens, nats a token."""
+    return [
+        change
+        for task, measured in values.items()
+        if isinstance(task, TextWindow) and task.variant == variant
+        for name, change in measured.items()
+        if name.startswith("block ")
+    ]
+
+
+def _bits(variant: Variant) -> float | None:
+    """Returns the bits a weight that a shrunk checkpoint reports of its matrices; None for what doesn't."""
+    bits = read_json(Path(variant.source) / "report.json").get("bits") if variant.source is not None else None
+    return None if bits is None else float(bits)
 
 
 SUITE = AccuracySuite()

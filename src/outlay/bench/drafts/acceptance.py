@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from outlay.bench.drafts.rates import optimal_acceptance, recursive_acceptance, single_acceptance
-from outlay.bench.prompt_logits import PromptLogits
 from outlay.decode.draft.rsd import reject_without_replacement
 from outlay.decode.draft.spectr import kseq_acceptance
 from outlay.lm import LM
 from outlay.progress import ShowProgress
+from outlay.prompt_logits import PromptLogits
 from outlay.python_sources import library_sources
 from outlay.speculation.trees import draw_distinct
 

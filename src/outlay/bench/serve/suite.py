@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class ServeSettings:
     """Rounds, after a warm-up."""
     method: str
     """Our method; the other servers have none to choose."""
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    """Interpreters of servers that have an environment of their own."""
 
 
 class ServeSuite(Suite[ServeSettings]):
@@ -51,6 +53,8 @@ class ServeSuite(Suite[ServeSettings]):
         parser.add_argument("--new", type=int, default=48, metavar="N", help="tokens of an answer (%(default)s)")
         parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="(%(default)s)")
         parser.add_argument("--rounds", type=int, default=3, metavar="N", help="after a warm-up (%(default)s)")
+        parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON",
+                            help="the interpreter of a server's own environment; repeatable")  # fmt: skip
         parser.add_argument("--method", default="greedy", metavar="M", help="our method (%(default)s)")
 
     def settings(self, args: argparse.Namespace) -> ServeSettings:
@@ -62,7 +66,8 @@ class ServeSuite(Suite[ServeSettings]):
         if not clients or min(clients) < 1:
             raise UsageError(f"--clients must be numbers of 1 or more with commas between them, not {args.clients!r}")
         servers = names("server", args.servers, NAMES)
-        return ServeSettings(servers, clients, args.new, args.threads, args.rounds, args.method)
+        pythons = dict(_python_of(given) for given in args.python)
+        return ServeSettings(servers, clients, args.new, args.threads, args.rounds, args.method, pythons)
 
     def measure(self, settings: ServeSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         rows: dict[str, dict[str, list[Any]]] = {}
@@ -73,7 +78,8 @@ class ServeSuite(Suite[ServeSettings]):
             for name in settings.servers:
                 progress(f"starting {name}", len(running), len(settings.servers))
                 try:
-                    running.append(stack.enter_context(serving(name, model, settings.threads, max(settings.clients))))
+                    started = serving(name, model, settings.threads, max(settings.clients), settings.pythons)
+                    running.append(stack.enter_context(started))
                 except FailureError as error:
                     failures[name] = str(error)
             for turn in range(settings.rounds + 1):
@@ -91,6 +97,14 @@ class ServeSuite(Suite[ServeSettings]):
 
     def failure(self, found: Mapping[str, Any]) -> str | None:
         return found["failures"].get("outlay")
+
+
+def _python_of(given: str) -> tuple[str, str]:
+    """Returns a server's name and its interpreter."""
+    name, equals, python = given.partition("=")
+    if not equals or not python or name not in NAMES[1:]:
+        raise UsageError(f"--python is NAME=PYTHON with one of {', '.join(NAMES[1:])}, not {given!r}")
+    return name, python
 
 
 def _prompts(clients: int, turn: int) -> list[str]:

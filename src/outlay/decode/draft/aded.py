@@ -29,6 +29,7 @@ from outlay.speculation.rounds import (
     DraftTree,
     Proposer,
     sample_and_match,
+    steered,
     verify_tree,
 )
 from outlay.speculation.tables import open_table
@@ -85,7 +86,7 @@ class ADED(Method):
         paper="Liu et al. 2025, https://arxiv.org/abs/2407.12021",
         family="speculation",
         spends="`num_draft` + 1 positions a target pass",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="target passes, most for code and text that repeats itself",
     )
 
@@ -104,10 +105,11 @@ class ADED(Method):
 
     def decode(self, run: TreeRun) -> Work:
         table = run.shared_state(self, lambda: self._table(run)) if self.persist else self._table(run)
-        table.raise_by(self.prime_prompt, run.prompt)
-        text, entered = list(run.prompt), len(run.prompt)
+        text = list(run.known_text)
+        table.raise_by(self.prime_prompt, text)
+        begin = entered = len(text)
         while True:
-            text += run.tokens[len(text) - len(run.prompt) :]
+            text += run.tokens[len(text) - begin :]
             if self.update == "paper":
                 table.raise_by(self.delta, text[-self.window :])
             elif self.update == "once":
@@ -116,7 +118,7 @@ class ADED(Method):
             table.fade()
             limits = DraftLimits(self.num_draft, self.depth + 1).within(run)
             tree = self._draft(run, table, text, limits) if limits.max_depth and len(text) > 1 else DraftTree()
-            yield from verify_tree(run, tree, sample_and_match)
+            yield from verify_tree(run, steered(run, tree, limits), sample_and_match)
 
     def _table(self, run: TreeRun) -> AdaptiveTable:
         return AdaptiveTable(open_table(self.table, run.model), cap=self.cap, decay=self.decay)
@@ -343,7 +345,7 @@ class TableProposer(Proposer):
 
     def propose(self, limits: DraftLimits) -> DraftTree:
         """Learns what the run has committed since, and returns the most probable paths behind it."""
-        fresh = [*(() if self._text else self._run.prompt), *self._run.tokens[self._known :]]
+        fresh = [*(() if self._text else self._run.known_text), *self._run.tokens[self._known :]]
         self._known = len(self._run.tokens)
         self._table.raise_by(self._delta, [*self._text[-2:], *fresh])
         self._text += fresh

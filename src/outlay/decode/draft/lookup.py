@@ -17,7 +17,7 @@ from outlay.errors import UsageError
 from outlay.models.load import Model
 from outlay.speculation.lookup import LookupProposer
 from outlay.speculation.ngrams import NgramTable
-from outlay.speculation.rounds import DraftLimits, sample_and_match, verify_tree
+from outlay.speculation.rounds import DraftLimits, sample_and_match, steered, verify_tree
 from outlay.speculation.tables import open_table
 
 
@@ -43,7 +43,7 @@ class Lookup(Method):
         paper="Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding",
         family="speculation",
         spends="`tokens` + 1 positions a target pass where something is found",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="target passes, where a text repeats itself or its prompt",
     )
 
@@ -60,7 +60,8 @@ class Lookup(Method):
     def decode(self, run: TreeRun) -> Work:
         proposer = LookupProposer(run, self.longest, self.shortest, self._table(run.model))
         while True:
-            tree = proposer.propose(DraftLimits(self.tokens, self.tokens).within(run))
+            limits = DraftLimits(self.tokens, self.tokens).within(run)
+            tree = steered(run, proposer.propose(limits), limits)
             yield from verify_tree(run, tree, sample_and_match)
 
     def _table(self, model: Model) -> NgramTable | None:

@@ -61,7 +61,7 @@ class RSD(SpeculativeMethod):
         paper="Jeon et al. 2024, https://arxiv.org/abs/2402.14160",
         family="speculation",
         spends="a draft pass a level, and the tree's nodes + 1 positions a target pass",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="target passes, most at low temperatures",
         needs=("draft",),
     )

@@ -71,7 +71,7 @@ class Speculative(IndependentDrafts):
         paper="Leviathan et al. 2023, https://arxiv.org/abs/2211.17192",
         family="speculation",
         spends="`depth` draft passes, and `depth` + 1 positions a target pass",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="target passes",
         needs=("draft",),
     )
@@ -98,7 +98,7 @@ class SpecInfer(IndependentDrafts):
         paper="Miao et al. 2024, https://arxiv.org/abs/2305.09781",
         family="speculation",
         spends="a draft pass a level, and the tree's nodes + 1 positions a target pass",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="target passes",
         needs=("draft",),
     )

@@ -58,7 +58,7 @@ class SpecTr(SpeculativeMethod):
         paper="Sun et al. 2023, https://arxiv.org/abs/2310.15141",
         family="speculation",
         spends="`depth` draft passes over `drafts` rows, and up to `drafts` x `depth` + 1 positions a target pass",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="target passes, most at temperature 1",
         needs=("draft",),
     )

@@ -52,7 +52,7 @@ class Traversal(SpeculativeMethod):
         paper="Weng et al. 2025, https://arxiv.org/abs/2505.12398",
         family="speculation",
         spends="a draft pass a level, and the tree's nodes + 1 positions a target pass",
-        takes=("constraint",),
+        takes=("constraint", "cache"),
         saves="target passes, a few percent more than rsd with the same trees at temperature 1",
         needs=("draft",),
     )

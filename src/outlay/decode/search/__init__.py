@@ -1,1 +1,1 @@
-"""Searches: several texts are grown, and what judges them says where the next passes go."""
+"""Searches: several texts are grown, and what rates them says where the next passes go."""

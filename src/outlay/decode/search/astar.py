@@ -10,27 +10,36 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from outlay.engine.method import About, Method, Work
+from outlay.engine.method import About, Work
 from outlay.engine.request import Request
-from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
+from outlay.rewards.scorer import RunScorer
+from outlay.search.agreement import agreed
 from outlay.search.answers import answer_of, vote
-from outlay.search.steps import Leaf, Steps, check_scores, check_steps, unescaped
+from outlay.search.steps import COUNTS, Leaf, Steps, StepSearch
 
+IDLE = 8  # a beginning is not re-opened after so many expansions in a row that brought no new step
 COSTS = ("drop", "pathmax", "length", "none")
 
 
 @dataclass(eq=False)
 class State:
-    """A beginning in the queue: g is what was paid on the way, h what its reward leaves open; the prompt has no h."""
+    """A beginning in the queue: g is what was paid on the way, h what its reward leaves open; the prompt has no h.
+
+    `expanded` is how often steps were drawn after it, `steps` are those, each with whether it ends the text,
+    and `idle` is how often in a row there was none that it didn't have.
+    """
 
     leaf: Leaf
     g: float = 0.0
     h: float | None = None
+    expanded: int = 0
+    steps: set[tuple[bytes, bool]] = field(default_factory=set)
+    idle: int = 0
 
     @property
     def f(self) -> float:
@@ -39,7 +48,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class AStar(Method):
+class AStar(StepSearch):
     """Best-first search over steps, by cost so far and reward."""
 
     k: int = 4
@@ -57,12 +66,6 @@ class AStar(Method):
     """Beginnings that the queue holds at most; 0: no limit."""
     length_price: float = 1.0
     """With edge_cost=length: the cost of `max_tokens` tokens."""
-    step: str = "\\n\\n"
-    """What ends a step; empty: only `step_tokens` do."""
-    step_tokens: int = 1024
-    """Tokens of a step at most."""
-    max_steps: int = 40
-    """Steps of a text at most."""
 
     about: ClassVar[About] = About(
         name="astar",
@@ -73,65 +76,71 @@ class AStar(Method):
         saves="tokens and scores, against best of n at the same accuracy",
         needs=("scorer",),
         exact=False,
+        counts=COUNTS,
+        texts=("step",),
     )
 
     def __post_init__(self) -> None:
-        for name in ("k", "n_solutions", "parallel", "step_tokens", "max_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"astar needs {name} of 1 or more, not {getattr(self, name)}")
+        self.refuse_below_one("k", "n_solutions", "parallel")
         if self.edge_cost not in COSTS:
             raise UsageError(f"an edge of astar costs {', '.join(COSTS)}, not {self.edge_cost!r}")
         if self.reopen < 0 or self.beam_cap < 0 or self.length_price < 0:
             raise UsageError("reopen, beam_cap and length_price of astar are 0 or more")
 
-    def check(self, submission: Submission) -> None:
-        check_steps(submission, "astar", unescaped(self.step), drawn=self.k > 1)
-        check_scores(submission, "astar", self.k)
+    @property
+    def at_a_time(self) -> int:
+        return self.k
 
     def decode(self, run: TreeRun) -> Work:
-        mark = unescaped(self.step)
-        judge = run.submission.scorer.begin(run, mark)
-        steps = Steps(
-            run, mark=mark, step_tokens=self.step_tokens, max_steps=self.max_steps, judge=judge,
-            keep_logits=self.reopen > 0,
-        )  # fmt: skip
+        steps, scorer = self.begin(run, keep_logits=self.reopen > 0)
         queue, done = Queue(self.beam_cap), list[State]()
         queue.push(State(steps.root))
         while popped := queue.pop(self.parallel, done, self.n_solutions):
-            children = yield from self._expand(run, steps, popped)
+            for state in popped:
+                state.expanded += 1
+                run.mark(state.leaf.tip, expanded=state.expanded)
+            children = yield from self._expand(run, steps, scorer, popped)
             for child in children:
                 queue.push(child)
             for state in popped:
-                if self.reopen:
-                    queue.push(State(state.leaf, state.g + self.reopen, state.h))
+                if self.reopen and state.idle < IDLE:
+                    state.g += self.reopen
+                    queue.push(state)
                 elif state.leaf is not steps.root:
                     state.leaf.release()
             for state in queue.cap():
+                run.mark(state.leaf.tip, cut="the queue is full")
                 if state.leaf is not steps.root:
                     state.leaf.release()
             run.offer(best_so_far([*done, *queue.states]).leaf.tip)
-        run.accept(chosen(done).leaf.tip)
+        best = yield from chosen(run, done)
+        run.mark(best.leaf.tip, chosen="first out of the queue" if len(done) == 1 else "by vote")
+        run.accept(best.leaf.tip)
 
     def _expand(
-        self, run: TreeRun, steps: Steps, popped: Sequence[State]
+        self, run: TreeRun, steps: Steps, scorer: RunScorer, popped: Sequence[State]
     ) -> Generator[Request | list[Request], Any, list[State]]:
-        """Draws k steps after each beginning, drops texts that occur twice, and has the others rated together."""
+        """Draws k steps after each beginning, drops those that it has already, and has the others rated together."""
         branches = [(state, leaf) for state in popped for leaf in steps.branch(state.leaf, self.k)]
         yield from steps.grow([leaf for _, leaf in branches])
-        kept: dict[tuple[State, bytes, bool], Leaf] = {}
+        kept = list[tuple[State, Leaf]]()
         for state, leaf in branches:
-            if kept.setdefault((state, leaf.step, leaf.ended), leaf) is not leaf:
+            if (leaf.step, leaf.ended) in state.steps:
+                run.mark(leaf.tip, cut="another step says the same")
                 leaf.release()
-        assert steps.judge is not None, "astar needs a scorer"
-        rewards = yield from steps.judge.rewards([leaf.tip for leaf in kept.values()])
+            else:
+                state.steps.add((leaf.step, leaf.ended))
+                kept.append((state, leaf))
+        rewards = yield from scorer.rewards([leaf.tip for _, leaf in kept])
         run.count(expansions=len(popped))
         children = []
-        for ((state, _, _), leaf), reward in zip(kept.items(), rewards, strict=True):
+        for (state, leaf), reward in zip(kept, rewards, strict=True):
             h = 1 - reward
             cost = self.cost(state.h, h, leaf.step_tokens / run.max_tokens)
             children.append(State(leaf, state.g + cost, h))
             run.mark(leaf.tip, score=reward, f=children[-1].f, round=int(run.ledger.extras["expansions"]))
         for state in popped:
+            state.idle = 0 if any(parent is state for parent, _ in kept) else state.idle + 1
             if state.h is None:  # the prompt has no reward of its own: its best step's
                 state.h = min(child.h or 0.0 for child in children if child.leaf.above is state.leaf)
         return children
@@ -200,12 +209,12 @@ def best_so_far(states: Sequence[State]) -> State:
     return min([state for state in begun if state.leaf.ended] or begun, key=lambda state: state.f)
 
 
-def chosen(done: Sequence[State]) -> State:
+def chosen(run: TreeRun, done: Sequence[State]) -> Generator[Request | list[Request], Any, State]:
     """Returns the best of the finished texts: of those with the answer that has most of the rewards, if any is read."""
     if len(done) == 1:
         return done[0]
     rewards = [1 - (state.h or 0.0) for state in done]
-    answers = [answer_of(state.leaf.data.decode(errors="replace")) for state in done]
+    answers = yield from agreed(run, [answer_of(state.leaf.data.decode(errors="replace")) for state in done])
     winner = vote(answers, rewards, [state.leaf.logprob for state in done])
     best = max(range(len(done)), key=lambda i: (winner is not None and answers[i] == winner, rewards[i], -i))
     return done[best]

@@ -7,16 +7,18 @@ included, so that it does not favour short texts. Self-consistency (Wang et al. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from outlay.engine.method import About, Method, Work
+from outlay.engine.request import Request
 from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import FailureError, UsageError
+from outlay.search.agreement import agreed
 from outlay.search.answers import answer_of, vote
-from outlay.search.steps import Leaf, Steps, check_steps, unescaped
+from outlay.search.steps import COUNTS, Leaf, Steps, check_steps, unescaped
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class BestOf(Method):
         family="search",
         spends="n positions a pass",
         saves="passes, against n requests one after the other",
-        takes=("scorer", "constraint"),
+        takes=("scorer", "constraint", "cache"),
         exact=False,
+        counts=COUNTS,
+        texts=("step",),
     )
 
     def __post_init__(self) -> None:
@@ -60,29 +64,33 @@ class BestOf(Method):
             raise UsageError("best_of asks a scorer with by=score or by=weighted only; choose one, or leave it out")
 
     def decode(self, run: TreeRun) -> Work:
-        judge = run.submission.scorer.begin(run, unescaped(self.step)) if self._scores else None
-        steps = Steps(run, judge=judge, logprobs=True)
+        scorer = run.submission.scorer.begin(run, unescaped(self.step)) if self._scores else None
+        steps = Steps(run, scorer=scorer, logprobs=True)
         texts = steps.branch(steps.root, self.n)
         while growing := [text for text in texts if not text.ended]:
             yield from steps.advance(growing)
             run.offer(max(texts, key=lambda text: text.mean_logprob).tip)
         run.count(texts=self.n)
         rewards = [1.0] * self.n
-        if judge is not None:
-            rewards = yield from judge.rewards([text.tip for text in texts])
+        if scorer is not None:
+            rewards = yield from scorer.rewards([text.tip for text in texts])
             for text, reward in zip(texts, rewards, strict=True):
                 run.mark(text.tip, score=reward)
-        best = max(range(self.n), key=self._ranks(run, texts, rewards).__getitem__)
+        ranks = yield from self._ranks(run, texts, rewards)
+        best = max(range(self.n), key=ranks.__getitem__)
+        run.mark(texts[best].tip, chosen=f"by {self.by}")
         run.accept(texts[best].tip)
 
-    def _ranks(self, run: TreeRun, texts: Sequence[Leaf], rewards: Sequence[float]) -> list[tuple[float, ...]]:
+    def _ranks(
+        self, run: TreeRun, texts: Sequence[Leaf], rewards: Sequence[float]
+    ) -> Generator[Request | list[Request], Any, list[tuple[float, ...]]]:
         """Returns what the choice goes by, for each text."""
         means = [text.mean_logprob for text in texts]
         if self.by == "logprob":
             return [(mean,) for mean in means]
         if self.by == "score":
             return [(reward,) for reward in rewards]
-        answers = [answer_of(text.data.decode(errors="replace")) for text in texts]
+        answers = yield from agreed(run, [answer_of(text.data.decode(errors="replace")) for text in texts])
         winner = vote(answers, rewards, [text.logprob for text in texts])
         if winner is None:
             raise FailureError(

@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from outlay.engine.method import About, Method, Work
+from outlay.engine.method import About, Work
 from outlay.engine.request import Request
-from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
+from outlay.rewards.scorer import RunScorer
 from outlay.search.resampling import SCHEMES, effective_sample_size
-from outlay.search.steps import Leaf, Steps, check_scores, check_steps, unescaped
+from outlay.search.steps import COUNTS, Leaf, Steps, StepSearch
 
 CLIP = 1e-7  # rewards stay this far from 0 and 1, whose odds have no logarithm
 RESAMPLING, SELECTION = 1 << 32, 1 << 33  # streams of random numbers that no text uses
@@ -38,7 +38,7 @@ class Population:
 
 
 @dataclass(frozen=True)
-class Particles(Method):
+class Particles(StepSearch):
     """Sequential Monte Carlo over steps, with a scorer's rewards as potentials."""
 
     n: int = 16
@@ -63,12 +63,6 @@ class Particles(Method):
     """How often the filter runs; from the second time on, the text that was drawn last is retained."""
     select: Literal["argmax", "sample"] = "argmax"
     """Whether the text with the highest reward is returned, or one drawn by weight."""
-    step: str = "\\n\\n"
-    """What ends a step; empty: only `step_tokens` do."""
-    step_tokens: int = 1024
-    """Tokens of a step at most."""
-    max_steps: int = 40
-    """Steps of a text at most."""
 
     about: ClassVar[About] = About(
         name="particles",
@@ -79,12 +73,12 @@ class Particles(Method):
         saves="samples, against best of n at the same accuracy",
         needs=("scorer",),
         exact=False,
+        counts=COUNTS,
+        texts=("step",),
     )
 
     def __post_init__(self) -> None:
-        for name in ("n", "step_tokens", "max_steps", "sweeps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"particles needs {name} of 1 or more, not {getattr(self, name)}")
+        self.refuse_below_one("n", "sweeps")
         if self.resample not in SCHEMES:
             raise UsageError(f"particles are resampled by {', '.join(SCHEMES)}, not {self.resample!r}")
         if self.potential not in ("score", "ratio") or self.select not in ("argmax", "sample"):
@@ -94,36 +88,32 @@ class Particles(Method):
         if self.temperature_of_weights <= 0 or self.anneal < 1:
             raise UsageError("temperature_of_weights of particles is above 0, and anneal 1 or more")
 
-    def check(self, submission: Submission) -> None:
-        check_steps(submission, "particles", unescaped(self.step), drawn=self.n > 1)
-        check_scores(submission, "particles", self.n)
+    @property
+    def at_a_time(self) -> int:
+        return self.n
 
     def decode(self, run: TreeRun) -> Work:
-        mark = unescaped(self.step)
-        judge = run.submission.scorer.begin(run, mark)
-        steps = Steps(
-            run, mark=mark, step_tokens=self.step_tokens, max_steps=self.max_steps, judge=judge,
-            keep_logits=self.sweeps > 1,
-        )  # fmt: skip
+        steps, scorer = self.begin(run, keep_logits=self.sweeps > 1)
         retained: list[Leaf] = []
         for sweep in range(self.sweeps):
-            particles, log_normaliser = yield from self._filter(run, steps, retained, sweep)
+            particles, log_normaliser = yield from self._filter(run, steps, scorer, retained, sweep)
             run.facts["log_normaliser"] = log_normaliser
             weights = particles.log_weights.softmax(0)
             picked = SCHEMES["multinomial"](weights, 1, run.random.at(sweep, SELECTION))[0]
             retained = _trajectory(particles.leaves[picked])
+        why = "drawn by weight"
         if self.select == "argmax":
-            picked = max(range(self.n), key=particles.rewards.__getitem__)
+            picked, why = max(range(self.n), key=particles.rewards.__getitem__), "the highest reward"
+        run.mark(particles.leaves[picked].tip, chosen=why)
         run.accept(particles.leaves[picked].tip)
 
     def _filter(
-        self, run: TreeRun, steps: Steps, retained: Sequence[Leaf], sweep: int
+        self, run: TreeRun, steps: Steps, scorer: RunScorer, retained: Sequence[Leaf], sweep: int
     ) -> Generator[Request | list[Request], Any, tuple[Population, float]]:
         """Runs the filter once. Returns the last population and the logarithm of the estimated normaliser.
 
         The retained text, if any, is particle 0: it grows as it grew, and is its own ancestor.
         """
-        assert steps.judge is not None, "particles need a scorer"
         free = steps.branch(steps.root, self.n - bool(retained))
         leaves = [*retained[:1], *free]
         now = Population(leaves, [], torch.zeros(self.n, dtype=torch.float64))
@@ -132,7 +122,7 @@ class Particles(Method):
             number += 1
             active = [leaf for leaf in now.leaves[bool(retained) :] if not leaf.ended]
             yield from steps.grow(active)
-            before, now.rewards = now.rewards, (yield from steps.judge.rewards([leaf.tip for leaf in now.leaves]))
+            before, now.rewards = now.rewards, (yield from scorer.rewards([leaf.tip for leaf in now.leaves]))
             for leaf, reward in zip(now.leaves, now.rewards, strict=True):
                 run.mark(leaf.tip, score=reward, round=number)
             fresh = [leaf.steps >= number for leaf in now.leaves]
@@ -145,6 +135,7 @@ class Particles(Method):
                     log_normaliser += _log_mean(now.log_weights)
                 ancestors = self._ancestors(run, now, bool(retained), number + (sweep << 16))
                 run.count(resampled=1)
+                self._tell(run, now, ancestors)
                 now.log_weights = self._after(now, ancestors)
             else:
                 ancestors = list(range(self.n))
@@ -187,6 +178,14 @@ class Particles(Method):
         for place, ancestor in zip(going, drawn, strict=True):
             ancestors[place] = pool[ancestor]
         return ancestors
+
+    def _tell(self, run: TreeRun, now: Population, ancestors: Sequence[int]) -> None:
+        """Writes into the trace how much each particle weighed and how many offspring it has."""
+        for place, (leaf, weight) in enumerate(zip(now.leaves, now.log_weights.softmax(0).tolist(), strict=True)):
+            offspring = ancestors.count(place)
+            run.mark(leaf.tip, weight=weight, offspring=offspring)
+            if not offspring:
+                run.mark(leaf.tip, cut="no offspring")
 
     def _after(self, now: Population, ancestors: Sequence[int]) -> Tensor:
         """Returns the log-weights after resampling: equal, but for finished texts that were set aside."""

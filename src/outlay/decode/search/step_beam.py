@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outlay.engine.method import About, Method, Work
-from outlay.engine.submission import Submission
+from outlay.engine.method import About, Work
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import UsageError
-from outlay.search.steps import Leaf, Steps, check_scores, check_steps, unescaped
+from outlay.search.steps import COUNTS, Leaf, StepSearch
 
 Rated = tuple[float, Leaf]
 
 
 @dataclass(frozen=True)
-class StepBeam(Method):
+class StepBeam(StepSearch):
     """Of n steps drawn after each round, those with the highest rewards go on."""
 
     n: int = 16
@@ -29,12 +28,6 @@ class StepBeam(Method):
     """Steps that are drawn after each beginning; n / width beginnings go on."""
     dvts: bool = False
     """Whether each beginning is kept apart and goes on with its own best step."""
-    step: str = "\\n\\n"
-    """What ends a step; empty: only `step_tokens` do."""
-    step_tokens: int = 1024
-    """Tokens of a step at most."""
-    max_steps: int = 40
-    """Steps of a text at most."""
 
     about: ClassVar[About] = About(
         name="step_beam",
@@ -45,29 +38,27 @@ class StepBeam(Method):
         saves="samples, against best of n at the same accuracy",
         needs=("scorer",),
         exact=False,
+        counts=COUNTS,
+        texts=("step",),
     )
 
     def __post_init__(self) -> None:
-        for name in ("n", "width", "step_tokens", "max_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"step_beam needs {name} of 1 or more, not {getattr(self, name)}")
+        self.refuse_below_one("n", "width")
         if self.n % self.width:
             raise UsageError(f"n of step_beam must be a multiple of its width {self.width}, not {self.n}")
 
-    def check(self, submission: Submission) -> None:
-        check_steps(submission, "step_beam", unescaped(self.step), drawn=self.n > 1)
-        check_scores(submission, "step_beam", self.n)
+    @property
+    def at_a_time(self) -> int:
+        return self.n
 
     def decode(self, run: TreeRun) -> Work:
-        mark = unescaped(self.step)
-        judge = run.submission.scorer.begin(run, mark)
-        steps = Steps(run, mark=mark, step_tokens=self.step_tokens, max_steps=self.max_steps, judge=judge)
+        steps, scorer = self.begin(run)
         finished: list[Rated] = []
         families = [steps.branch(steps.root, self.width) for _ in range(self.n // self.width)]
         while families:
             drawn = [leaf for family in families for leaf in family]
             yield from steps.grow(drawn)
-            rewards = yield from judge.rewards([leaf.tip for leaf in drawn])
+            rewards = yield from scorer.rewards([leaf.tip for leaf in drawn])
             run.count(rounds=1)
             for leaf, reward in zip(drawn, rewards, strict=True):
                 run.mark(leaf.tip, score=reward, round=run.ledger.rounds)
@@ -76,10 +67,15 @@ class StepBeam(Method):
             run.offer(best(finished or going_on).tip)
             families = [steps.branch(leaf, self.width) for _, leaf in going_on if not leaf.ended]
             kept = {id(leaf) for _, leaf in finished}
+            going = {id(leaf) for _, leaf in going_on}
             for leaf in drawn:
+                if id(leaf) not in going:
+                    run.mark(leaf.tip, cut="other steps have higher rewards")
                 if id(leaf) not in kept:
                     leaf.release()
-        run.accept(best(finished).tip)
+        text = best(finished)
+        run.mark(text.tip, chosen="the highest reward")
+        run.accept(text.tip)
 
     def _best(self, families: Sequence[Sequence[Leaf]], rated: Sequence[Rated]) -> list[Rated]:
         """Returns the beginnings that go on: the best of each family, or as many of all of them together."""

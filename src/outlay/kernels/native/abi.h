@@ -11,14 +11,45 @@
 //   q8   per group of 32: 16 half scales d, then [8][16][4] int8; byte (j, c, b) holds k = 4j+b (544 bytes)
 //   bf16 [k][16] bfloat16
 //   f32  [k][16] float
-enum OutlayFormat : int32_t { kQ4 = 0, kQ8 = 1, kBf16 = 2, kF32 = 3 };
+// Packed formats hold less than a byte or two for each weight, and a tile of them is unpacked to one of the plain formats
+// above before it is multiplied. Each has 64 readable bytes behind its last tile.
+//   codebook   unpacks to q8. Per group of 32: an index of `bits` bits for each vector of v channels and each input, in one
+//              stream, the lowest bits first, in the order [2][16/v vectors][16]: k = 16 h + i; then the residual
+//              indices likewise. The byte of a weight is entries[index] + residual[residual index], its scale the step
+//   sparse q8  per group of 32: 16 half scales, a mask of 512 bits in the order of q8's bytes, and the int8 of those set
+//   sparse q4  likewise, in nibbles, 8 added, the lower first; unpacks to q4 with the minima -8 d. Bits in q8's order
+//   sparse bf16 per 32 inputs: a mask of 512 bits in bf16's order, and the bfloat16 of those set
+enum OutlayFormat : int32_t {
+    kQ4 = 0,
+    kQ8 = 1,
+    kBf16 = 2,
+    kF32 = 3,
+    kCodebook = 4,
+    kSparseQ8 = 5,
+    kSparseQ4 = 6,
+    kSparseBf16 = 7
+};
+
+// The entries of a codebook on an 8-bit grid, and of its residual codebook. A sum of both fits a signed byte.
+struct OutlayCodebook {
+    const int8_t* entries;          // [2^bits][v]
+    const int8_t* residual;         // [2^residual_bits][v], or null
+    const int8_t* planes;           // [v][2^bits], as some instructions look them up
+    const int8_t* residual_planes;  // [v][max(2^residual_bits, 64)], or null
+    int32_t v;                      // channels of a vector: 2, 4, 8 or 16
+    int32_t bits;                   // of an index, 1 to 16
+    int32_t residual_bits;          // 0 to 16; 0: no residual
+    uint16_t step;                  // half
+};
 
 // The weights of output channels that share a format.
 struct OutlayLinear {
     const uint8_t* weights;
     int32_t format;
-    int32_t m;  // output channels
-    int32_t k;  // input channels
+    int32_t m;                       // output channels
+    int32_t k;                       // input channels
+    int32_t kept;                    // of a tile's weights for 32 inputs, in the sparse formats
+    const OutlayCodebook* codebook;  // or null
 };
 
 // A linear layer: parts that read the same input, the channels of each after those of the one before, in its own format.
@@ -71,7 +102,7 @@ struct OutlayKVCache {
     int32_t group;  // dimensions that share a scale, a multiple of 8
 };
 
-enum OutlayActivation : int32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+enum OutlayActivation : int32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kQuickGelu = 4 };
 
 // RMSNorm, or LayerNorm where there is a bias; the identity where there is no weight.
 struct OutlayNorm {
@@ -128,6 +159,13 @@ struct OutlayDraw {
     double uniform;
 };
 
+// A stream of coded symbols: the state, and the words that are left, the last of which is read next.
+struct OutlayAnsStream {
+    uint64_t state;
+    const uint32_t* words;
+    int64_t left;
+};
+
 struct OutlayPass {
     int64_t n;                          // rows
     float* residual;                    // [n, hidden_size], overwritten with the last layer's residual stream; null: the
@@ -154,4 +192,7 @@ struct OutlayPass {
     const OutlayDraw* draws;      // [n_draws]
     int64_t* drawn;               // [n_draws] the tokens
     float* hidden_states;         // [slots, hidden_size]: receives the LM head's input of each row, in the row's slot; or null
+    float* const* weights;        // [n] or null: for each row null, or [n_layers, n_heads, weight_stride]: receives the weight
+                                  // of each key that the row goes over, span by span, 0 where it is masked
+    int64_t weight_stride;        // the keys that a row goes over at most, up to a multiple of 16
 };

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <vector>
 
+#include "coder.h"
 #include "engine.h"
 #include "sample.h"
 
@@ -23,6 +24,37 @@ namespace {
 const Kernels* active = nullptr;
 Kernels active_table;
 
+// What random weights and inputs are made of.
+class Random {
+  public:
+    uint64_t operator()() {
+        state_ ^= state_ << 13, state_ ^= state_ >> 7, state_ ^= state_ << 17;
+        return state_;
+    }
+
+  private:
+    uint64_t state_ = 88172645463325252ull;
+};
+
+// A codebook with random entries.
+struct TrialBook {
+    std::vector<int8_t> entries, residual, planes, residual_planes;
+    OutlayCodebook book;
+
+    TrialBook(int32_t v, int32_t bits, int32_t residual_bits, Random& random) {
+        fill(entries, planes, v, 1 << bits, 1 << bits, random);
+        if (residual_bits) fill(residual, residual_planes, v, 1 << residual_bits, std::max(1 << residual_bits, 64), random);
+        const uint16_t step = 0x2480;  // some half
+        book = {entries.data(), residual.data(), planes.data(), residual_planes.data(), v, bits, residual_bits, step};
+    }
+
+  private:
+    static void fill(std::vector<int8_t>& rows, std::vector<int8_t>& planes, int v, int n, int plane, Random& random) {
+        rows.resize(n * v), planes.resize(plane * v);
+        for (int i = 0; i < n * v; ++i) rows[i] = planes[i % v * plane + i / v] = int8_t(random() % 127) - 63;
+    }
+};
+
 // A linear layer with random weights and inputs.
 struct Trial {
     OutlayLinear layer;
@@ -30,13 +62,14 @@ struct Trial {
     std::vector<uint8_t> weights;
     std::vector<float> x;
 
-    template <class Random>
-    Trial(int32_t format, int32_t m, int32_t k, int64_t n, const Random& random)
-        : layer{nullptr, format, m, k}, rows(n), x(n * k) {
-        weights.resize(tile_bytes(layer) * tiles_of(layer));
+    Trial(int32_t format, const TrialBook* codebook, int64_t n, Random& random) : rows(n) {
+        layer = {nullptr, format, 90, format == kBf16 || format == kF32 ? 33 : 96, 256, codebook ? &codebook->book : nullptr};
+        weights.resize(tile_bytes(layer) * tiles_of(layer) + 64);
         for (auto& byte : weights) byte = uint8_t(random());
-        make_scales_finite();
+        make_floats_finite();
+        if (format >= kSparseQ8) keep_half(random);
         layer.weights = weights.data();
+        x.resize(n * layer.k);
         for (auto& value : x) value = float(int64_t(random() % 20001) - 10000) * 1e-3f;
     }
 
@@ -44,36 +77,56 @@ struct Trial {
         std::vector<float> out(rows * layer.m);
         std::vector<QuantizedGroup> q(x.size() / kGroup + 1);
         if (is_quantized(layer)) kernels.quantize(x.data(), int(x.size()), q.data());
-        kernels.linear(layer, {x.data(), q.data()}, 0, rows, 0, tiles_of(layer), {out.data(), layer.m, nullptr, false});
+        run_tiles(kernels, layer, {x.data(), q.data()}, 0, rows, 0, tiles_of(layer), {out.data(), layer.m, nullptr, false});
         return out;
     }
 
   private:
-    // Clears the top bit of the exponent of every half, bfloat16 or float.
-    void make_scales_finite() {
+    // Clears the top bit of the exponent of every half, bfloat16 or float. A group of inputs begins with its halves.
+    void make_floats_finite() {
+        if (layer.format == kCodebook) return;
         if (is_quantized(layer)) {
-            const size_t block = layer.format == kQ4 ? kQ4Block : kQ8Block, halves = layer.format == kQ4 ? 64 : 32;
-            for (size_t at = 0; at < weights.size(); at += block)
+            const size_t block = tile_bytes(layer) / (layer.k / kGroup), halves = layer.format == kQ4 ? 64 : 32;
+            for (size_t at = 0; at + block <= weights.size(); at += block)
                 for (size_t i = 1; i < halves; i += 2) weights[at + i] &= 0xbf;
         } else {
-            const size_t size = layer.format == kBf16 ? 2 : 4;
+            const size_t size = layer.format == kF32 ? 4 : 2;
             for (size_t at = size - 1; at < weights.size(); at += size) weights[at] &= 0xbf;
+        }
+    }
+
+    // Sets half of the bits of each eight of the masks.
+    void keep_half(Random& random) {
+        const size_t block = tile_bytes(layer) / (layer.k / kGroup), mask = layer.format == kSparseBf16 ? 0 : 2 * kTile;
+        for (size_t at = mask; at + block <= weights.size() + mask; at += block) {
+            for (int i = 0; i < kMaskBytes; ++i) {
+                uint8_t bits = 0;
+                for (int left = 4; left > 0;) {
+                    const uint8_t bit = uint8_t(1 << random() % 8);
+                    left -= !(bits & bit), bits |= bit;
+                }
+                weights[at + i] = bits;
+            }
         }
     }
 };
 
-// Compares the linear layers with the portable kernels: every format, at widths with full and partial blocks.
+// Compares the linear layers with the portable kernels: every format, at widths with full and partial blocks, and codebooks
+// whose indices have whole bytes, nibbles and other numbers of bits.
 bool agrees_with_scalar(const Kernels& kernels) {
-    uint64_t state = 88172645463325252ull;
-    const auto random = [&state] {
-        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-        return state;
+    Random random;
+    const auto agrees = [&](int32_t format, const TrialBook* codebook, int64_t rows) {
+        const Trial trial(format, codebook, rows, random);
+        const std::vector<float> expected = trial.run(kScalarKernels), result = trial.run(kernels);
+        return std::memcmp(expected.data(), result.data(), expected.size() * sizeof(float)) == 0;
     };
-    for (int64_t rows : {1, 5, 23}) {
-        for (int32_t format : {kQ4, kQ8, kBf16, kF32}) {
-            const Trial trial(format, 90, format == kQ4 || format == kQ8 ? 96 : 33, rows, random);
-            const std::vector<float> expected = trial.run(kScalarKernels), result = trial.run(kernels);
-            if (std::memcmp(expected.data(), result.data(), expected.size() * sizeof(float)) != 0) return false;
+    for (int64_t rows : {1, 5, 23})
+        for (int32_t format : {kQ4, kQ8, kBf16, kF32, kSparseQ8, kSparseQ4, kSparseBf16})
+            if (!agrees(format, nullptr, rows)) return false;
+    for (int32_t v : {2, 4, 8, 16}) {
+        for (const auto& [bits, residual_bits] : {std::pair(8, 0), std::pair(8, 4), std::pair(8, 8), std::pair(11, 3)}) {
+            const TrialBook book(v, bits, residual_bits, random);
+            if (!agrees(kCodebook, &book, 1)) return false;
         }
     }
     return true;
@@ -116,18 +169,18 @@ std::vector<Candidate> candidates() {
     unsigned a, b, c, d;
     const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);  // not every compiler's built-in knows it
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const bool avx512 = avx2 && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    Kernels best = kAvx512Kernels;
+    if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2")) best.unpack = kVbmiUnpack;
 #if defined(OUTLAY_AMX)
-    const auto with_linear = [](const char* name, Linear linear) {
-        Kernels kernels = kAvx512Kernels;
-        kernels.name = name, kernels.linear = linear;
-        return kernels;
-    };
-    found.push_back({with_linear("amx", kAmxLinear), avx512 && has_amx(), false});
-    found.push_back({with_linear("amx-emulated", kEmulatedAmxLinear), avx512, true});
+    Kernels amx = best, emulated = kAvx512Kernels;
+    amx.name = "amx", amx.linear = kAmxLinear;
+    emulated.name = "amx-emulated", emulated.linear = kEmulatedAmxLinear, emulated.unpack = kEmulatedVbmiUnpack;
+    found.push_back({amx, avx512 && has_amx(), false});
+    found.push_back({emulated, avx512, true});
 #endif
-    found.push_back({kAvx512Kernels, avx512, false});
+    found.push_back({best, avx512, false});
     found.push_back({kAvx2Kernels, avx2, false});
 #elif defined(OUTLAY_NEON)
     found.push_back({kNeonKernels, has_dot_products(), false});
@@ -164,7 +217,7 @@ OUTLAY_API const char* outlay_choose(const char* limit) {
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 9; }
+OUTLAY_API int32_t outlay_abi() { return 12; }
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
@@ -215,6 +268,52 @@ OUTLAY_API int32_t outlay_exp(const float* x, int32_t n, float* out) {
     return guarded([&] { active_kernels()->exp(x, n, out); });
 }
 
+// out[n] = the nearest of points for each of vectors [n, v], as `Kernels::nearest` takes them.
+OUTLAY_API int32_t outlay_nearest(const float* vectors, int64_t n, int32_t v, const float* planes, const float* halves,
+                                  int32_t count, int64_t* out) {
+    return guarded([&] {
+        constexpr int64_t kChunk = 1024;
+        Pool::get().run((n + kChunk - 1) / kChunk, [&](int64_t chunk) {
+            const int64_t first = chunk * kChunk, here = std::min(kChunk, n - first);
+            active_kernels()->nearest(vectors + first * v, here, v, planes, halves, count, out + first);
+        });
+    });
+}
+
+// weights[rows, size], of which the first `vocab` of each row are floor(exp(logit - max) * 2^23) and the others 0; with each
+// row's sum of them, its largest logit, and its sum before rounding.
+OUTLAY_API int32_t outlay_coder_weights(const float* logits, int64_t rows, int64_t vocab, int64_t size, int32_t* weights,
+                                        int64_t* totals, float* maxima, double* exact) {
+    return guarded([&] {
+        for_each_row(rows, [&](int64_t row) {
+            int32_t* of_row = weights + row * size;
+            const LogitWeights found = weigh_logits(logits + row * vocab, vocab, of_row);
+            std::fill(of_row + vocab, of_row + size, 0);
+            totals[row] = found.total, maxima[row] = found.max, exact[row] = found.exact;
+        });
+    });
+}
+
+// The interval of a symbol of each row of weights [rows, size]; of width 0 where all of a row's weights are 0.
+OUTLAY_API int32_t outlay_intervals(const int32_t* weights, int64_t rows, int64_t size, const int64_t* symbols,
+                                    Interval* intervals) {
+    return guarded([&] {
+        for_each_row(rows, [&](int64_t row) { intervals[row] = interval_of(weights + row * size, size, symbols[row]); });
+    });
+}
+
+// words = the symbols with these intervals [n], coded; returns how many words there are, at most n + 2.
+OUTLAY_API int64_t outlay_ans_encode(const Interval* intervals, int64_t n, uint32_t* words) {
+    return ans_encode(intervals, n, words);
+}
+
+// symbols[rows] = a symbol for each row of weights [rows, size], from the stream that `stream_of` [rows] names; -1 where all of
+// a row's weights are 0.
+OUTLAY_API int32_t outlay_ans_decode(OutlayAnsStream* streams, const int64_t* stream_of, const int32_t* weights, int64_t rows,
+                                     int64_t size, int64_t* symbols) {
+    return guarded([&] { ans_decode(streams, stream_of, weights, rows, size, symbols); });
+}
+
 // The largest logit of each block of a row.
 static std::vector<float> block_maxima(const float* logits, int64_t vocab) {
     std::vector<float> maxima;
@@ -261,16 +360,17 @@ OUTLAY_API int32_t outlay_store(const OutlayKVCache* kv, const float* k, const f
 }
 
 // Attention of q[n, n_heads, head_dim] over a KV cache, to out like q and lse[n, n_heads] (or null). `softcap` 0: none.
+// `weights` [n] (or null): for each row null, or [n_heads, weight_stride], as in a pass.
 OUTLAY_API int32_t outlay_attend(const float* q, const OutlayKVCache* kv, int64_t n, int32_t n_heads, int32_t n_kv_heads,
                                  int32_t head_dim, float scale, float softcap, const OutlayAttentionPlan* plan, float* out,
-                                 float* lse) {
+                                 float* lse, float* const* weights, int64_t weight_stride) {
     return guarded([&] {
         static Scratch* scratch = new Scratch;
         RowSpans spans;
         spans.build(*plan, n);
         const int64_t stride = int64_t(n_heads) * head_dim;
-        run_attention({q, stride, *kv, n_heads, n_kv_heads, head_dim, scale, softcap, out, stride, lse}, *plan, spans, n,
-                      *scratch);
+        run_attention({q, stride, *kv, n_heads, n_kv_heads, head_dim, scale, softcap, out, stride, lse, weights, weight_stride},
+                      *plan, spans, n, *scratch);
     });
 }
 

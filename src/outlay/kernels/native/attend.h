@@ -1,5 +1,5 @@
-// Attention of a block of rows over the spans of the KV cache that they attend to, in four phases: score the keys, softmax,
-// add the weighted values, normalize.
+// Attention of a block of rows over the spans of the KV cache that they attend to, in three phases: score the keys, add the
+// values weighted by the exponentials of their scores, normalize.
 //
 // A row's result depends only on the sequence of the keys that it sees, not on how they are cut into spans, on masked
 // keys between them or on other rows: the largest score is found first, then exponentials are summed as integers and values
@@ -7,8 +7,10 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "kv.h"
 #include "ops.h"
@@ -17,6 +19,7 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int kQueriesAtOnce = 4;  // queries that pass over a tile of keys together
+constexpr int kManyQueries = 16;   // from here on a tile's keys are transposed for them
 
 // Adds the products of sixteen dimensions from `d` on (eight where `Low`) to the partial sums of Q queries and some keys.
 template <int Q, bool Low>
@@ -50,6 +53,82 @@ OUTLAY_NOINLINE void score_keys(const float* const* q, const float* const* keys,
         }
         store_scores<Q>(folded, scale, scores, j);
     }
+}
+
+// Writes up to kKeyTile keys as the columns of `columns`, up to a multiple of sixteen: the last one again and again.
+OUTLAY_NOINLINE void transpose_keys(const float* const* keys, int count, int head_dim, float* columns) {
+    for (int j = 0; j < (count + 15) / 16 * 16; j += 8) {
+        const float* key[8];
+        for (int k = 0; k < 8; ++k) key[k] = keys[std::min(j + k, count - 1)];
+        for (int d = 0; d < head_dim; d += 8) {
+            F8 block[8];
+            for (int k = 0; k < 8; ++k) block[k] = load8(key[k] + d);
+            transpose8(block);
+            for (int i = 0; i < 8; ++i) store8(columns + (d + i) * outlay::kKeyTile + j, block[i]);
+        }
+    }
+}
+
+// Calls body(0) to body(N - 1), each with its index as a constant: arrays that it indexes stay in registers.
+template <int... I, class Body>
+OUTLAY_INLINE void each_index(std::integer_sequence<int, I...>, const Body& body) {
+    (body(std::integral_constant<int, I>()), ...);
+}
+
+// The products of Q queries with K registers of keys, one key in each lane, of dimensions l, l + 16, ...: one of the sixteen
+// partial sums of `score_keys`.
+template <int Q, int K>
+OUTLAY_INLINE void sum_partly(const float* const* q, const float* columns, int head_dim, int l, Lanes (&sum)[Q][K]) {
+    for (int i = 0; i < Q; ++i)
+        for (int k = 0; k < K; ++k) sum[i][k] = splat<Lanes>(0.0f);
+    for (int d = l; d < head_dim; d += 16) {
+        Lanes key[K];
+        for (int k = 0; k < K; ++k) {
+            key[k] = load_lanes(columns + d * outlay::kKeyTile + k * kLanes);
+            keep_in_register(key[k]);
+        }
+        for (int i = 0; i < Q; ++i) {
+            const Lanes x = splat<Lanes>(q[i][d]);
+            for (int k = 0; k < K; ++k) sum[i][k] = fmadd(x, key[k], sum[i][k]);
+        }
+    }
+}
+
+template <int Q, int K>
+OUTLAY_INLINE void score_lanes(const float* const* q, const float* columns, int head_dim, float scale, float* const* scores,
+                               int j) {
+    Lanes pairs[8][Q][K];  // the sums of partial sums l and l + 8
+    for (int l = 0; l < 8; ++l) {
+        Lanes low[Q][K], high[Q][K];
+        sum_partly<Q, K>(q, columns, head_dim, l, low);
+        sum_partly<Q, K>(q, columns, head_dim, l + 8, high);
+        for (int i = 0; i < Q; ++i)
+            for (int k = 0; k < K; ++k) pairs[l][i][k] = add(low[i][k], high[i][k]);
+    }
+    for (int i = 0; i < Q; ++i)
+        for (int k = 0; k < K; ++k) {
+            const auto four = [&](int l) {
+                return add(add(pairs[l][i][k], pairs[l + 1][i][k]), add(pairs[l + 2][i][k], pairs[l + 3][i][k]));
+            };
+            store_lanes(scores[i] + j + k * kLanes, mul(add(four(0), four(4)), splat<Lanes>(scale)));
+        }
+}
+
+// As `score_keys`, with the same bits, over transposed keys: no sum goes across the lanes of a register.
+template <int Q, int HeadDim>
+OUTLAY_NOINLINE void score_columns(const float* const* q, const float* columns, int count, int head_dim, float scale,
+                                   float* const* scores) {
+    const int dims = HeadDim ? HeadDim : head_dim;
+    int j = 0;
+    for (; j + kLanes < count; j += 2 * kLanes) score_lanes<Q, 2>(q, columns + j, dims, scale, scores, j);
+    if (j < count) score_lanes<Q, 1>(q, columns + j, dims, scale, scores, j);
+}
+
+template <int Q>
+inline void score_transposed(const float* const* q, const float* columns, int count, int head_dim, float scale,
+                             float* const* scores) {
+    const auto score = head_dim == 64 ? score_columns<Q, 64> : head_dim == 128 ? score_columns<Q, 128> : score_columns<Q, 0>;
+    score(q, columns, count, head_dim, scale, scores);
 }
 
 // out[i][0 : 16 * Width] += weights[i][j] * values[j], key by key.
@@ -98,42 +177,42 @@ inline void add_visible_values(const float* weights, const uint8_t* mask, const 
     add_values<1>(&first, visible, n, head_dim, &out);
 }
 
-// Collects the queries that a tile serves, and calls body(count, from, to) for kQueriesAtOnce of them at a time.
-template <class Body>
+// Collects the queries that a tile serves, and calls body(count, from, to) for `AtOnce` of them at a time.
+template <int AtOnce, class Body>
 class QueryBatch {
   public:
     explicit QueryBatch(Body body) : body_(body) {}
     ~QueryBatch() { flush(); }
     void add(const float* from, float* to) {
         from_[count_] = from, to_[count_] = to;
-        if (++count_ == kQueriesAtOnce) flush();
+        if (++count_ == AtOnce) flush();
     }
 
   private:
     void flush() {
-        switch (count_) {
-            case 0: break;
-            case 1: body_(std::integral_constant<int, 1>(), from_, to_); break;
-            case 2: body_(std::integral_constant<int, 2>(), from_, to_); break;
-            case 3: body_(std::integral_constant<int, 3>(), from_, to_); break;
-            default: body_(std::integral_constant<int, 4>(), from_, to_); break;
-        }
+        each_index(std::make_integer_sequence<int, AtOnce>(), [&](auto i) {
+            if (count_ == i + 1) body_(std::integral_constant<int, i + 1>(), from_, to_);
+        });
         count_ = 0;
     }
     Body body_;
-    const float* from_[kQueriesAtOnce];
-    float* to_[kQueriesAtOnce];
+    const float* from_[AtOnce];
+    float* to_[AtOnce];
     int count_ = 0;
 };
+template <int AtOnce, class Body>
+QueryBatch<AtOnce, Body> query_batch(Body body) {
+    return QueryBatch<AtOnce, Body>(body);
+}
 
 // Up to kKeyTile keys (or values) of a span, and the rows that see some of them.
 struct KeyTile {
     int count, rows;
     const float* pointers[outlay::kKeyTile];
-    int row[outlay::kRowBlock];
-    int visible[outlay::kRowBlock];          // how many of the keys each row sees
-    const uint8_t* mask[outlay::kRowBlock];  // which of them, or null: all
-    int64_t place[outlay::kRowBlock];        // index of the first among the row's keys
+    int row[outlay::kMaxRowBlock];
+    int visible[outlay::kMaxRowBlock];          // how many of the keys each row sees
+    const uint8_t* mask[outlay::kMaxRowBlock];  // which of them, or null: all
+    int64_t place[outlay::kMaxRowBlock];        // index of the first among the row's keys
 };
 
 // Iterates over the spans of a block of rows, in the plan's order, and over the key tiles of each.
@@ -171,8 +250,8 @@ class KeyTiles {
         }
     }
 
-    // How many keys row r of the block has had.
-    int64_t n_keys(int r) const { return place_[r]; }
+    // How many keys row r has gone over.
+    int64_t keys(int r) const { return place_[r]; }
 
   private:
     bool at_end(int r) const { return cursor_[r] == item_.row_start[item_.row_begin + r + 1]; }
@@ -208,11 +287,11 @@ class KeyTiles {
     const KVReader& reader_;
     const int rows_;
     const OutlayAttentionSpan* span_ = nullptr;
-    int64_t longest_ = 0;                      // keys of the span that any row sees
-    int64_t cursor_[outlay::kRowBlock];        // each row's next span
-    int64_t visible_[outlay::kRowBlock];       // how many keys of the span each row sees
-    const uint8_t* mask_[outlay::kRowBlock];   // each row's mask over the span, or null
-    int64_t place_[outlay::kRowBlock] = {};    // how many keys each row has had
+    int64_t longest_ = 0;                         // keys of the span that any row sees
+    int64_t cursor_[outlay::kMaxRowBlock];        // each row's next span
+    int64_t visible_[outlay::kMaxRowBlock];       // how many keys of the span each row sees
+    const uint8_t* mask_[outlay::kMaxRowBlock];   // each row's mask over the span, or null
+    int64_t place_[outlay::kMaxRowBlock] = {};    // how many keys each row has had
 };
 
 // The phases of attention for a block of rows, which share the item's scores: a row and head have one for each key.
@@ -221,6 +300,8 @@ class BlockAttention {
     explicit BlockAttention(const outlay::AttentionItem& item) : item_(item), rows_(int(item.row_end - item.row_begin)) {}
 
     void score_all_keys() {
+        for (int r = 0; r < rows_; ++r)
+            for (int h = 0; h < item_.n_heads; ++h) max_score(r, h) = kMinusInfinity;
         const KVReader keys = {item_.kv.k, item_.kv.k_scales, &item_.kv, item_.head_dim};
         KeyTiles tiles(item_, keys);
         while (tiles.next_span()) {
@@ -229,27 +310,16 @@ class BlockAttention {
                 cap_and_mask(tile);
             });
         }
-        for (int r = 0; r < rows_; ++r) n_keys_[r] = tiles.n_keys(r);
+        for (int r = 0; r < rows_; ++r) keys_[r] = tiles.keys(r);
     }
 
-    // Replaces scores by exp(score - max), and keeps their sum for `normalize`.
-    void softmax() {
-        for (int r = 0; r < rows_; ++r) {
-            for (int h = 0; h < item_.n_heads; ++h) {
-                float* weights = scores(r, h);
-                const int64_t padded = pad(weights, n_keys_[r]);
-                const float max = max_score(weights, padded);
-                const float total = exponentiate(weights, padded, max);
-                sum_of_weights(r, h) = total;
-                if (item_.lse) item_.lse[(item_.row_begin + r) * item_.lse_stride + h] = max + std::log(total);
-            }
-        }
-    }
-
+    // Adds the values times exp(score - max), and the exponentials, for `normalize`.
     void add_all_values() {
         for (int r = 0; r < rows_; ++r)
-            for (int h = 0; h < item_.n_heads; ++h)
+            for (int h = 0; h < item_.n_heads; ++h) {
                 for (int d = 0; d < item_.head_dim; d += 8) store8(out(r, h) + d, splat<F8>(0.0f));
+                keep_sum(r, h, zero_fixed_sum());
+            }
         const KVReader values = {item_.kv.v, item_.kv.v_scales, &item_.kv, item_.head_dim};
         KeyTiles tiles(item_, values);
         while (tiles.next_span()) tiles.each_tile([&](const KeyTile& tile) { add_tile(tile); });
@@ -258,7 +328,10 @@ class BlockAttention {
     void normalize() {
         for (int r = 0; r < rows_; ++r) {
             for (int h = 0; h < item_.n_heads; ++h) {
-                const float total = sum_of_weights(r, h);
+                const float total = float(double(reduce_fixed_sum(sum_of_weights(r, h))) * 0x1p-30);
+                if (item_.lse)
+                    item_.lse[(item_.row_begin + r) * item_.lse_stride + h] = max_score(r, h) + std::log(total);
+                if (item_.weights && item_.weights[item_.row_begin + r]) write_weights(r, h, total);
                 if (total == 0.0f) continue;
                 float* row = out(r, h);
                 for (int d = 0; d < item_.head_dim; d += 8) store8(row + d, div(load8(row + d), splat<F8>(total)));
@@ -270,13 +343,35 @@ class BlockAttention {
     const float* query(int r, int h) const { return item_.q + (item_.row_begin + r) * item_.q_stride + h * item_.head_dim; }
     float* scores(int r, int h) const { return item_.scores + (int64_t(r) * item_.n_heads + h) * item_.score_stride; }
     float* out(int r, int h) const { return item_.out + (item_.row_begin + r) * item_.out_stride + h * item_.head_dim; }
-    // The first of the last eight floats of a row's scores, which no tile reaches.
-    float& sum_of_weights(int r, int h) const { return scores(r, h)[item_.score_stride - 8]; }
+    // Behind a row's scores, where no tile reaches: the largest score so far, and the sum of the exponentials so far.
+    float& max_score(int r, int h) const { return scores(r, h)[item_.score_stride - 16]; }
+    void keep_sum(int r, int h, FixedSum sum) const {
+        static_assert(sizeof sum <= 8 * sizeof(float), "a sum takes the last eight floats of a row's scores");
+        std::memcpy(scores(r, h) + item_.score_stride - 8, &sum, sizeof sum);
+    }
+    FixedSum sum_of_weights(int r, int h) const {
+        FixedSum sum;
+        std::memcpy(&sum, scores(r, h) + item_.score_stride - 8, sizeof sum);
+        return sum;
+    }
 
     // Rows that see less of a tile than others are scored on all of it: later scores overwrite the excess.
     void score_tile(const KeyTile& tile) const {
-        QueryBatch batch([&](auto q, const float* const* from, float* const* to) {
+        if (tile.rows * item_.n_heads >= kManyQueries) {
+            score_many(tile);
+            return;
+        }
+        auto batch = query_batch<kQueriesAtOnce>([&](auto q, const float* const* from, float* const* to) {
             score_keys<q()>(from, tile.pointers, tile.count, item_.head_dim, item_.scale, to);
+        });
+        for (int i = 0; i < tile.rows; ++i)
+            for (int h = 0; h < item_.n_heads; ++h) batch.add(query(tile.row[i], h), scores(tile.row[i], h) + tile.place[i]);
+    }
+
+    void score_many(const KeyTile& tile) const {
+        transpose_keys(tile.pointers, tile.count, item_.head_dim, item_.columns);
+        auto batch = query_batch<kQueriesOfColumns>([&](auto q, const float* const* from, float* const* to) {
+            score_transposed<q()>(from, item_.columns, tile.count, item_.head_dim, item_.scale, to);
         });
         for (int i = 0; i < tile.rows; ++i)
             for (int h = 0; h < item_.n_heads; ++h) batch.add(query(tile.row[i], h), scores(tile.row[i], h) + tile.place[i]);
@@ -289,55 +384,83 @@ class BlockAttention {
                 if (item_.softcap > 0.0f) softcap(item_.softcap, tile.visible[i], of_tile);
                 for (int j = 0; tile.mask[i] && j < tile.visible[i]; ++j)
                     if (!tile.mask[i][j]) of_tile[j] = kMinusInfinity;
+                float& max = max_score(tile.row[i], h);
+                max = std::max(max, largest(of_tile, tile.visible[i]));
             }
         }
     }
 
-    // Extends n scores by minus infinities to a multiple of 16, and returns how many there are.
-    static int64_t pad(float* scores, int64_t n) {
-        while (n % 16) scores[n++] = kMinusInfinity;
-        return n;
+    // Up to sixteen scores, and minus infinities.
+    static F16 load_some(const float* scores, int n) {
+        if (n >= 16) return load16(scores);
+        float some[16];
+        for (int j = 0; j < 16; ++j) some[j] = j < n ? scores[j] : kMinusInfinity;
+        return load16(some);
     }
 
-    static float max_score(const float* scores, int64_t padded) {
+    static float largest(const float* scores, int n) {
         F16 part = splat<F16>(kMinusInfinity);
-        for (int64_t j = 0; j < padded; j += 16) part = max(load16(scores + j), part);
+        for (int j = 0; j < n; j += 16) part = max(load_some(scores + j, n - j), part);
         return reduce_max(part);
     }
 
-    // Replaces the scores by their exponentials, and returns the sum of these. They are summed as integers, so that their
-    // order does not matter: masked keys would change it.
-    static float exponentiate(float* scores, int64_t padded, float max) {
-        FixedSum sum = zero_fixed_sum();
-        if (max > kMinusInfinity) {
-            for (int64_t j = 0; j < padded; j += 16) {
-                const F16 weights = exp(sub(load16(scores + j), splat<F16>(max)));
-                sum = add_fixed(sum, weights);
-                store16(scores + j, weights);
-            }
-        } else {
-            std::fill(scores, scores + padded, 0.0f);
+    // Writes the exponentials of the scores of n keys, up to a multiple of sixteen, and adds them to the row's sum. They are
+    // summed as integers, so that their order does not matter: masked keys would change it.
+    void exponentiate(int r, int h, const float* of_tile, int n, float* weights) const {
+        const float max = max_score(r, h);
+        if (max == kMinusInfinity) {
+            std::fill(weights, weights + n, 0.0f);
+            return;
         }
-        return float(double(reduce_fixed_sum(sum)) * 0x1p-30);
+        FixedSum sum = sum_of_weights(r, h);
+        int j = 0;
+        for (; j + 32 <= n; j += 32) {
+            const F16 first = exp(sub(load16(of_tile + j), splat<F16>(max)));
+            const F16 second = exp(sub(load16(of_tile + j + 16), splat<F16>(max)));
+            sum = add_fixed(sum, first, second);
+            store16(weights + j, first), store16(weights + j + 16, second);
+        }
+        for (; j < n; j += 16) {
+            const F16 some = exp(sub(load_some(of_tile + j, n - j), splat<F16>(max)));
+            sum = add_fixed(sum, some);
+            store16(weights + j, some);
+        }
+        keep_sum(r, h, sum);
+    }
+
+    // Writes the weight of each key that the row goes over.
+    void write_weights(int r, int h, float total) const {
+        float* to = item_.weights[item_.row_begin + r] + item_.weight_offset + h * item_.weight_stride;
+        for (int64_t j = 0; j < keys_[r]; j += 16) {
+            const F16 some = load_some(scores(r, h) + j, int(std::min<int64_t>(keys_[r] - j, 16)));
+            const F16 above = exp(sub(some, splat<F16>(max_score(r, h))));
+            store16(to + j, total == 0.0f ? splat<F16>(0.0f) : div(above, splat<F16>(total)));
+        }
     }
 
     // Queries that see all keys of the tile are served together, whatever their row.
     void add_tile(const KeyTile& tile) const {
         const auto batch_over = [&](int count) {
-            return QueryBatch([&, count](auto q, const float* const* from, float* const* to) {
+            return query_batch<kQueriesAtOnce>([&, count](auto q, const float* const* from, float* const* to) {
                 add_values<q()>(from, tile.pointers, count, item_.head_dim, to);
             });
         };
+        // A batch is served when it is full, so as many weights as it takes are kept at a time.
+        float weights[2][kQueriesAtOnce][outlay::kKeyTile];
+        int taken[2] = {};
         auto whole = batch_over(tile.count);
         for (int i = 0; i < tile.rows; ++i) {
+            const int row = tile.row[i];
+            const bool is_part = tile.visible[i] < tile.count || tile.mask[i];
             auto part = batch_over(tile.visible[i]);
             for (int h = 0; h < item_.n_heads; ++h) {
-                const float* weights = scores(tile.row[i], h) + tile.place[i];
-                float* to = out(tile.row[i], h);
+                float* of_query = weights[is_part][taken[is_part]++ % kQueriesAtOnce];
+                exponentiate(row, h, scores(row, h) + tile.place[i], tile.visible[i], of_query);
+                float* to = out(row, h);
                 if (tile.mask[i]) {
-                    add_visible_values(weights, tile.mask[i], tile.pointers, tile.visible[i], item_.head_dim, to);
+                    add_visible_values(of_query, tile.mask[i], tile.pointers, tile.visible[i], item_.head_dim, to);
                 } else {
-                    (tile.visible[i] < tile.count ? part : whole).add(weights, to);
+                    (is_part ? part : whole).add(of_query, to);
                 }
             }
         }
@@ -345,13 +468,12 @@ class BlockAttention {
 
     const outlay::AttentionItem& item_;
     const int rows_;
-    int64_t n_keys_[outlay::kRowBlock];  // of each row, masked ones included
+    int64_t keys_[outlay::kMaxRowBlock];  // how many keys each row goes over
 };
 
 void attend(const outlay::AttentionItem& item) {
     BlockAttention block(item);
     block.score_all_keys();
-    block.softmax();
     block.add_all_values();
     block.normalize();
 }

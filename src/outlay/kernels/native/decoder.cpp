@@ -124,7 +124,8 @@ Activations normed_residual(const OutlayModel& model, const OutlayNorm& norm, co
     });
 }
 
-void run_attention_block(const OutlayModel& model, const OutlayLayer& layer, const OutlayPass& pass, PassMemory& memory) {
+void run_attention_block(const OutlayModel& model, int64_t index, const OutlayPass& pass, PassMemory& memory) {
+    const OutlayLayer& layer = model.layers[index];
     const int q_size = model.n_heads * model.head_dim, qkv_size = q_size + 2 * model.n_kv_heads * model.head_dim;
     const Activations in = normed_residual(model, layer.attn_norm, layer.qkv, pass, memory);
     float* qkv = memory.qkv.get<float>(pass.n * qkv_size);
@@ -135,7 +136,8 @@ void run_attention_block(const OutlayModel& model, const OutlayLayer& layer, con
 
     float* attention = memory.attention.get<float>(pass.n * q_size);
     const AttentionCall call = {qkv, qkv_size, layer.kv, model.n_heads, model.n_kv_heads, model.head_dim,
-                                model.attention_scale, model.attention_softcap, attention, q_size, nullptr};
+                                model.attention_scale, model.attention_softcap, attention, q_size, nullptr,
+                                pass.weights, pass.weight_stride, index * model.n_heads * pass.weight_stride};
     run_attention(call, pass.plans[layer.plan], memory.spans[layer.plan], pass.n, memory.scores);
     const Activations attended = quantize_rows(layer.out, attention, pass.n, memory.quantized);
     add_to_residual(model, layer.out, layer.post_attn_norm, attended, pass, memory);
@@ -175,7 +177,7 @@ void run_pass(const OutlayModel& model, const OutlayPass& asked) {
     for (int64_t i = 0; i < pass.n_plans; ++i) memory.spans[i].build(pass.plans[i], pass.n);
 
     for (int64_t i = pass.layer_begin; i < pass.layer_end; ++i) {
-        run_attention_block(model, model.layers[i], pass, memory);
+        run_attention_block(model, i, pass, memory);
         run_mlp_block(model, model.layers[i], pass, memory);
     }
     if (pass.hidden_states) store_hidden_states(model, pass);

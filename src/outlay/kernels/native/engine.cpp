@@ -42,7 +42,7 @@ void* Scratch::reserve(size_t bytes) {
 }
 
 uint8_t* thread_buffer(ThreadBuffer purpose, size_t bytes) {
-    static thread_local Scratch memory[2];
+    static thread_local Scratch memory[3];
     return memory[int(purpose)].get<uint8_t>(int64_t(bytes));
 }
 
@@ -65,6 +65,26 @@ Activations quantize_rows(const OutlayStack& layer, const float* x, int64_t rows
     return {x, q};
 }
 
+void run_tiles(const Kernels& kernels, const OutlayLinear& part, const Activations& in, int64_t row_begin, int64_t row_end,
+               int tile_begin, int tile_end, const LinearOutput& to) {
+    OutlayLinear plain = {nullptr, plain_format(part.format), 0, part.k, 0, nullptr};
+    if (plain.format == part.format) return kernels.linear(part, in, row_begin, row_end, tile_begin, tile_end, to);
+    const size_t bytes = tile_bytes(plain);
+    // As many as stay in the first-level cache, or as the products of floats take at once.
+    const int together = is_quantized(plain) ? 1 : kTilesTogether;
+    uint8_t* tiles = thread_buffer(ThreadBuffer::kPlainTile, together * bytes);
+    plain.weights = tiles;
+    for (int first = tile_begin; first < tile_end; first += together) {
+        const int end = std::min(first + together, tile_end), channel = first * kTile;
+        for (int tile = first; tile < end; ++tile) kernels.unpack(part, tile, tiles + (tile - first) * bytes);
+        plain.m = std::min(end * kTile, part.m) - channel;
+        LinearOutput there = to;
+        there.out += channel;
+        if (there.bias) there.bias += channel;
+        kernels.linear(plain, in, row_begin, row_end, 0, end - first, there);
+    }
+}
+
 namespace {
 
 // The products of one part of a layer with all rows, cut into items of work.
@@ -81,7 +101,8 @@ class PartProducts {
         panel_ = even < kRowsToSplit ? rows : (even + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
 
         // A chunk is a few microseconds of work: long against claiming it, short against waiting for the last one.
-        const int64_t work = int64_t(tile_bytes(part)) * (1 + panel_ / 4);
+        const OutlayLinear plain = {nullptr, plain_format(part.format), part.m, part.k, 0, nullptr};
+        const int64_t work = int64_t(tile_bytes(plain)) * (1 + panel_ / 4);
         chunk_ = int(std::clamp<int64_t>(48 * 1024 / std::max<int64_t>(work, 1), 1, tiles_));
         if (!is_quantized(part)) chunk_ = (chunk_ + kTilesTogether - 1) / kTilesTogether * kTilesTogether;
         chunks_ = (tiles_ + chunk_ - 1) / chunk_;
@@ -92,7 +113,8 @@ class PartProducts {
     void run(int64_t item) const {
         const int64_t row = item / chunks_ * panel_;
         const int first = int(item % chunks_) * chunk_;
-        active_kernels()->linear(part_, in_, row, std::min(row + panel_, rows_), first, std::min(first + chunk_, tiles_), to_);
+        const int end = std::min(first + chunk_, tiles_);
+        run_tiles(*active_kernels(), part_, in_, row, std::min(row + panel_, rows_), first, end, to_);
     }
 
   private:
@@ -148,26 +170,41 @@ void RowSpans::build(const OutlayAttentionPlan& plan, int64_t n) {
 
 namespace {
 
+constexpr int64_t kScoreFloats = 1 << 18;  // of an item whose rows share keys: they should stay in the second-level cache
+
+// The most rows that share a span which is long enough to be worth widening and transposing once for them.
+int64_t rows_sharing(const OutlayAttentionPlan& plan) {
+    int64_t most = 0;
+    for (int64_t s = 0; s < plan.n_spans; ++s)
+        if (plan.spans[s].length >= kKeyTile) most = std::max(most, plan.spans[s].n_rows);
+    return most;
+}
+
 // How attention is cut into items, and items into lanes: a lane's items run on one thread and share its scratch memory.
 struct AttentionCut {
     int heads;             // query heads of an item
     int64_t head_groups;   // items of a block of rows
+    int64_t rows;          // of an item
     int64_t items, lanes;
     int64_t score_stride;
     int64_t buffer;        // floats of a lane that receive the keys of a bfloat16 or int8 cache
+    int64_t columns;       // floats of a lane that receive transposed keys
     int64_t lane_floats;
 
-    AttentionCut(const AttentionCall& call, int64_t n, int64_t max_keys, int threads) {
+    AttentionCut(const AttentionCall& call, int64_t n, int64_t max_keys, int64_t sharing, int threads) {
         const int group = call.n_heads / call.n_kv_heads;
-        const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
+        score_stride = (max_keys + 7) / 8 * 8 + kKeyTile + 16;  // a tile may be scored past a row's last key
+        const int64_t fitting = kScoreFloats / (group * score_stride) / kRowBlock * kRowBlock;
+        rows = std::clamp<int64_t>(std::min(sharing, fitting), kRowBlock, kMaxRowBlock);
+        const int64_t blocks = (n + rows - 1) / rows;
         // Query heads that share keys run together, unless that leaves threads without work.
         heads = blocks * call.n_kv_heads >= 4 * threads || threads == 1 ? group : 1;
         head_groups = call.n_heads / heads;
         items = blocks * head_groups;
         lanes = std::min<int64_t>(items, threads == 1 ? 1 : 8 * threads);
-        score_stride = (max_keys + 7) / 8 * 8 + kKeyTile + 16;  // a tile may be scored past a row's last key
         buffer = call.kv.format == kKVF32 ? 0 : kKeyTile * call.head_dim;
-        lane_floats = int64_t(std::min<int64_t>(n, kRowBlock)) * heads * score_stride + buffer;
+        columns = kKeyTile * call.head_dim;
+        lane_floats = std::min(n, rows) * heads * score_stride + buffer + columns;
     }
 };
 
@@ -182,19 +219,23 @@ AttentionItem attention_item(const AttentionCall& call, const OutlayAttentionPla
     item.row_start = spans.row_start.data();
     item.span_of = spans.span_of.data();
     item.place_in_span = spans.place_in_span.data();
-    item.row_begin = index / cut.head_groups * kRowBlock;
-    item.row_end = std::min<int64_t>(n, item.row_begin + kRowBlock);
+    item.row_begin = index / cut.head_groups * cut.rows;
+    item.row_end = std::min<int64_t>(n, item.row_begin + cut.rows);
     item.head_dim = call.head_dim;
     item.n_heads = cut.heads;
     item.scale = call.scale;
     item.softcap = call.softcap;
     item.floats = memory;
-    item.scores = memory + cut.buffer;
+    item.columns = memory + cut.buffer;
+    item.scores = item.columns + cut.columns;
     item.score_stride = cut.score_stride;
     item.out = call.out + head * call.head_dim;
     item.out_stride = call.out_stride;
     item.lse = call.lse ? call.lse + head : nullptr;
     item.lse_stride = call.n_heads;
+    item.weights = call.weights;
+    item.weight_stride = call.weight_stride;
+    item.weight_offset = call.weight_offset + head * call.weight_stride;
     return item;
 }
 
@@ -207,7 +248,7 @@ void run_attention(const AttentionCall& call, const OutlayAttentionPlan& plan, c
     int64_t max_keys = 0, total_keys = 0;
     for (int64_t keys : spans.max_keys) max_keys = std::max(max_keys, keys), total_keys += keys;
 
-    const AttentionCut cut(call, n, max_keys, pool.threads());
+    const AttentionCut cut(call, n, max_keys, rows_sharing(plan), pool.threads());
     float* memory = scratch.get<float>(cut.lanes * cut.lane_floats);
     const auto run_lane = [&](int64_t lane) {
         for (int64_t i = lane * cut.items / cut.lanes; i < (lane + 1) * cut.items / cut.lanes; ++i)

@@ -10,7 +10,10 @@ namespace outlay {
 // The kernels in use; null where the extension has none for this processor.
 const Kernels* active_kernels();
 
-inline bool is_quantized(const OutlayLinear& part) { return part.format == kQ4 || part.format == kQ8; }
+inline bool is_quantized(const OutlayLinear& part) {
+    const int32_t plain = plain_format(part.format);
+    return plain == kQ4 || plain == kQ8;
+}
 
 // Whether any part reads quantized inputs.
 inline bool is_quantized(const OutlayStack& layer) {
@@ -53,8 +56,15 @@ struct AttentionCall {
     float scale, softcap;
     float* out;
     int64_t out_stride;
-    float* lse;  // [n, n_heads] or null
+    float* lse;                        // [n, n_heads] or null
+    float* const* weights = nullptr;   // [n] or null: for each row what receives its weights, or null
+    int64_t weight_stride = 0;         // floats from head to head, a multiple of 16
+    int64_t weight_offset = 0;         // floats before those of the first head
 };
+
+// The products of some tiles of a part with some rows. Packed tiles are unpacked once for all of the rows.
+void run_tiles(const Kernels& kernels, const OutlayLinear& part, const Activations& in, int64_t row_begin, int64_t row_end,
+               int tile_begin, int tile_end, const LinearOutput& to);
 
 // The caller holds the pool's pass mutex for all of these.
 void run_linear(const OutlayStack& layer, const Activations& in, int64_t rows, const LinearOutput& to);

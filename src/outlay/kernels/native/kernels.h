@@ -7,6 +7,10 @@
 // For an inner loop whose registers should not be shared with its caller's, and for rare paths with many callers.
 #define OUTLAY_NOINLINE __attribute__((noinline))
 
+// For the parts of an inner loop, whose arrays stay in registers.
+#define OUTLAY_ALWAYS __attribute__((always_inline))
+#define OUTLAY_INLINE OUTLAY_ALWAYS inline
+
 namespace outlay {
 
 constexpr int kTile = 16;          // output channels that are interleaved
@@ -14,6 +18,7 @@ constexpr int kTilesTogether = 4;  // a multiple of the tiles that any kernel co
 constexpr int kGroup = 32;         // weights that share a scale
 constexpr int kQ4Block = 320;      // bytes of a tile's group
 constexpr int kQ8Block = 544;
+constexpr int kMaskBytes = kGroup * kTile / 8;  // of a tile's group in the sparse formats
 
 // The float formats, with the bytes of a tile's weights for one input.
 struct Bf16 {
@@ -57,27 +62,35 @@ struct AttentionItem {
     const int64_t* row_start;     // [n+1] into the two arrays below: the spans that each row attends to, in order
     const int32_t* span_of;       // index of the span
     const int32_t* place_in_span; // the row's place among the span's rows
-    int64_t row_begin, row_end;   // at most kRowBlock
+    int64_t row_begin, row_end;   // at most kMaxRowBlock
     int head_dim, n_heads;
     float scale, softcap;
     float* scores;  // [rows, n_heads, score_stride]
     int64_t score_stride;
-    float* floats;  // [kKeyTile, head_dim]: buffer for the keys or values of a bfloat16 or int8 cache
+    float* floats;   // [kKeyTile, head_dim]: buffer for the keys or values of a bfloat16 or int8 cache
+    float* columns;  // [head_dim, kKeyTile]: buffer for keys that many queries read, a key in each column
     float* out;     // first head of row 0
     int64_t out_stride;
     float* lse;  // first head of row 0, or null
     int64_t lse_stride;
+    float* const* weights;  // [n] or null: what receives a row's weights, or null; from `weight_offset` on, a head each
+    int64_t weight_stride, weight_offset;
 };
-constexpr int kRowBlock = 8;
+constexpr int kRowBlock = 8;      // rows of an item where each reads keys of its own
+constexpr int kMaxRowBlock = 64;  // where they share keys, which are widened once for all rows of an item
 constexpr int kKeyTile = 64;      // keys whose K or V stay in the first-level cache while the rows pass over them
 
 using Linear = void (*)(const OutlayLinear& layer, const Activations& in, int64_t row_begin, int64_t row_end, int tile_begin,
                         int tile_end, const LinearOutput& to);
 
+// Writes a tile of a packed format in its plain format.
+using Unpack = void (*)(const OutlayLinear& layer, int tile, uint8_t* out);
+
 struct Kernels {
     const char* name;
     void (*quantize)(const float* x, int k, QuantizedGroup* out);
-    Linear linear;
+    Linear linear;  // of plain formats
+    Unpack unpack;
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
     void (*rope)(float* x, const float* cos, const float* sin, int half);
     void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* out);
@@ -91,12 +104,14 @@ struct Kernels {
     float (*sum_exp)(const float* x, int64_t n, float max);
     float (*sum_from)(const float* x, int64_t n, float least);
     double (*weigh)(const float* x, int n, float max, float temperature, float* out);
+    void (*nearest)(const float* vectors, int64_t n, int v, const float* planes, const float* halves, int count, int64_t* out);
 };
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Unpack kVbmiUnpack, kEmulatedVbmiUnpack;
 #if defined(__linux__) && (__has_include(<amxint8intrin.h>) || __has_include(<amxintrin.h>))
 #define OUTLAY_AMX
 extern const Linear kAmxLinear, kEmulatedAmxLinear;  // all else is AVX-512's
@@ -108,16 +123,35 @@ extern const Kernels kNeonKernels;
 #endif
 
 // Memory of the calling thread for one purpose; its content is lost when a call asks for more.
-enum class ThreadBuffer { kTile, kLogits };
+enum class ThreadBuffer { kTile, kLogits, kPlainTile };
 uint8_t* thread_buffer(ThreadBuffer purpose, size_t bytes);
 
 inline int tiles_of(const OutlayLinear& layer) { return (layer.m + kTile - 1) / kTile; }
 
+// The format that a tile is multiplied in.
+inline int32_t plain_format(int32_t format) {
+    switch (format) {
+        case kCodebook:
+        case kSparseQ8: return kQ8;
+        case kSparseQ4: return kQ4;
+        case kSparseBf16: return kBf16;
+        default: return format;
+    }
+}
+
+// The bytes of a stream with an index for each vector of a tile's group.
+inline int index_bytes(int v, int bits) { return kGroup * kTile / v * bits / 8; }
+
 inline size_t tile_bytes(const OutlayLinear& layer) {
+    const size_t groups = layer.k / kGroup, scales = 2 * kTile;
     switch (layer.format) {
-        case kQ4: return size_t(layer.k / kGroup) * kQ4Block;
-        case kQ8: return size_t(layer.k / kGroup) * kQ8Block;
+        case kQ4: return groups * kQ4Block;
+        case kQ8: return groups * kQ8Block;
         case kBf16: return size_t(layer.k) * kTile * 2;
+        case kCodebook: return groups * index_bytes(layer.codebook->v, layer.codebook->bits + layer.codebook->residual_bits);
+        case kSparseQ8: return groups * (scales + kMaskBytes + layer.kept);
+        case kSparseQ4: return groups * (scales + kMaskBytes + layer.kept / 2);
+        case kSparseBf16: return groups * (kMaskBytes + 2 * layer.kept);
         default: return size_t(layer.k) * kTile * 4;
     }
 }

@@ -20,6 +20,7 @@
 
 #include "vec_avx2.h"
 #include "vec_pair.h"
+#include "unpack_avx2.h"
 
 #include "dot_float.h"
 
@@ -160,7 +161,7 @@ struct Avx2 : VectorDotFloat<Avx2> {
 
 #include "table.h"
 
-const outlay::Kernels outlay::kAvx2Kernels = table_of<Avx2>("avx2");
+const outlay::Kernels outlay::kAvx2Kernels = table_of<Avx2, Avx2Unpacker>("avx2");
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -14,13 +14,14 @@
 #include <utility>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni")
 #endif
 
 #include "vec_avx2.h"
 #include "vec_avx512.h"
+#include "unpack_vbmi.h"
 
 #include "dot_float.h"
 
@@ -167,11 +168,35 @@ struct Avx512 : VectorDotFloat<Avx512> {
     }
 };
 
+// What VBMI's instructions do, in plain C++, so that the unpacking by them can be tested on any processor with AVX-512.
+struct EmulatedBytes {
+    static __m512i look_up_128(__m512i low, __m512i index, __m512i high) {
+        alignas(64) uint8_t table[128], of[64];
+        _mm512_store_si512(table, low), _mm512_store_si512(table + 64, high), _mm512_store_si512(of, index);
+        for (uint8_t& byte : of) byte = table[byte & 127];
+        return _mm512_load_si512(of);
+    }
+    static __m512i look_up_64(__m512i table, __m512i index) {
+        return look_up_128(table, _mm512_and_si512(index, _mm512_set1_epi8(63)), table);
+    }
+    template <class Mask, class Value>
+    static __m512i spread(Mask mask, __m512i kept) {
+        alignas(64) Value values[64 / sizeof(Value)], out[64 / sizeof(Value)];
+        _mm512_store_si512(values, kept);
+        const Value* next = values;
+        for (size_t i = 0; i < 64 / sizeof(Value); ++i) out[i] = mask >> i & 1 ? *next++ : Value(0);
+        return _mm512_load_si512(out);
+    }
+    static __m512i spread_bytes(uint64_t mask, __m512i kept) { return spread<uint64_t, uint8_t>(mask, kept); }
+    static __m512i spread_words(uint32_t mask, __m512i kept) { return spread<uint32_t, uint16_t>(mask, kept); }
+};
+
 }  // namespace
 
 #include "table.h"
 
-const outlay::Kernels outlay::kAvx512Kernels = table_of<Avx512>("avx512vnni");
+const outlay::Kernels outlay::kAvx512Kernels = table_of<Avx512, Avx2Unpacker>("avx512vnni");
+const outlay::Unpack outlay::kEmulatedVbmiUnpack = unpack_tile<VbmiUnpacker<EmulatedBytes>>;
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -56,7 +56,7 @@ class LMHead {
         OutlayLinear part = model_.lm_head;
         part.weights += block * (kBlock / kTile) * tile_bytes(part);
         part.m = width(block);
-        kernels.linear(part, in_, row_begin, row_end, 0, tiles_of(part), {out, stride, nullptr, false});
+        run_tiles(kernels, part, in_, row_begin, row_end, 0, tiles_of(part), {out, stride, nullptr, false});
         for (int64_t row = row_begin; row < row_end; ++row) scale(model_.logit_scale, out + row * stride, part.m);
         if (model_.logit_softcap <= 0.0f) return;
         for (int64_t row = row_begin; row < row_end; ++row) kernels.softcap(model_.logit_softcap, part.m, out + row * stride);

@@ -77,6 +77,9 @@ inline F16 gelu_tanh(F16 x) {
 
 inline F16 silu(F16 x) { return div(x, add(one(), exp(negative(x)))); }
 
+// x * sigmoid(1.702 x), CLIP's approximation of gelu
+inline F16 quick_gelu(F16 x) { return mul(x, sigmoid(mul(splat<F16>(1.702f), x))); }
+
 inline F16 relu(F16 x) { return max(x, splat<F16>(0.0f)); }
 
 // act(gate) * up, or act(gate) where there is no up.
@@ -94,6 +97,7 @@ void activate(int32_t kind, const float* gate, const float* up, int n, float* ou
         case kSilu: activate_by<silu>(gate, up, n, out); break;
         case kGelu: activate_by<gelu>(gate, up, n, out); break;
         case kGeluTanh: activate_by<gelu_tanh>(gate, up, n, out); break;
+        case kQuickGelu: activate_by<quick_gelu>(gate, up, n, out); break;
         default: activate_by<relu>(gate, up, n, out); break;
     }
 }
@@ -211,6 +215,30 @@ double weigh(const float* x, int n, float max, float temperature, float* out) {
         for (int lane = 0; lane < 8; ++lane) parts[lane] += double(out[i + lane]);
     for (; i < n; ++i) parts[i % 8] += double(out[i]);
     return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
+}
+
+// The nearest of some points for each of n vectors, by half a point's square less its product with the vector; the first of
+// equals. `planes` [v][count] are the points' coordinates, `halves` [count] half their squares; count is a multiple of 16.
+void nearest(const float* vectors, int64_t n, int v, const float* planes, const float* halves, int count, int64_t* out) {
+    constexpr int kLanes = 16;
+    float lanes[kLanes], best[kLanes], place[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = float(lane);
+    for (int64_t i = 0; i < n; ++i, vectors += v) {
+        // Of each lane; places are whole numbers, which floats hold exactly.
+        F16 least = splat<F16>(std::numeric_limits<float>::infinity()), at = splat<F16>(0.0f), here = load16(lanes);
+        for (int first = 0; first < count; first += kLanes, here = add(here, splat<F16>(float(kLanes)))) {
+            F16 distance = load16(halves + first);
+            for (int c = 0; c < v; ++c)
+                distance = fnmadd(splat<F16>(vectors[c]), load16(planes + int64_t(c) * count + first), distance);
+            at = add(keep_where_ge(at, distance, least), sub(here, keep_where_ge(here, distance, least)));
+            least = min(distance, least);
+        }
+        store16(best, least), store16(place, at);
+        int found = 0;
+        for (int lane = 1; lane < kLanes; ++lane)
+            if (best[lane] < best[found] || (best[lane] == best[found] && place[lane] < place[found])) found = lane;
+        out[i] = int64_t(place[found]);
+    }
 }
 
 }  // namespace

@@ -37,6 +37,24 @@ inline F8 reduce_add_each(const F8* a) {
     F8 second = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31));
 }
+// Makes rows of the columns of eight registers.
+OUTLAY_INLINE void transpose8(F8* a) {
+    F8 pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+        fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+        fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+        fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        a[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+        a[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+}
 inline float reduce_add(F8 a) {
     F8 pairs = _mm256_hadd_ps(a, a);
     F8 halves = _mm256_hadd_ps(pairs, pairs);
@@ -47,14 +65,16 @@ inline float reduce_max(F8 a) {
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
-// Adds the eight values times 2^30, rounded to integers, to the four sums of `total`.
+// Adds values from 0 to 1 times 2^30, rounded to integers, to the four sums of `total`: two of them fit into 32 bits.
 using FixedSum = __m256i;
 inline FixedSum zero_fixed_sum() { return _mm256_setzero_si256(); }
-inline FixedSum add_fixed(FixedSum total, F8 a) {
-    const __m256i fixed = _mm256_cvtps_epi32(_mm256_mul_ps(a, _mm256_set1_ps(0x1p30f)));
-    total = _mm256_add_epi64(total, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(fixed)));
-    return _mm256_add_epi64(total, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(fixed, 1)));
+inline __m256i fixed(F8 a) { return _mm256_cvtps_epi32(_mm256_mul_ps(a, _mm256_set1_ps(0x1p30f))); }
+inline FixedSum add_unsigned(FixedSum total, __m256i fixed) {
+    total = _mm256_add_epi64(total, _mm256_cvtepu32_epi64(_mm256_castsi256_si128(fixed)));
+    return _mm256_add_epi64(total, _mm256_cvtepu32_epi64(_mm256_extracti128_si256(fixed, 1)));
 }
+inline FixedSum add_fixed(FixedSum total, F8 a) { return add_unsigned(total, fixed(a)); }
+inline FixedSum add_fixed(FixedSum total, F8 a, F8 b) { return add_unsigned(total, _mm256_add_epi32(fixed(a), fixed(b))); }
 inline int64_t reduce_fixed_sum(FixedSum total) {
     alignas(32) int64_t parts[4];
     _mm256_store_si256(reinterpret_cast<__m256i*>(parts), total);

@@ -44,12 +44,23 @@ inline int32_t store_int8(int8_t* p, F16 a, F16 b) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(second));
     return _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
 }
-inline FixedSum add_fixed(FixedSum total, F16 a) {
-    const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(0x1p30f)));
-    const __m512i wide = _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(fixed)),
-                                          _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(fixed, 1)));
+inline __m512i fixed(F16 a) { return _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(0x1p30f))); }
+inline FixedSum add_unsigned(FixedSum total, __m512i fixed) {
+    const __m512i wide = _mm512_add_epi64(_mm512_cvtepu32_epi64(_mm512_castsi512_si256(fixed)),
+                                          _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(fixed, 1)));
     return _mm256_add_epi64(total, _mm256_add_epi64(_mm512_castsi512_si256(wide), _mm512_extracti64x4_epi64(wide, 1)));
 }
+inline FixedSum add_fixed(FixedSum total, F16 a) { return add_unsigned(total, fixed(a)); }
+inline FixedSum add_fixed(FixedSum total, F16 a, F16 b) { return add_unsigned(total, _mm512_add_epi32(fixed(a), fixed(b))); }
+
+// A key in each lane.
+using Lanes = F16;
+constexpr int kQueriesOfColumns = 4;  // queries that pass over transposed keys together
+constexpr int kLanes = 16;
+inline Lanes load_lanes(const float* p) { return load16(p); }
+inline void store_lanes(float* p, Lanes a) { store16(p, a); }
+// Has the compiler load a value once, where it would load it again for each of its uses.
+inline void keep_in_register(Lanes& a) { asm("" : "+v"(a)); }
 
 constexpr int kValueStrip = 4;  // vectors of a value that are summed together
 constexpr int kKeysAtOnce = 4;  // keys that are scored together

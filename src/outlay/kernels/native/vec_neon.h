@@ -47,6 +47,15 @@ inline float32x4_t reduce_add_each4(const F8* a) {
     const float32x4_t second = vpaddq_f32(vpaddq_f32(a[2].low, a[2].high), vpaddq_f32(a[3].low, a[3].high));
     return vpaddq_f32(first, second);
 }
+// Makes rows of the columns of eight registers.
+inline void transpose8(F8* a) {
+    float rows[8][8], columns[8];
+    for (int i = 0; i < 8; ++i) store8(rows[i], a[i]);
+    for (int i = 0; i < 8; ++i) {
+        for (int j = 0; j < 8; ++j) columns[j] = rows[j][i];
+        a[i] = load8(columns);
+    }
+}
 inline F8 reduce_add_each(const F8* a) { return {reduce_add_each4(a), reduce_add_each4(a + 4)}; }
 inline float reduce_add(F8 a) {
     const float32x4_t pairs = vpaddq_f32(a.low, a.high);
@@ -60,6 +69,7 @@ inline FixedSum add_fixed(FixedSum total, F8 a) {
     total = vpadalq_s32(total, vcvtnq_s32_f32(vmulq_n_f32(a.low, 0x1p30f)));
     return vpadalq_s32(total, vcvtnq_s32_f32(vmulq_n_f32(a.high, 0x1p30f)));
 }
+inline FixedSum add_fixed(FixedSum total, F8 a, F8 b) { return add_fixed(add_fixed(total, a), b); }
 inline int64_t reduce_fixed_sum(FixedSum total) { return vaddvq_s64(total); }
 // Eight bfloat16, widened; eight floats, rounded to the nearest bfloat16 (ties to even).
 inline F8 load_bf16(const uint16_t* p) {

@@ -31,7 +31,16 @@ inline F16 ldexp(F16 a, F16 n) { return {ldexp(a.low, n.low), ldexp(a.high, n.hi
 inline float reduce_add(F16 a) { return reduce_add(add(a.low, a.high)); }
 inline float reduce_max(F16 a) { return reduce_max(max(a.low, a.high)); }
 inline int32_t store_int8(int8_t* p, F16 a, F16 b) { return store_int8(p, a.low, a.high, b.low, b.high); }
-inline FixedSum add_fixed(FixedSum total, F16 a) { return add_fixed(add_fixed(total, a.low), a.high); }
+inline FixedSum add_fixed(FixedSum total, F16 a) { return add_fixed(total, a.low, a.high); }
+inline FixedSum add_fixed(FixedSum total, F16 a, F16 b) { return add_fixed(add_fixed(total, a), b); }
+
+// A key in each lane.
+using Lanes = F8;
+constexpr int kQueriesOfColumns = 2;  // queries that pass over transposed keys together
+constexpr int kLanes = 8;
+inline Lanes load_lanes(const float* p) { return load8(p); }
+inline void store_lanes(float* p, Lanes a) { store8(p, a); }
+inline void keep_in_register(Lanes&) {}  // there are too few for it
 
 constexpr int kValueStrip = 1;  // vectors of a value that are summed together
 constexpr int kKeysAtOnce = 1;  // keys that are scored together: with two, the sums of four queries leave no register

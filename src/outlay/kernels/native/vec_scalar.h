@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <utility>
 
 namespace {
 
@@ -50,6 +51,11 @@ inline float reduce_add(F8 a) {
     return low + high;
 }
 inline F8 reduce_add_each(const F8* a) { OUTLAY_EACH(reduce_add(a[i])); }
+// Makes rows of the columns of eight registers.
+inline void transpose8(F8* a) {
+    for (int i = 0; i < 8; ++i)
+        for (int j = 0; j < i; ++j) std::swap(a[i].v[j], a[j].v[i]);
+}
 inline float reduce_max(F8 a) {
     float best = a.v[0];
     for (int i = 1; i < 8; ++i) best = a.v[i] > best ? a.v[i] : best;
@@ -62,6 +68,7 @@ inline FixedSum add_fixed(FixedSum total, F8 a) {
     for (int i = 0; i < 8; ++i) total += int64_t(std::nearbyint(a.v[i] * 0x1p30f));
     return total;
 }
+inline FixedSum add_fixed(FixedSum total, F8 a, F8 b) { return add_fixed(add_fixed(total, a), b); }
 inline int64_t reduce_fixed_sum(FixedSum total) { return total; }
 // Eight bfloat16, widened; eight floats, rounded to the nearest bfloat16 (ties to even).
 inline F8 load_bf16(const uint16_t* p) {

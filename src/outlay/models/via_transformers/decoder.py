@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from outlay.errors import UsageError
 from outlay.models.config import DecoderConfig
-from outlay.models.decoder import Attend, Decoder, InputsEmbeds, Watch
+from outlay.models.decoder import Attend, Decoder, InputsEmbeds, Read, Resting, Watch
 from outlay.models.via_transformers.attention import LayerCall, serving
 from outlay.models.via_transformers.weights import Costs
 
@@ -74,6 +74,7 @@ class TransformersDecoder(Decoder):
         """
         self.config, self.dtype, self.device = config, dtype, device
         self.sinks = tuple(sinks)
+        self.relative: Tensor | None = None
         self._shapes, self._costs = tuple(shapes), costs
         self._body, self._head, self._given = split(network)
         self._embed = network.get_input_embeddings()
@@ -86,8 +87,10 @@ class TransformersDecoder(Decoder):
         attend: Attend,
         inputs_embeds: InputsEmbeds | None = None,
         watch: Watch | None = None,
+        read: Read | None = None,
+        resting: Resting | None = None,
     ) -> Tensor:
-        """As `Decoder.last_hidden`; after the final norm, which is part of the body."""
+        """As `Decoder.last_hidden`; after the final norm, which is part of the body. Nothing rests here."""
         inputs: dict[str, Tensor] = {"input_ids": tokens[None]}
         if inputs_embeds is not None:
             x = self.embeddings(tokens).clone()

@@ -8,6 +8,8 @@ from typing import Any
 
 from outlay.errors import UsageError
 from outlay.models.config import FAMILIES
+from outlay.models.encoder_config import ENCODER_DECODERS
+from outlay.models.vision.forms import VISION_FORMS
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers, as `layer_types` names them, whose memory is attention's keys and values."""
@@ -27,7 +29,13 @@ TRIED = (
 
 def path_of(family: str) -> str:
     """Returns the path of a family: "native", "transformers", or "transformers, untried"."""
-    return "native" if family in FAMILIES else "transformers" if family in TRIED else "transformers, untried"
+    return (
+        "native"
+        if family in (*FAMILIES, *ENCODER_DECODERS, *VISION_FORMS)
+        else "transformers"
+        if family in TRIED
+        else "transformers, untried"
+    )
 
 
 STATEFUL = (

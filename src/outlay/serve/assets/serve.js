@@ -46,7 +46,10 @@ async function load() {
 function chooseModel() {
   const { id, outlay } = models.find((model) => model.id === $("model").value);
   $("about").textContent = `${id}, ${outlay.fingerprint}, reads ${outlay.context.toLocaleString("en")} tokens`;
-  for (const way of [wayA, wayB]) way.offerDrafts(outlay.drafts);
+  for (const way of [wayA, wayB]) {
+    way.offerDrafts(outlay.drafts);
+    way.offerScorers(outlay.scorers);
+  }
 }
 
 /** Tells a screen reader, and with `seen` everybody. */

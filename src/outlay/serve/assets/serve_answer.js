@@ -26,6 +26,8 @@ export class Answer {
     this.bar = el("span");
     this.text = el("div", { class: "text" });
     this.thoughts = el("div", { class: "thoughts", hidden: true });
+    this.canvas = el("div", { class: "cells", hidden: true, role: "img" });
+    this.rounds = 0;
     this.legend = el("div");
     this.figures = FIGURES.map(() => el("dd", {}, "–"));
     const spent = FIGURES.map(([name], i) => el("div", {}, el("dt", {}, name), this.figures[i]));
@@ -36,6 +38,7 @@ export class Answer {
       el("header", {}, el("h2", {}, title), this.state),
       el("div", { class: "track", "aria-hidden": "true" }, this.bar),
       this.thoughts,
+      this.canvas,
       this.text,
       this.legend,
       el("dl", { class: "spent" }, ...spent),
@@ -53,6 +56,7 @@ export class Answer {
     if (choice) this.addDelta(choice.delta, chunk.outlay?.origin ?? "");
     if (choice?.finish_reason && chunk.outlay?.method) this.ended = chunk.outlay;
     if (chunk.usage) this.usage = chunk.usage;
+    if (chunk.outlay?.filled) this.fill(chunk.outlay.round, chunk.outlay.filled);
     if (chunk.outlay?.ledger) this.spend(chunk.outlay.ledger);
   }
 
@@ -74,6 +78,24 @@ export class Answer {
       }
       this.calls[call.index].append(call.function.arguments ?? "");
     }
+  }
+
+  /** Writes what a round of a canvas filled; rounds are tinted from the first to the last. */
+  fill(round, filled) {
+    this.canvas.hidden = false;
+    this.rounds = Math.max(this.rounds, round);
+    for (const [place, text] of Object.entries(filled)) {
+      while (this.canvas.children.length <= Math.max(place, this.most - 1)) this.canvas.append(el("span", { class: "mask" }, "·"));
+      const cell = this.canvas.children[place];
+      cell.className = "token";
+      cell.textContent = text;
+      cell.dataset.round = round;
+      cell.title = `round ${round}`;
+    }
+    const tints = originTints(Array.from({ length: this.rounds }, (_, i) => `round ${i + 1}`));
+    for (const cell of this.canvas.children) if (cell.dataset.round) this.paint(cell, tints.get(`round ${cell.dataset.round}`));
+    const done = [...this.canvas.children].filter((cell) => cell.dataset.round).length;
+    this.canvas.setAttribute("aria-label", `Canvas after round ${this.rounds}: ${done} of ${this.canvas.children.length} positions filled`);
   }
 
   span(text, origin) {

@@ -15,7 +15,7 @@ function showSetting() {
   const parts = [
     [named(model)],
     draft ? [`draft ${named(draft)}`] : null,
-    [figure("manifest.prompts.count", "number"), prompts.count === 1 ? " prompt" : " prompts"],
+    [figure("manifest.prompts.count", "number"), ` ${NOUN}${prompts.count === 1 ? "" : "s"}`],
     seeds?.length > 1 ? [`seeds ${seeds.join(", ")}`] : null,
     repeats ? [figure("manifest.repeats", "number"), repeats === 1 ? " run each" : " runs each, taken in turn"] : null,
     machine?.processor ? [machine.processor] : null,
@@ -51,7 +51,7 @@ showSetting();
 showWarning();
 startPlot();
 startTable();
-startTexts();
+startAnswers();
 $("manifest-details").addEventListener("toggle", showManifest, { once: true });
 startTheme();
 sayReady();

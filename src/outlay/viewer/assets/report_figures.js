@@ -2,12 +2,17 @@
 
 const data = JSON.parse($("data").textContent);
 
-const GAINS = new Set(["quality", "tokens_per_second", "accepted"]); // more is better; of all others less is
+/** What the comparison was on: prompts, or pictures. */
+const NOUN = data.manifest.noun ?? "prompt";
+const SPEED = NOUN === "picture" ? "pictures_per_second" : "tokens_per_second";
+
+const GAINS = new Set(["quality", "tokens_per_second", "pictures_per_second", "accepted"]); // more is better; of all others less is
 const NEITHER = new Set(["tokens_out", "drafted"]); // no gain and no cost by itself
 
 /** How an entry of the ledger is written. */
 function unitOf(entry) {
   if (entry === "quality" || entry === "seconds" || entry === "flops") return entry;
+  if (entry === "cpu_seconds") return "seconds";
   return entry.endsWith("_bytes") ? "bytes" : "number";
 }
 

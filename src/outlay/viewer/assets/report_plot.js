@@ -6,7 +6,7 @@ function startPlot() {
   const names = entryNames();
   const choices = [...(hasQuality() ? ["quality"] : []), ...names.map((name) => `entry:${name}`)];
   for (const id of ["plot-x", "plot-y"]) $(id).append(...choices.map((key) => el("option", { value: key }, titleOf(key))));
-  $("plot-y").value = hasQuality() ? "quality" : "entry:tokens_per_second";
+  $("plot-y").value = hasQuality() ? "quality" : `entry:${SPEED}`;
   $("plot-x").value = ["entry:seconds", "entry:target_passes"].find((key) => choices.includes(key) && varies(key)) ?? choices.at(-1);
   suggestLog();
   for (const id of ["plot-x", "plot-y", "plot-log"]) {

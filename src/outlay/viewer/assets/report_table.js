@@ -1,6 +1,6 @@
 // The table: a row for each contender, columns that the reader picks and sorts by.
 
-const USUAL = ["tokens_per_second", "target_passes", "tokens_out", "seconds", "weight_bytes", "kv_bytes"];
+const USUAL = ["tokens_per_second", "pictures_per_second", "cpu_seconds", "target_passes", "tokens_out", "seconds", "weight_bytes", "kv_bytes"];
 const table = { columns: [], sort: null, down: true };
 
 /** Columns that are no measures: how they are read for sorting, and how they are shown. */
@@ -28,21 +28,21 @@ function startTable() {
   const every = [
     ...(hasQuality() ? ["quality"] : []),
     ...names.flatMap((name) => [`entry:${name}`, `ratio:${name}`]),
-    ...Object.keys(FACTS),
+    ...Object.keys(FACTS).filter((key) => NOUN === "prompt" || key === "errors"),
   ];
   const shown = (key) => {
     const [kind, name] = key.split(":");
-    if (kind === "ratio") return name === "tokens_per_second";
+    if (kind === "ratio") return name === SPEED;
     if (kind === "entry") return USUAL.includes(name) && varies(key);
     return !["errors", "unsteady"].includes(kind) || data.contenders.some((contender) => contender[kind]);
   };
   table.columns = every.map((key) => ({ key, shown: shown(key) }));
-  const first = (key) => (/tokens_per_second/.test(key) ? 0 : key === "quality" ? 1 : 2);
+  const first = (key) => (/(tokens|pictures)_per_second/.test(key) ? 0 : key === "quality" ? 1 : 2);
   table.columns.sort((a, b) => first(a.key) - first(b.key));
   $("columns").lastElementChild.append(...table.columns.map(columnBox));
   const budgets = new Set(data.contenders.map((contender) => contender.reference)).size > 1;
   const reference = budgets ? "the reference under the same budget" : data.contenders[data.contenders[0].reference].label;
-  $("figures-note").textContent = `Medians over the prompts, quality as a mean, with 95 % intervals below. Ratios are to ${reference}, paired prompt by prompt; bold where the interval leaves no doubt that it is better.`;
+  $("figures-note").textContent = `Medians over the ${NOUN}s, quality ${NOUN === "picture" ? "over all of them" : "as a mean"}, with 95 % intervals below. Ratios are to ${reference}, paired ${NOUN} by ${NOUN}; bold where the interval leaves no doubt that it is better.`;
   drawTable();
 }
 

@@ -3,7 +3,7 @@
 const textAt = new Map(data.texts.map(([contender, prompt, text, spans], place) => [`${contender} ${prompt}`, { place, text, spans }]));
 const tints = originTints(data.origins);
 
-function startTexts() {
+function startAnswers() {
   const options = () => data.contenders.map((contender, i) => el("option", { value: i }, contender.label));
   $("left").append(...options());
   $("right").append(...options());

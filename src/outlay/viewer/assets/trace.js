@@ -7,6 +7,7 @@ const sharedWith = sharers(runs);
 const tree = new TreeView($("tree"), showNode);
 new TreeInput(tree);
 const charts = new Charts($("charts"), choosePass);
+const canvasView = new CanvasView($("canvas"), (told) => ($("canvas-says").textContent = told), chooseFilled);
 let run;
 
 function showRun(index) {
@@ -19,6 +20,9 @@ function showRun(index) {
   showWarning();
   showFigures();
   showText(run, tints, (node) => tree.pick(node));
+  $("canvas-part").hidden = !run.canvas;
+  $("tree-part").hidden = Boolean(run.canvas);
+  canvasView.show(run, labels);
   charts.show(run);
   tree.show(run);
   showPaints();
@@ -42,6 +46,7 @@ function showFigures() {
   const fates = [0, 0, 0, 0, 0];
   run.nodes.fate.forEach((fate) => fates[fate]++);
   const passes = targetPasses();
+  if (run.canvas) return showFigureList(canvasFigures());
   const figures = [
     ["tokens in the text", grouped(run.path.length)],
     ["target passes", grouped(passes)],
@@ -53,14 +58,38 @@ function showFigures() {
     ["most in the cache", bytes(Math.max(...run.passes.cache_bytes, 0))],
     ["time", seconds(run.end)],
   ].filter(([, value], i) => i < 4 || value !== "0");
+  showFigureList(figures);
+}
+
+function canvasFigures() {
+  const filled = run.size - run.prompt;
+  const rounds = run.canvas.rounds.length;
+  return [
+    ["tokens in the text", grouped(run.path.length)],
+    ["positions of the canvas", grouped(run.canvas.length)],
+    ["rounds", grouped(rounds)],
+    ["positions filled a round", rounds ? (filled / rounds).toFixed(2) : "–"],
+    ["target passes", grouped(targetPasses())],
+    ["most in the cache", bytes(Math.max(...run.passes.cache_bytes, 0))],
+    ["time", seconds(run.end)],
+  ];
+}
+
+function showFigureList(figures) {
   $("figures").replaceChildren(...figures.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+}
+
+/** Marks the token of a position of the canvas in the text. */
+function chooseFilled(position) {
+  const node = run.nodes.position.indexOf(position, run.prompt);
+  if (node >= 0) showNode(node);
 }
 
 // Passes.
 
 function showPassControls() {
   const { time } = run.passes;
-  $("time-note").textContent = time.length ? "Solid are this run’s rows, faint those of other runs in the same pass. Choose a pass to see the tree as it was then." : "The trace holds no pass.";
+  $("time-note").textContent = time.length ? "Solid are this run’s rows, faint those of other runs in the same pass. Choose a pass to see what there was then." : "The trace holds no pass.";
   $("pass").max = Math.max(time.length - 1, 0);
   $("pass").disabled = !time.length;
   $("passes").open = false;
@@ -147,6 +176,7 @@ function showNode(node) {
     ["settled at", nodes.settled[node] === null ? "–" : seconds(nodes.settled[node])],
     ["computed in pass", pass === undefined ? "none of this run" : grouped(pass + 1)],
     ["nodes below", grouped(run.below[node])],
+    ...(run.rated[node] ? [["this branch took", `${grouped(run.below[node] + 1)} tokens, ${grouped(run.rated[node])} rated steps`]] : []),
     ...Object.entries(run.marks).flatMap(([name, mark]) => markOf(name, mark, node)),
   ];
   const rows = facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, String(value))));
@@ -228,7 +258,7 @@ function listen() {
 $("file").textContent = data.name;
 $("runs").hidden = runs.length < 2;
 $("run").append(...runs.map((each, i) => el("option", { value: i }, `Run ${each.run + 1} of ${runs.length}`)));
-themeChanged.push(() => charts.draw(), () => tree.draw());
+themeChanged.push(() => charts.draw(), () => tree.draw(), () => canvasView.draw());
 startTheme();
 showRun(0);
 listen();

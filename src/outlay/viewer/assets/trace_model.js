@@ -11,18 +11,21 @@ function readRun(run, spellings, labels) {
   const children = Array.from({ length: size }, () => []);
   for (let node = 0; node < size; node++) if (parent[node] >= 0) children[parent[node]].push(node);
   const below = new Uint32Array(size); // nodes under each
+  const rated = new Uint32Array(size); // rated nodes at and under each
+  for (const node of run.marks.score?.nodes ?? []) rated[node] += 1;
   const height = new Uint32Array(size);
   for (let node = size - 1; node >= 0; node--) {
     const above = parent[node];
     if (above < 0) continue;
     below[above] += below[node] + 1;
+    rated[above] += rated[node];
     height[above] = Math.max(height[above], height[node] + 1);
   }
   const spelling = (node) => spellings[run.nodes.spelling[node]];
   const labelOf = (node) => labels[run.nodes.spelling[node]];
   const passOf = new Map();
   run.passes.nodes.forEach((nodes, index) => nodes.forEach((node) => passOf.set(node, index)));
-  return { ...run, size, children, below, height, spelling, labelOf, passOf };
+  return { ...run, size, children, below, rated, height, spelling, labelOf, passOf };
 }
 
 /** A token as a label, with marks in place of white space and bytes. */

@@ -14,13 +14,13 @@ function showText(run, tints, choose) {
   const prompt = Array.from({ length: run.prompt }, (_, node) => node);
   $("prompt").firstElementChild.textContent = `Prompt, ${count(run.prompt, "token")}`;
   $("prompt-tokens").replaceChildren(...pieces(run, prompt).map((piece) => tokenSpan(piece)));
-  $("legend").replaceChildren(...(run.origins.length > 1 ? [originLegend(run.origins, tints)] : []));
+  $("legend").replaceChildren(...(run.canvas ? [roundLegend(run)] : run.origins.length > 1 ? [originLegend(run.origins, tints)] : []));
   showOrigins(run);
 }
 
 /** A table of how many tokens each origin proposed and how many of them were accepted; only where there are drafts. */
 function showOrigins(run) {
-  $("origins").hidden = run.origins.length < 2;
+  $("origins").hidden = run.origins.length < 2 || Boolean(run.canvas);
   const rows = run.origins.map((origin, index) => {
     const mine = run.nodes.origin.flatMap((each, node) => (each === index && node >= run.prompt ? [run.nodes.fate[node]] : []));
     const accepted = mine.filter((fate) => fate === TEXT).length;
@@ -30,6 +30,13 @@ function showOrigins(run) {
   });
   const header = ["proposed by", "proposed", "accepted", "rejected", "acceptance rate"];
   $("origins").replaceChildren(plainTable(header, rows));
+}
+
+/** From the first round's colour to the last one's. */
+function roundLegend(run) {
+  const stops = [0, 0.25, 0.5, 0.75, 1].map(ramp).join(", ");
+  const scale = el("span", { class: "scale", style: `background: linear-gradient(to right, ${stops})` });
+  return el("ul", { class: "legend" }, el("li", {}, "filled in round 1", scale, grouped(run.canvas.rounds.length)));
 }
 
 function plainTable(header, rows) {

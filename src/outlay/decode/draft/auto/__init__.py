@@ -1,6 +1,6 @@
 """Planned speculation: each round drafts what pays on this machine, in this batch, for this text, or nothing at all.
 
-The loop: a gate (`gate.py`), a bandit with the clock as its judge, decides whether the round drafts, and whether the
+The loop: a gate (`gate.py`), a bandit that goes by the clock, decides whether the round drafts, and whether the
 draft head is asked. Sources (`sources.py`) add candidates to one tree: prompt lookup, a table of n-grams, and the draft
 head or model. The acceptance model (`acceptance.py`) turns what a source says into a probability, by what became of
 earlier candidates like it. The cost model (`speculation/costs.py`, with the slowdown of the moment) says how many
@@ -27,7 +27,7 @@ from outlay.errors import UsageError
 from outlay.models.load import Model
 from outlay.speculation.costs import measure_beside
 from outlay.speculation.ngrams import NgramTable
-from outlay.speculation.rounds import sample_and_match, verify_tree
+from outlay.speculation.rounds import DraftLimits, sample_and_match, steered, verify_tree
 from outlay.speculation.tables import open_table
 
 
@@ -77,6 +77,7 @@ class Auto(Method):
         while True:
             plan = yield from planner.plan()
             before = len(run.tokens)
+            plan.tree = steered(run, plan.tree, DraftLimits(self.nodes, self.nodes).within(run))
             if plan.tree:
                 yield from verify_tree(run, plan.tree, sample_and_match)
             else:

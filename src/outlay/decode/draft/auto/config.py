@@ -39,7 +39,7 @@ class AutoConfig:
     32: 1.295, with 100: 1.312, but then another kind of text is noticed later."""
 
     first_trial: int = 24
-    """Rounds in a row for which the gate tries its first arm. Gain with 8: 1.281, since the draft head is judged before
+    """Rounds in a row for which the gate tries its first arm. Gain with 8: 1.281, since the draft head is left before
     its confidence is calibrated; with 64: 1.315, which takes longer to leave a useless draft alone."""
 
     trial: int = 6

@@ -15,7 +15,7 @@ from outlay.decode.draft.auto.candidates import Candidates
 from outlay.decode.draft.auto.config import AutoConfig
 from outlay.engine.request import Request
 from outlay.engine.tree_run import TreeRun
-from outlay.models import fitted
+from outlay.models import fitted, hub
 from outlay.models.load import Model
 from outlay.speculation.lookup import ORIGIN, LookupProposer
 from outlay.speculation.model_drafter import ModelDrafter
@@ -65,7 +65,7 @@ class TableSource:
         longest, config = self._table.order - 1, self._config
         text = self._run.tokens[-longest:]
         if len(text) < longest:
-            text = [*self._run.prompt[len(text) - longest :], *text]
+            text = [*self._run.known_text[len(text) - longest :], *text]
         heap = [(-1.0, 0, ROOT, text)]
         for _ in range(nodes):
             if not heap:
@@ -142,7 +142,7 @@ def model_table(model: Model) -> NgramTable | None:
     if path.exists():
         return NgramTable.load(path, model.tokenizer)
     tokens = tokenizer_fingerprint(model.tokenizer)
-    for path in sorted(fitted.SHIPPED.glob("*.table.safetensors")):
+    for path in sorted(hub.SHIPPED.glob("*.table.safetensors")):
         table = NgramTable.load(path)
         if table.tokenizer == tokens:
             return table

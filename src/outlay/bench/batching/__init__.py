@@ -1,0 +1,1 @@
+"""Batches by two lengths: padding and batch sizes of samplers under one memory model, lhotse's beside ours."""

@@ -1,0 +1,1 @@
+"""Files compressed with a model, xz and zlib: bytes, seconds, and what won."""

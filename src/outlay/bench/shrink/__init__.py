@@ -1,0 +1,1 @@
+"""What each method that shrinks weights loses, by bits a weight."""

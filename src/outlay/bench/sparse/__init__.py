@@ -1,0 +1,1 @@
+"""Recipes of sparse training on a small model of letters: loss above dense training, bytes, FLOPs, gradient noise."""

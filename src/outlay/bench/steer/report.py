@@ -1,0 +1,186 @@
+"""The report of the steer suite, made of its results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from outlay import machine
+from outlay.bench.steer.tasks import (
+    DATE,
+    FORMS,
+    GREEDY,
+    JSON,
+    LONG_STRINGS,
+    LOOKUP,
+    OWN,
+    PEOPLE,
+    SAMPLE,
+    STRINGS,
+)
+from outlay.spread import middle, paired_ratio
+from outlay.tables import console, markdown, number, table, times
+
+MASKS, AWRS = "masks", "awrs"
+OURS = "outlay"
+Row = Sequence[str]
+Table = tuple[Row, list[Row]]
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    parts = [heading(found)]
+    for title, (header, rows) in {
+        "texts": texts(found),
+        "ratios": ratios(found),
+        "chains whose texts are enumerated": toy(found),
+        "calls of a checker, a token": checks(found),
+        "a token under a schema": pace(found),
+        "schemas": schemas(found),
+    }.items():
+        parts.append(f"{title}\n{table(header, rows)}")
+    missing = [f"{name}: not measured: {reason}" for name, reason in found["failures"].items()]
+    return "\n\n".join([*parts, *missing])
+
+
+def heading(found: Mapping[str, Any]) -> str:
+    """What was measured, and where."""
+    settings = found["settings"]
+    said = (
+        f"texts of up to {settings['max_tokens']} tokens at temperature 1, {settings['count']} a round; "
+        f"processor time; medians of {settings['rounds']} rounds in turn, ratios within a round with their range"
+    )
+    return f"{machine.heading(found['machine'], 1)}\n{said}"
+
+
+def texts(found: Mapping[str, Any]) -> Table:
+    """Each contender's share of valid texts, and what a text costs it."""
+    header = ["", "under", "valid %", "CPU s a text", "passes", "checks", "tokens"]
+    rows: list[Row] = []
+    for constraint in (JSON, DATE):
+        for each in _of(found, "Texts", constraint=constraint):
+            cells = [number(middle(_values(each, name))) for name in ("cpu_seconds", "passes", "checks", "tokens")]
+            shares = [value for value in _values(each, "valid") if value is not None]
+            rows.append([_contender(found, each), constraint, f"{100 * mean(shares):.0f}", *cells])
+    return header, rows
+
+
+def ratios(found: Mapping[str, Any]) -> Table:
+    """AWRS over masks, and over genlm-control's on the same weights."""
+    rows: list[Row] = []
+    methods = found["settings"]["methods"]
+    for constraint in (JSON, DATE):
+        ours = _one(found, "Texts", name=OURS, constraint=constraint, method=methods[AWRS])
+        masks = _one(found, "Texts", name=OURS, constraint=constraint, method=methods[MASKS])
+        rows.append([f"awrs over masks, {constraint}", _ratio(ours, masks, "cpu_seconds")])
+        mine = _one(found, "Texts", name=f"{OURS}, float32", constraint=constraint, method=methods[AWRS])
+        theirs = _one(found, "Texts", name="genlm-control, float32", constraint=constraint)
+        if mine and theirs:
+            rows.append([f"awrs over genlm-control's, float32, {constraint}", _ratio(mine, theirs, "cpu_seconds")])
+    return ["CPU seconds a text", ""], rows
+
+
+def toy(found: Mapping[str, Any]) -> Table:
+    """Of each chain the weight of its likeliest text, and the total variation to the exact posterior."""
+    header = ["chain", "weight of the likeliest text", "by awrs", "by masks", "distance of awrs", "of masks"]
+    rows: list[Row] = [
+        [
+            name,
+            f"{each['posterior']:.4f}",
+            f"{each['awrs_weight']:.4f}",
+            f"{each['masks_weight']:.4f}",
+            f"{each['awrs_distance']:.4f}",
+            f"{each['masks_distance']:.4f}",
+        ]
+        for name, each in found["toy"].items()
+    ]
+    return header, rows
+
+
+def checks(found: Mapping[str, Any]) -> Table:
+    """Of each form of text how often awrs and masks call the same checker, and how long it takes."""
+    header = ["", "valid %", "masks", "awrs", "of masks", "their time"]
+    methods, rows = found["settings"]["methods"], list[Row]()
+    for form in FORMS:
+        masks = _one(found, "Checks", form=form.name, method=methods[MASKS])
+        ours = _one(found, "Checks", form=form.name, method=methods[AWRS])
+        if masks and ours:
+            valid = [value for each in (masks, ours) for value in _values(each, "valid") if value is not None]
+            calls = [number(middle(_values(each, "checks"))) for each in (masks, ours)]
+            shares = [_part(paired_ratio(_values(ours, name), _values(masks, name))) for name in ("checks", "seconds")]
+            rows.append([form.name, f"{100 * mean(valid):.0f}", *calls, *shares])
+    return header, rows
+
+
+def pace(found: Mapping[str, Any]) -> Table:
+    """What a token takes under a schema and under none, and how many passes."""
+    rows: list[Row] = []
+    pairs = [
+        *((f"a list of objects, {method}", PEOPLE, "", method) for method in (GREEDY, SAMPLE, LOOKUP)),
+        ("maxLength 100,000 over none, sample", LONG_STRINGS, STRINGS, SAMPLE),
+    ]
+    for title, schema, other, method in pairs:
+        mine = _one(found, "Pace", schema=schema, method=method)
+        base = _one(found, "Pace", schema=other, method=method)
+        if mine and base:
+            cells = [number(1000 * (middle(_values(each, "cpu_seconds")) or 0)) for each in (mine, base)]
+            passes = number(middle(_values(mine, "passes")))
+            rows.append([title, *cells, _ratio(mine, base, "cpu_seconds"), passes])
+    return ["", "CPU ms", "without", "ratio", "passes a token"], rows
+
+
+def schemas(found: Mapping[str, Any]) -> Table:
+    """The first mask of a large schema, and the official suite's cases."""
+    rows: list[Row] = []
+    for each in _of(found, "FirstMask"):
+        seconds = middle(_values(each, "cpu_seconds"))
+        rows.append([f"first mask of {each['properties']} properties", f"{1000 * (seconds or 0):.0f} CPU ms"])
+    counts = found["official"]
+    said = ", ".join(f"{count} {what}" for what, count in counts.items())
+    rows.append([f"JSON Schema suite, {sum(counts.values()):,} cases", said])
+    return ["", ""], rows
+
+
+def _contender(found: Mapping[str, Any], each: Mapping[str, Any]) -> str:
+    called = {method: name for name, method in found["settings"]["methods"].items()}
+    return each["name"] if each["method"] == OWN else f"{each['name']}: {called[each['method']]}"
+
+
+def _of(found: Mapping[str, Any], task: str, **wanted: Any) -> list[Mapping[str, Any]]:
+    return [
+        each
+        for each in found["values"]
+        if each["task"] == task and any(each["values"]) and all(each[name] == value for name, value in wanted.items())
+    ]
+
+
+def _one(found: Mapping[str, Any], task: str, **wanted: Any) -> Mapping[str, Any] | None:
+    return next(iter(_of(found, task, **wanted)), None)
+
+
+def _values(each: Mapping[str, Any], metric: str) -> list[float | None]:
+    return [values and values.get(metric) for values in each["values"]]
+
+
+def _ratio(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, metric: str) -> str:
+    return times(paired_ratio(_values(one, metric), _values(other, metric))) if one and other else "-"
+
+
+def _part(ratio: Any) -> str:
+    return "-" if ratio is None else f"1/{1 / ratio.median:,.0f} (1/{1 / ratio.low:,.0f}-1/{1 / ratio.high:,.0f})"
+
+
+def _markdown(rows: Table) -> str:
+    return markdown(*rows)
+
+
+TABLES = {
+    "report": lambda found: console("outlay bench steer", report(found)),
+    "texts": lambda found: _markdown(texts(found)),
+    "ratios": lambda found: _markdown(ratios(found)),
+    "toy": lambda found: _markdown(toy(found)),
+    "checks": lambda found: _markdown(checks(found)),
+    "pace": lambda found: _markdown(pace(found)),
+    "schemas": lambda found: _markdown(schemas(found)),
+}

@@ -1,0 +1,1 @@
+"""What captions of the glyph world make up, by method: CHAIR and recall beside greedy, scene by scene, and speed."""

@@ -1,0 +1,1 @@
+"""Methods that steer a text into a constraint or towards a score."""

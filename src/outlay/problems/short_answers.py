@@ -1,0 +1,26 @@
+"""Four kinds of problems with short answers in turn: dates, edits, look-ups and lists to be sorted.
+
+Look-ups are among 2 to 24 pairs: a network that learns finds out on few how it is done among many.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from outlay.problems import dates, edits, retrieval, sorting
+
+SUMMARY = "dates, edits, look-ups among 2 to 24 pairs, and sorting, in turn"
+OTHERS = (dates, edits, sorting)
+
+
+def make(count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns `count` rows with `prompt` and `answer`."""
+    each = -(-count // (len(OTHERS) + 1))
+    lookups = [_lookup(random.Random(f"{seed}/short/{index}")) for index in range(each)]
+    rows = [row for turn in zip(*(kind.make(each, seed) for kind in OTHERS), lookups, strict=True) for row in turn]
+    return rows[:count]
+
+
+def _lookup(draw: random.Random) -> dict[str, Any]:
+    return retrieval.lookup(draw, draw.randint(2, retrieval.PAIRS))

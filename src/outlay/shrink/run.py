@@ -1,0 +1,318 @@
+"""Shrinks a model: calibration, every matrix of every layer in turn, a folder that others load, and a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outlay.errors import UsageError
+from outlay.models.checkpoint import Checkpoint, read_json
+from outlay.models.decoder import Layer
+from outlay.models.experts import ExpertMlp
+from outlay.models.forms import form_of
+from outlay.models.forms.form import Form
+from outlay.models.linear import pack
+from outlay.models.load import Opened, open_model
+from outlay.models.mlp import Mlp
+from outlay.progress import ShowProgress, silent
+from outlay.shrink.calibration import Hidden, own_text, text_of
+from outlay.shrink.catalog import make
+from outlay.shrink.feedback import proxy_error
+from outlay.shrink.folder import ShrunkFolder
+from outlay.shrink.shrinker import Moment, Shrinker, Shrunk
+from outlay.shrink.source import ATTENTION, MLP, Place, Source
+
+ONLY = {"attention": ATTENTION, "mlp": MLP}
+"""What `only` may name, and the parts of each."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run wrote."""
+
+    folder: Path
+    """Where."""
+    method: str
+    """The method with its options."""
+    bits: float
+    """Bits a weight of the shrunk matrices, with everything that their file needs for them."""
+    file_bits: float
+    """Bits a weight of all tensors."""
+    tokens: int
+    """Tokens of the calibration."""
+    text: str
+    """Their text."""
+    rows: Sequence[Mapping[str, Any]]
+    """A row for each matrix: module, layer, part, shape, bits, error, unfed_error, seconds, and the method's counts."""
+    seconds: float
+    """What the run took."""
+
+    def mean_error(self, key: str = "error") -> float:
+        """Returns the geometric mean of the matrices' errors."""
+        return math.exp(sum(math.log(max(row[key], 1e-30)) for row in self.rows) / len(self.rows))
+
+
+def run(
+    model: str | Path,
+    method: str | Shrinker,
+    out: str | Path,
+    *,
+    bits: float | None = None,
+    calib: str | Path | Sequence[Sequence[int]] | None = None,
+    tokens: int = 8192,
+    plan: Mapping[str, str] | None = None,
+    only: str | None = None,
+    sequential: bool = False,
+    seed: int = 0,
+    progress: ShowProgress = silent,
+    on_layer: Callable[[Sequence[Mapping[str, Any]]], None] = lambda rows: None,
+) -> Report:
+    """Shrinks a model into a folder in the hub's layout.
+
+    A run that was stopped goes on where it was when it is started again with the same settings.
+
+    Args:
+        model: An alias, a folder, a .gguf file or a hub id, its weights in floats or a GGUF file's.
+        method: A method, or its name with options, as in `"gptq:group=64"`.
+        out: The folder to write, which must not be there yet.
+        bits: Bits a weight, by which a method that is given by name chooses its options.
+        calib: A text file, or sequences of token ids; None: what the model writes itself.
+        tokens: Tokens of the calibration, at most.
+        plan: Methods with options for modules, by patterns of their names, as `{"*.down_proj": "gptq:bits=8"}`; the
+            first that fits counts, and "keep" leaves a matrix as it is.
+        only: "attention" or "mlp": what is shrunk; None: both.
+        sequential: Whether a layer's moments are of the shrunk layers before it; else of the float model.
+        seed: Fixes what the model writes for its calibration.
+        progress: Told how far it is.
+        on_layer: Called with the rows of a layer once it is written.
+
+    Raises:
+        UsageError: For what can't be used.
+        FailureError: Where the folder can't be written.
+    """
+    started = time.perf_counter()
+    if only is not None and only not in ONLY:
+        raise UsageError(f"only {only!r} is not known; it is one of {', '.join(ONLY)}")
+    chosen = make(method, bits) if isinstance(method, str) else method
+    planned = {pattern: None if text == "keep" else make(text, None) for pattern, text in (plan or {}).items()}
+    _check_one_form([chosen, *(each for each in planned.values() if each is not None)])
+    opened = open_model(model, progress)
+    source = Source(opened)
+    sequences, text = _sequences(model, opened, calib, tokens, seed, progress)
+    digest = sha256(json.dumps(sequences).encode()).hexdigest()
+    settings = {
+        "model": opened.fingerprint, "method": chosen.label, "plan": dict(plan or {}), "only": only,
+        "sequential": sequential, "text": digest,
+    }  # fmt: skip
+    folder = ShrunkFolder(Path(out), settings, opened.config.num_layers)
+    hidden = Hidden(opened.builder, sequences)
+
+    def method_of(place: Place) -> Shrinker | None:
+        if only is not None and place.part not in ONLY[only]:
+            return None
+        return next((each for pattern, each in planned.items() if fnmatchcase(place.module, pattern)), chosen)
+
+    rows: list[dict[str, Any]] = []
+    for i in range(opened.config.num_layers):
+        progress("shrinking", i, opened.config.num_layers)
+        done, layer = folder.rows_of(i), opened.builder.layer(i)
+        places = [place for place in source.places(i) if method_of(place) is not None]
+        if done is None:
+            moments, after = hidden.moments(i, layer)
+            done = _shrink_layer(i, places, source, moments, method_of, folder)
+        else:
+            after = hidden.after(i, layer)
+        if sequential:
+            form = form_of(
+                {"quantization_config": _quantization(chosen, {row["module"]: row["config"] for row in done})}
+            )
+            assert form is not None
+            after = hidden.after(i, _rebuilt(layer, i, source, _Written(folder.tensors_of(i)), form))
+        hidden.advance(after)
+        rows += done
+        on_layer(done)
+    modules = {row["module"] for row in rows}
+    if not modules:
+        raise UsageError("the plan keeps every matrix as it is, so there is nothing to shrink")
+    others = folder.write_rest(source.rest(modules))
+    own = {row["module"]: row.pop("config") for row in rows if row.get("config")}
+    source.write_about(folder.part, _quantization(chosen, own))
+    return _finish(folder, chosen, rows, others, (hidden.tokens, text), started)
+
+
+def _sequences(
+    model: str | Path, opened: Opened, calib: Any, tokens: int, seed: int, progress: ShowProgress
+) -> tuple[list[list[int]], str]:
+    """Returns the token ids of the calibration's sequences, and what they are."""
+    if tokens < 1:
+        raise UsageError(f"a calibration needs a token at least, not {tokens}")
+    if calib is None:
+        return own_text(model, opened, tokens, seed, progress), "written by the model"
+    if isinstance(calib, str | Path):
+        return text_of(Path(calib), opened, tokens), Path(calib).name
+    found = [list(map(int, sequence)) for sequence in calib if len(sequence)]
+    if not found:
+        raise UsageError("the calibration has no tokens")
+    strange = next((token for ids in found for token in ids if not 0 <= token < opened.config.vocab_size), None)
+    if strange is not None:
+        raise UsageError(f"the calibration has the token {strange}, but the model has {opened.config.vocab_size}")
+    return found, "token ids"
+
+
+def _check_one_form(methods: Sequence[Shrinker]) -> None:
+    forms = {method.quantization_config()["quant_method"] for method in methods}
+    if len(forms) > 1:
+        raise UsageError(
+            f"a folder holds matrices of one form, but the plan's methods write {' and '.join(sorted(forms))}"
+        )
+
+
+def _shrink_layer(
+    i: int,
+    places: Sequence[Place],
+    source: Source,
+    moments: Mapping[str, Moment],
+    method_of: Callable[[Place], Shrinker | None],
+    folder: ShrunkFolder,
+) -> list[dict[str, Any]]:
+    """Shrinks the matrices of a layer and writes them; returns their rows."""
+    tensors: dict[str, Tensor] = {}
+    rows = []
+    for place in places:
+        method, began = method_of(place), time.perf_counter()
+        assert method is not None
+        weight, moment = source.matrix(place), moments[place.reads]
+        if not bool(weight.isfinite().all()):
+            raise UsageError(f"{place.module} has weights that are not finite numbers")
+        if not bool(moment.h.isfinite().all()):
+            raise UsageError(f"what {place.module} reads is not finite; is the model damaged?")
+        if moment.tokens == 0:  # an expert that no token of the calibration was sent to
+            moment = Moment(torch.eye(weight.shape[1], dtype=torch.float64), 0, moment.name)
+        shrunk = method.shrink(weight, moment, place.module)
+        tensors |= {f"{place.module}.{part}": tensor for part, tensor in shrunk.tensors.items()}
+        rows.append(_row(place, method, weight, moment, shrunk, time.perf_counter() - began))
+    folder.write_layer(i, tensors, rows)
+    return rows
+
+
+def _row(
+    place: Place, method: Shrinker, weight: Tensor, moment: Moment, shrunk: Shrunk, seconds: float
+) -> dict[str, Any]:
+    """Returns what is reported of a matrix."""
+    unfed = shrunk.unfed if shrunk.unfed is not None else shrunk.weight
+    shape = (weight.shape[0], weight.shape[1])
+    return {
+        "module": place.module, "layer": place.layer, "part": place.part, "shape": list(shape), "method": method.label,
+        "bytes": shrunk.file_bytes, "bits": 8 * shrunk.file_bytes / weight.numel(),
+        "error": proxy_error(weight, shrunk.weight, moment.h), "unfed_error": proxy_error(weight, unfed, moment.h),
+        "tokens": moment.tokens, "seconds": round(seconds, 3), "config": method.module_config(shape),
+        **{name: float(value) for name, value in shrunk.facts.items()},
+    }  # fmt: skip
+
+
+def _quantization(chosen: Shrinker, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what config.json says about the form, and about each matrix that it doesn't say it of."""
+    config = chosen.quantization_config()
+    others = {module: each for module, each in own.items() if not each.items() <= config.items()}
+    return {**config, "config_for_layers": others} if others else config
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The tensors of one layer, as a form reads them."""
+
+    found: Mapping[str, Tensor]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return tuple(self.found[name].shape) if name in self.found else None
+
+    def tensor(self, name: str) -> Tensor:
+        return self.found[name]
+
+
+def _rebuilt(layer: Layer, i: int, source: Source, written: _Written, form: Form) -> Layer:
+    """Returns a layer with the matrices that were written for it, in float32."""
+    by_input: dict[str, list[Tensor]] = {}
+    for place in source.places(i):
+        if written.shape(f"{place.module}.{form.mark}") is None:
+            by_input.setdefault(place.reads, []).append(source.matrix(place))
+        else:
+            by_input.setdefault(place.reads, []).append(form.matrix(place.module, written).dequantize())
+
+    def replaced(name: str, before: Any) -> Any:
+        return pack(torch.cat(by_input[name]), "float32", before.bias)
+
+    def replaced_mlp(prefix: str, mlp: Mlp) -> Mlp:
+        gate_up, down = replaced(f"{prefix}gate_up", mlp.gate_up), replaced(f"{prefix}down", mlp.down)
+        return Mlp(gate_up, down, mlp.activation_name, mlp.gated)
+
+    inner = layer.mlp
+    mlp: Mlp | ExpertMlp
+    if isinstance(inner, ExpertMlp):
+        mlps = [replaced_mlp(f"{expert}.", each) for expert, each in enumerate(inner.experts)]
+        mlp = ExpertMlp(inner.router, mlps, inner.per_token, inner.normalise)
+    elif isinstance(inner, Mlp):
+        mlp = replaced_mlp("", inner)
+    else:
+        raise UsageError("outlay shrink needs layers with an MLP, which a CRATE's are not")
+    return replace(layer, qkv=replaced("qkv", layer.qkv), out=replaced("out", layer.out), mlp=mlp)
+
+
+def _finish(
+    folder: ShrunkFolder,
+    method: Shrinker,
+    rows: list[dict[str, Any]],
+    others: int,
+    calibration: tuple[int, str],
+    began: float,
+) -> Report:
+    """Writes index and report, and gives the folder its name; `others` counts the weights that stayed as they were."""
+    weights = sum(math.prod(row["shape"]) for row in rows)
+    bits = 8 * sum(row["bytes"] for row in rows) / weights
+    file_bits = 8 * folder.write_index() / (weights + others)
+    report = Report(
+        folder.out, method.label, bits, file_bits, *calibration, rows, round(time.perf_counter() - began, 1)
+    )
+    errors = {"error": report.mean_error(), "unfed_error": report.mean_error("unfed_error")}
+    folder.publish({**asdict(report), "folder": folder.out.name, **errors})
+    return report
+
+
+def check(folder: str | Path) -> list[dict[str, Any]]:
+    """Checks a folder of shrunk matrices: that each can be read, has its size, and holds finite weights.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        A row for each matrix: module, shape, bits, and what is wrong with it, "" if nothing is.
+
+    Raises:
+        UsageError: The folder holds no shrunk matrices that are read here.
+    """
+    path = Path(folder)
+    raw = read_json(path / "config.json")
+    form = form_of(raw) if raw else None
+    if form is None:
+        raise UsageError(f"{path} holds no shrunk matrices")
+    store, rows = Checkpoint(path, form), []
+    for module in store.modules():
+        row: dict[str, Any] = {"module": module, "shape": [], "bits": 0.0, "wrong": ""}
+        try:
+            matrix = form.matrix(module, store)
+            row |= {"shape": list(matrix.shape), "bits": 8 * matrix.nbytes / math.prod(matrix.shape)}
+            row["wrong"] = "" if bool(matrix.dequantize().isfinite().all()) else "it has weights that are not finite"
+        except UsageError as error:
+            row["wrong"] = str(error)
+        rows.append(row)
+    return rows

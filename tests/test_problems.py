@@ -1,0 +1,50 @@
+"""The sets of problems: the answers are right by another way of finding them, and a seed gives the same rows."""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+import pytest
+
+from outlay import problems
+
+PARTS = ("retrieval", "edits", "dates", "sorting")
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_seed_gives_the_same_rows_and_more_of_them_begin_alike(name):
+    assert problems.make(f"{name}:count=30") == problems.make(f"{name}:count=60")[:30]
+    assert problems.make(f"{name}:count=30,seed=1") != problems.make(f"{name}:count=30")
+    assert len({row["prompt"] for row in problems.make(f"{name}:count=200")}) > 190
+
+
+def test_a_look_up_has_24_different_keys_and_the_value_of_the_one_that_is_asked_for():
+    for row in problems.make("retrieval:count=100"):
+        held = dict(re.findall(r"([a-z]{2})=(\d\d)", row["prompt"]))
+        assert len(held) == 24
+        assert row["answer"] == held[row["prompt"][-3:-1]]
+
+
+def test_an_edit_replaces_one_word_of_the_line():
+    for row in problems.make("edits:count=100"):
+        old, new, line = re.fullmatch(r"(\w+)>(\w+): (.*)", row["prompt"]).groups()
+        assert row["answer"].split() == [new if word == old else word for word in line.split()]
+
+
+def test_a_date_is_the_same_day_in_every_form():
+    forms = ("%d %B %Y", "%B %d, %Y", "%d.%m.%Y", "%b %d, %Y", "%Y/%m/%d")
+    for row in problems.make("dates:count=200"):
+        plain = re.sub(r"(?<=\d)(st|nd|rd|th)", "", row["prompt"])
+        found = set()
+        for form in forms:
+            try:
+                found.add(datetime.datetime.strptime(plain, form).date().isoformat())
+            except ValueError:
+                continue
+        assert found == {row["answer"]}
+
+
+def test_a_sorted_list_holds_the_same_numbers_in_order():
+    for row in problems.make("sorting:count=100"):
+        assert list(map(int, row["answer"].split())) == sorted(map(int, row["prompt"].split()))
