@@ -8,7 +8,7 @@ from diffuse.made import places, proposals, random_case
 
 import outlay
 from outlay import Budget, UsageError
-from outlay.diffuse.localleap import LocalLeap
+from outlay.diffuse.localleap import LocalLeap, adjacent
 from outlay.diffuse.threshold import Threshold
 
 EXAMPLE = [0.40, 0.78, 0.70, 0.95, 0.76, 0.74, 0.30, 0.80, 0.91, 0.60]
@@ -34,6 +34,11 @@ def test_without_an_anchor_one_position_is_filled():
     assert places(LocalLeap().select(proposals(lowered, [2]))) == [3]
 
 
+@pytest.mark.parametrize(("positions", "beside"), [([], 0), ([4], 0), ([1, 3, 5], 0), ([1, 2, 3, 7, 9, 10], 5)])
+def test_relaxed_positions_beside_each_other_are_counted(positions, beside):
+    assert adjacent(np.array(positions, int)).sum() == beside
+
+
 def by_loops(rule, case):
     """The rule as the paper states it, position by position."""
     eligible = np.flatnonzero(case.eligible)
@@ -48,7 +53,7 @@ def by_loops(rule, case):
 
 def test_it_chooses_what_the_loops_choose_between_both_thresholds():
     rng = np.random.default_rng(0)
-    for _ in range(2000):
+    for _ in range(10_000):
         case = random_case(rng)
         rule = LocalLeap(radius=int(rng.integers(0, 6)))
         chosen = rule.select(case)
@@ -91,7 +96,7 @@ def test_rounds_on_the_noisy_source_and_the_text_of_one_by_one():
     )
     assert leap.tokens == strict.tokens == one.tokens
     assert leap.ledger.rounds <= 0.65 * strict.ledger.rounds
-    assert leap.ledger.extras["relaxed"] > 0
+    assert 0 <= leap.ledger.extras["adjacent"] <= leap.ledger.extras["relaxed"] > 0
 
 
 @pytest.mark.parametrize(

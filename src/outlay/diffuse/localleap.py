@@ -48,7 +48,8 @@ class LocalLeap(CommitRule):
         spends="a pass a round",
         saves="rounds, where confidences are graded",
         exact=False,
-        counts=COUNTS | {"anchors": "positions", "relaxed": "positions", "risk": "expected wrong tokens"},
+        counts=COUNTS
+        | {"anchors": "positions", "relaxed": "positions", "adjacent": "positions", "risk": "expected wrong tokens"},
     )
 
     def __post_init__(self) -> None:
@@ -65,7 +66,13 @@ class LocalLeap(CommitRule):
             run.spent_up = "risk"
             return None
         anchors = self.anchors(proposals)
-        run.count(anchors=int(anchors.sum()), relaxed=int((chosen & ~anchors).sum()) if anchors.any() else 0, risk=risk)
+        relaxed = chosen & ~anchors if anchors.any() else np.zeros_like(chosen)
+        run.count(
+            anchors=int(anchors.sum()),
+            relaxed=int(relaxed.sum()),
+            adjacent=int(adjacent(proposals.positions[relaxed]).sum()),
+            risk=risk,
+        )
         return (yield from super().round(run, proposals, rows))
 
     def anchors(self, proposals: Proposals) -> Chosen:
@@ -115,6 +122,16 @@ def within_risk(confidence: np.ndarray, strict: Chosen, near: Chosen, left: floa
     chosen = strict.copy()
     chosen[places[(1 - confidence[places]).cumsum() <= spare]] = True
     return chosen
+
+
+def adjacent(positions: np.ndarray) -> Chosen:
+    """Returns which of some positions [n] in order lie beside another of them.
+
+    Tokens that are filled beside each other below the strict threshold depend on each other most: words that are
+    written twice or left out come from them.
+    """
+    beside = np.diff(positions) == 1
+    return np.append(beside, False) | np.insert(beside, 0, False) if len(positions) else np.zeros(0, bool)
 
 
 def _ends(proposals: Proposals) -> Chosen:
