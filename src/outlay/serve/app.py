@@ -172,8 +172,10 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/methods", responses=_listed())
     async def list_methods() -> Response:
-        """Lists the methods that requests may use, with their options."""
-        return JSONResponse({"object": "list", "data": [_method(name) for name in service.models.methods()]})
+        """Lists the methods and the cache policies that requests may use, with their options."""
+        methods = [_entry("method", name) for name in service.models.methods()]
+        policies = [_entry("cache_policy", name) for name in service.models.policies()]
+        return JSONResponse({"object": "list", "data": methods + policies})
 
 
 def _add_states(app: FastAPI, service: Service) -> None:
@@ -216,12 +218,12 @@ def _model(hosted: Hosted, service: Service) -> dict[str, Any]:
     }
 
 
-def _method(name: str) -> dict[str, Any]:
-    method = catalog.find(name)
-    about = method.about
+def _entry(kind: str, name: str) -> dict[str, Any]:
+    entry = catalog.find(name)
+    about = entry.about
     return {
         "id": name,
-        "object": "method",
+        "object": kind,
         "summary": about.summary,
         "family": about.family,
         "exact": about.exact,
@@ -229,7 +231,7 @@ def _method(name: str) -> dict[str, Any]:
         "takes": list(about.takes),
         "options": [
             {"name": option.name, "type": option.type, "default": option.default, "doc": option.doc}
-            for option in catalog.options(method)
+            for option in catalog.options(entry)
         ],
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from outlay.attend.policy import CachePolicy
 from outlay.budget import Budget
 from outlay.engine.method import Method
 from outlay.engine.submission import DraftSource
@@ -23,6 +24,8 @@ class Asked:
     draft: DraftSource | None
     scorer: Any
     """What rates its texts; None where the method asks nothing of the kind."""
+    cache: CachePolicy | None
+    """What each layer keeps; None: everything."""
     encode: Callable[[], list[list[int]]]
     """Makes the prompts' token ids; called off the event loop."""
     given: tuple[Any, ...] = ()

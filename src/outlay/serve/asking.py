@@ -235,7 +235,9 @@ def _common(request: Sampled, hosted: Hosted, models: Models, settings: Settings
     plain = "greedy" if request.temperature == 0 else "sample"
     if hosted.lm.model.writes_canvas:
         plain = hosted.lm.usual_method
-    method = models.method(request.method or settings.method or plain)
+    policy = models.policy(request.cache)
+    usual = settings.method if policy is None else None  # which may run under none
+    method = models.method(request.method or usual or plain)
     try:
         budget = Budget(**(request.budget or {}))
     except UsageError as error:
@@ -246,6 +248,7 @@ def _common(request: Sampled, hosted: Hosted, models: Models, settings: Settings
         "method": method,
         "draft": hosted.draft(request.draft, method),
         "scorer": hosted.scorer(request.scorer, method),
+        "cache": policy,
         "budget": budget,
         "seed": seed,
     }

@@ -227,6 +227,11 @@ class Sampled(Fields):
     method: Annotated[str, Field(max_length=512)] | None = Field(
         None, description='How to decode, such as "greedy", "beam:width=4" or "rsd"; `outlay methods` lists them.'
     )
+    cache: Annotated[str, Field(max_length=512)] | None = Field(
+        None,
+        description='A policy that says what each layer keeps, such as "zipvl:tau=0.96"; without a method, greedy '
+        "decoding or sampling runs under it.",
+    )
     draft: Annotated[str, Field(max_length=128)] | None = Field(
         None, description="A draft that the server has loaded for this model; `/v1/models` lists them."
     )

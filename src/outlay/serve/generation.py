@@ -158,6 +158,7 @@ class Generation:
                 method=asked.method,
                 draft=asked.draft,
                 scorer=asked.scorer,
+                cache=asked.cache,
                 question=question,
                 budget=self._left(spent),
                 seed=seed,

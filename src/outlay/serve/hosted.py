@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from outlay import catalog, kernels
 from outlay.about import Entry
+from outlay.attend.policy import CachePolicy
 from outlay.engine.canvas_run import CanvasRun
 from outlay.engine.engine import Engine
 from outlay.engine.method import Method
@@ -26,6 +27,7 @@ from outlay.speculation.costs import known_of
 OUR_PACKAGE = "outlay"
 WORDS = ("default", "none")  # values of an option that may name a file, which name none
 WARM_UP_TOKENS = 8
+KINDS = {"method": "method", "cache": "cache policy"}  # what a field of a request names
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +106,22 @@ class Models:
 
     def methods(self) -> list[str]:
         """Returns the names of the methods that requests may use."""
-        return [name for name, method in catalog.methods().items() if _may_be_used(name, method, self._allowed)]
+        return self._usable(catalog.methods())
+
+    def policies(self) -> list[str]:
+        """Returns the names of the cache policies that requests may use."""
+        return self._usable(catalog.policies())
+
+    def _usable(self, entries: Mapping[str, type[Entry]]) -> list[str]:
+        return [name for name, entry in entries.items() if _may_be_used(name, entry, self._allowed)]
 
     def method(self, text: str) -> Method:
         """Returns the method that a request names. Raises `ApiError` as `parse_method` does."""
         return parse_method(text, self._allowed)
+
+    def policy(self, text: str | None) -> CachePolicy | None:
+        """Returns the cache policy that a request names, if it does. Raises `ApiError` as `parse_method` does."""
+        return None if text is None else parse_policy(text, self._allowed)
 
     def warm_up(self, method: str | None) -> None:
         """Measures the passes of models and drafts, and has each decode a few tokens, before requests come."""
@@ -148,27 +161,44 @@ def parse_method(text: str, allowed: Collection[str]) -> Method:
         ApiError: for one that is unknown or off, or whose options name a file.
     """
     try:
-        name = text.partition(":")[0].strip()
-        if not _may_be_used(name, catalog.find(name), allowed):
-            message = f"the method {name!r} is turned off here; `outlay serve --allow {name}` turns it on"
-            raise ApiError(403, message, param="method", code="method_off")
+        _refuse_off("method", text, allowed)
         method = catalog.parse(text)
     except UsageError as error:
         raise ApiError(400, str(error), param="method", code="invalid_value") from None
-    _refuse_files(method.cache_policy or method)
+    _refuse_files("method", method.cache_policy or method)
     return method
 
 
-def _may_be_used(name: str, method: type[Entry], allowed: Collection[str]) -> bool:
-    ours = method.__module__.partition(".")[0] == OUR_PACKAGE
-    return name in allowed or (ours and not method.about.runs_code)
+def parse_policy(text: str, allowed: Collection[str]) -> CachePolicy:
+    """Returns the cache policy that a request names; arguments and errors are those of `parse_method`."""
+    try:
+        if text.partition(":")[0].strip() in catalog.policies():
+            _refuse_off("cache", text, allowed)
+        policy = catalog.parse_policy(text)
+    except UsageError as error:
+        raise ApiError(400, str(error), param="cache", code="invalid_value") from None
+    _refuse_files("cache", policy)
+    return policy
 
 
-def _refuse_files(method: Entry) -> None:
-    """Raises `ApiError` where an option of a method may name a file: only its words are taken from a request."""
-    for option in fields(cast(Any, method)):
-        value = getattr(method, option.name)
-        may_name = re.search(r"\bstr\b", str(option.type)) and option.name not in method.about.texts
+def _refuse_off(param: str, text: str, allowed: Collection[str]) -> None:
+    """Raises `ApiError` for an entry that requests may not use, and `UsageError` for one that there is not."""
+    name = text.partition(":")[0].strip()
+    if not _may_be_used(name, catalog.find(name), allowed):
+        message = f"the {KINDS[param]} {name!r} is turned off here; `outlay serve --allow {name}` turns it on"
+        raise ApiError(403, message, param=param, code="method_off")
+
+
+def _may_be_used(name: str, entry: type[Entry], allowed: Collection[str]) -> bool:
+    ours = entry.__module__.partition(".")[0] == OUR_PACKAGE
+    return name in allowed or (ours and not entry.about.runs_code)
+
+
+def _refuse_files(param: str, entry: Entry) -> None:
+    """Raises `ApiError` where an option may name a file: only its words are taken from a request."""
+    for option in fields(cast(Any, entry)):
+        value = getattr(entry, option.name)
+        may_name = re.search(r"\bstr\b", str(option.type)) and option.name not in entry.about.texts
         if isinstance(value, str) and may_name and value not in (option.default, *WORDS):
-            message = f"option {option.name!r} of method {method.about.name!r} may not name a file in a request"
-            raise ApiError(403, message, param="method", code="file_refused")
+            message = f"option {option.name!r} of {KINDS[param]} {entry.about.name!r} may not name a file in a request"
+            raise ApiError(403, message, param=param, code="file_refused")

@@ -59,6 +59,8 @@ def spending(asked: Asked, answers: Sequence[Answer]) -> dict[str, Any]:
         "seed": asked.seed,
         "ledger": sum((answer.ledger for answer in answers), Ledger()).as_dict(),
     }
+    if asked.cache is not None:
+        told["cache"] = asked.cache.label
     return told | ({"cap": first.cap} if first.cap else {})
 
 
