@@ -1,4 +1,4 @@
-"""A method in a separate package is as good as ours: found, listed, run, and held to the same properties."""
+"""A method or a cache policy in a separate package is as good as ours: found, listed, run, with the same properties."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from engine.policies import source_of_the_page
 
 PYPROJECT = """
 [build-system]
@@ -20,9 +21,10 @@ version = "1.0"
 
 [project.entry-points."outlay.methods"]
 second_best = "second_best:SecondBest"
+first_and_last = "first_and_last:FirstAndLast"
 
 [tool.setuptools]
-py-modules = ["second_best"]
+py-modules = ["second_best", "first_and_last"]
 """
 
 METHOD = '''
@@ -51,8 +53,9 @@ class SecondBest(Method):
 '''
 
 PROPERTIES = """
-from outlay.testing import MethodProperties
+from outlay.testing import MethodProperties, tiny_lm
 from second_best import SecondBest
+from first_and_last import FirstAndLast
 
 
 class TestSecondBest(MethodProperties):
@@ -61,6 +64,23 @@ class TestSecondBest(MethodProperties):
 
 class TestSecondBestByName(MethodProperties):
     method = "second_best:k=2"
+
+
+class TestGreedyUnderThePolicyByName(MethodProperties):
+    method = "greedy"
+    options = {"cache": "first_and_last:first=2,last=6"}
+
+
+LONG = "A prompt that is longer than what is kept"
+
+
+def test_the_name_is_the_class():
+    how = {"max_tokens": 20, "ignore_eos": True}
+    named = tiny_lm().generate(LONG, cache="first_and_last:first=2,last=6", **how)
+    made = tiny_lm().generate(LONG, cache=FirstAndLast(first=2, last=6), **how)
+    plain = tiny_lm().generate(LONG, **how)
+    assert named.tokens == made.tokens
+    assert named.ledger.kv_held == made.ledger.kv_held < plain.ledger.kv_held / 2
 """
 
 
@@ -70,6 +90,7 @@ def environment(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "second_best.py").write_text(METHOD)
+    (source / "first_and_last.py").write_text(source_of_the_page())
     (target / "test_second_best.py").write_text(PROPERTIES)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*command, "--target", str(target), str(source)], check=True, timeout=120)
@@ -101,8 +122,22 @@ def test_it_runs_from_the_command_line(environment, default_path):
     assert len(result["tokens"]) == result["ledger"]["target_passes"] == 4
 
 
+def test_its_policy_is_in_the_catalogue_and_runs_from_the_command_line(environment, default_path):
+    assert "the first tokens and the last ones" in run(environment, "outlay", "methods", "first_and_last").stdout
+    asked = ("outlay", "run", "Tell me of the sea", "--model", str(default_path), "--max-tokens", "4", "--json")
+    answer = run(environment, *asked, "--cache", "first_and_last:first=1,last=3")
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    assert len(result["tokens"]) == 4
+    held, dense = (result["ledger"]["extras"][name] for name in ("kv_payload", "kv_dense"))
+    assert 0 < held < dense
+    wrong = run(environment, *asked, "--cache", "first_and_lost")
+    assert wrong.returncode == 2
+    assert "did you mean 'first_and_last'" in wrong.stderr
+
+
 def test_it_has_the_properties_that_ship_with_the_package(environment):
     folder, _ = environment
     outcome = run(environment, "pytest", "-q", "-p", "no:cacheprovider", str(folder / "test_second_best.py"))
     assert outcome.returncode == 0, outcome.stdout
-    assert "16 passed" in outcome.stdout
+    assert "25 passed" in outcome.stdout

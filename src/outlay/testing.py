@@ -280,6 +280,7 @@ class MethodProperties:
     scorer: ClassVar[Any] = None
     constraint: ClassVar[Any] = None
     cancelled_at: ClassVar[str] = "pass"  # the event of a trace after which runs are cancelled: "start" without passes
+    ending: ClassVar[Sequence[str]] = ENDING  # entries of the ledger at whose cap a run ends
 
     @property
     def given(self) -> dict[str, Any]:
@@ -318,7 +319,7 @@ class MethodProperties:
         lm = self.lm()
         whole = self.run(lm, PROMPTS[:1])[0]
         spent = whole.ledger.as_dict()
-        for name in ENDING:
+        for name in self.ending:
             for share in (0.2, 0.6):
                 cap = int(spent[name] * share)
                 if cap == 0:

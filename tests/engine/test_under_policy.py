@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import sys
-import types
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from engine.policies import FirstAndLast
 
 from outlay import About, Budget, CachePolicy, Method
 from outlay.attend.policy import COUNTS, HELD, Everything, Hold, Keeper, LayerChoice, Rewrite
@@ -18,23 +15,11 @@ from outlay.engine.engine import Engine
 from outlay.errors import UsageError
 from outlay.lm import LM
 from outlay.models.draft_head import untrained_draft_head
-from outlay.testing import MethodProperties, tiny_diffusion_model, tiny_encoder_decoder, tiny_lm, tiny_model
+from outlay.testing import tiny_diffusion_model, tiny_encoder_decoder, tiny_lm, tiny_model
 
 LONG = "A prompt that is longer than the others, so that a layer has something to leave out of it, again and again."
 OTHER = "Another prompt, which is as long as the first one, so that both of them are read at the same time."
 OPTIONS = {"max_tokens": 30, "ignore_eos": True}
-
-
-def policy_of_the_page():
-    """The policy that the documentation shows."""
-    page = (Path(__file__).parents[2] / "docs" / "cache.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class FirstAndLast" in block)
-    module = sys.modules["first_and_last"] = types.ModuleType("first_and_last")
-    exec(compile(code, "first_and_last", "exec"), vars(module))
-    return module.FirstAndLast
-
-
-FirstAndLast = policy_of_the_page()
 
 
 @dataclass(frozen=True)
@@ -304,14 +289,3 @@ def test_held_bits_mean_what_the_cache_holds():
         result = lm.generate(LONG, max_tokens=1, cache="zipvl:tau=1,bits=16x16,probes=500x0")
         assert result.ledger.extras["kv_payload"] == 2 * 2 * 16 * size * result.prompt_tokens
     assert HELD == 16
-
-
-class TestThePolicyOfThePage(MethodProperties):
-    method = "greedy"
-    options: ClassVar = {"cache": FirstAndLast(first=2, last=6)}
-
-
-@pytest.mark.slow
-class TestSamplingUnderAPolicyThatPrunes(MethodProperties):
-    method = "sample"
-    options: ClassVar = {"cache": FirstAndLast(first=2, last=4), "temperature": 0.9}
