@@ -9,7 +9,7 @@ import pytest
 
 from outlay import UsageError
 from outlay.bench.hydragen.ours import Ours
-from outlay.bench.hydragen.peers import TorchAttention, TransformersCopies
+from outlay.bench.hydragen.peers import IkLlamaCppCopies, TorchAttention, TransformersCopies
 from outlay.bench.hydragen.report import TABLES, report
 from outlay.bench.hydragen.suite import SUITE, participants
 from outlay.bench.hydragen.tasks import AttentionAlone, Planting, Sharing, Texts, decode_values
@@ -71,6 +71,19 @@ def test_transformers_decodes_after_a_cache_that_is_repeated():
     per_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     assert values["held_bytes"] == 3 * (20 + 4) * per_token
     assert values["tokens_per_second"] > 0
+
+
+def test_a_fork_of_llama_cpp_copies_its_sequences(default_path):
+    pytest.importorskip("ik_llama_cpp")
+    peer = IkLlamaCppCopies(default_path)
+    peer.load()
+    assert peer.measure(Texts(rows=3, prefix=20, new=5))["tokens_per_second"] > 0
+
+
+def test_every_peer_takes_part_by_name():
+    for name in ("llama-cpp-python", "ik-llama-cpp-python"):
+        everyone = [each.name for each in participants(settings("--peers", name), hub.resolve(MODEL))]
+        assert name in everyone
 
 
 def measured(monkeypatch, answers):

@@ -3,6 +3,12 @@
 A slot holds a token's keys and values of all layers, so what layers keep is moved, layer by layer, into the slots of
 the last tokens, and the slots of the first are freed. Keys were turned to their positions before, so positions stay.
 What is left is the text's alone: it is never shared by the prefix cache.
+
+These are no segments of `tree/stored.py`, by which cache policies drop tokens too, and neither can carry the other. A
+slot is read by every pass, the native ones included, beside a prompt that others share, and under views that hide keys
+by their place; but it holds a token in all layers, in the cache's own format. A segment holds another number of tokens
+in each layer, in any bits; but it begins with the whole prompt, shares nothing with other runs, and is read by passes
+of its own, layer by layer.
 """
 
 from __future__ import annotations

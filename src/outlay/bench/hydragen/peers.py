@@ -1,7 +1,8 @@
-"""The engines beside ours: `transformers`, torch's attention over copies, and llama.cpp with its sequences copied."""
+"""The engines beside ours: `transformers`, torch's attention over copies, llama.cpp and a fork of it with copies."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import time
@@ -13,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from outlay.bench.hydragen.tasks import AttentionAlone, Texts, decode_values, least_ms, prefix_of
 from outlay.bench.interleave import Participant, Values
 from outlay.bench.peer import peer
-from outlay.bench.speed.llamacpp import LlamaCpp
+from outlay.bench.speed.llamacpp import IkLlamaCpp, LlamaCpp
 from outlay.models.load import load_model
 
 
@@ -106,7 +107,7 @@ class TorchAttention(Participant):
         return {"ms": least_ms(lambda: scaled_dot_product_attention(q, k, v), task.repeats)}
 
 
-class LlamaCppCopies(LlamaCpp):
+class _Copies(LlamaCpp):
     """llama.cpp: the prompt as one sequence, copied to all others, which then share its cells of one cache."""
 
     def __init__(self, source: Any) -> None:
@@ -123,14 +124,14 @@ class LlamaCppCopies(LlamaCpp):
         options = llama.llama_context_default_params()
         options.n_ctx, options.n_seq_max, options.n_batch = slots, task.rows, max(task.prefix, task.rows)
         options.n_threads = options.n_threads_batch = 1
-        options.kv_unified = True
+        self._share_cells(options)
+        self._choose(options, task.rows)
         context = llama.llama_init_from_model(self._model, options)
         batch = llama.llama_batch_init(options.n_batch, 0, 1)
         prompt = prefix_of(task.prefix, self._vocab)
         self._decode(context, batch, [(token, at, 0) for at, token in enumerate(prompt)], first=task.prefix - 1)
-        memory = llama.llama_get_memory(context)
         for sequence in range(1, task.rows):
-            llama.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
+            self._copy(context, sequence)
         token = self._most_probable(context, task.prefix - 1)
         tokens = [(token, task.prefix, sequence) for sequence in range(task.rows)]
         times = [time.process_time()]
@@ -141,3 +142,35 @@ class LlamaCppCopies(LlamaCpp):
         llama.llama_batch_free(batch)
         llama.llama_free(context)
         return decode_values(times, task)
+
+    def _share_cells(self, options: Any) -> None:
+        """Asks for one cache of all sequences, where that has to be asked for."""
+
+    def _copy(self, context: Any, sequence: int) -> None:
+        """Has a sequence begin with all that sequence 0 holds."""
+        raise NotImplementedError
+
+
+class LlamaCppCopies(_Copies):
+    """llama.cpp itself."""
+
+    def _share_cells(self, options: Any) -> None:
+        options.kv_unified = True
+
+    def _copy(self, context: Any, sequence: int) -> None:
+        self._llama.llama_memory_seq_cp(self._llama.llama_get_memory(context), 0, sequence, -1, -1)
+
+
+class IkLlamaCppCopies(_Copies, IkLlamaCpp):
+    """ik_llama.cpp, whose cache is one for all sequences."""
+
+    def load(self) -> dict[str, Any]:
+        """Loads the model, and declares what the package leaves out of its bindings."""
+        found = super().load()
+        self._seq_cp = self._llama._lib.llama_kv_cache_seq_cp
+        self._seq_cp.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 4]
+        self._seq_cp.restype = None
+        return found
+
+    def _copy(self, context: Any, sequence: int) -> None:
+        self._seq_cp(context, 0, sequence, -1, -1)

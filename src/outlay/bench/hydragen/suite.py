@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outlay.bench.hydragen.ours import Ours
-from outlay.bench.hydragen.peers import LlamaCppCopies, TorchAttention, TransformersCopies
+from outlay.bench.hydragen.peers import IkLlamaCppCopies, LlamaCppCopies, TorchAttention, TransformersCopies
 from outlay.bench.hydragen.report import report
 from outlay.bench.hydragen.tasks import AttentionAlone, HydragenTask, Planting, Sharing, Texts
 from outlay.bench.interleave import Participant, interleave
@@ -19,7 +19,7 @@ from outlay.errors import UsageError
 from outlay.progress import ShowProgress
 from outlay.tree.cache import KV_DTYPES
 
-PEERS = ("transformers", "llama-cpp-python", "torch")
+PEERS = ("transformers", "llama-cpp-python", "ik-llama-cpp-python", "torch")
 TASK_LIMIT = 600.0  # seconds: copies of a long prefix are slow
 
 
@@ -56,7 +56,7 @@ class HydragenSettings:
 class HydragenSuite(Suite[HydragenSettings]):
     """Everyone takes turns at the same prefixes, with one thread, in processor time."""
 
-    packages = ("outlay", "torch", "transformers", "llama-cpp-python")
+    packages = ("outlay", "torch", "transformers", "llama-cpp-python", "ik-llama-cpp-python")
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Adds the options that no other suite has."""
@@ -128,6 +128,7 @@ def participants(settings: HydragenSettings, model: Path) -> list[Participant]:
     peers: dict[str, list[Participant]] = {
         "transformers": [TransformersCopies(source, "bfloat16", middle)],
         "llama-cpp-python": [LlamaCppCopies(model)],
+        "ik-llama-cpp-python": [IkLlamaCppCopies(model)],
         "torch": [TorchAttention(source, dtype) for dtype in ("float32", "bfloat16")],
     }
     return [*everyone, *(each for name in settings.peers for each in peers[name])]
