@@ -15,9 +15,9 @@ from serve.test_safety import ask
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def fuzz(server, per_operation):
+def fuzz(server, per_operation, model="tiny", paths="/"):
     """Sends requests that fit the document and requests that don't; returns how many of each status came back."""
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json").include(path_regex=paths)
     found = {}
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -27,7 +27,7 @@ def fuzz(server, per_operation):
 
             def send(case):
                 if isinstance(case.body, dict):
-                    case.body = aimed(case.body)
+                    case.body = aimed(case.body, model)
                 answer = case.call(base_url=server.url, timeout=60)
                 assert answer.status_code < 500, (case.as_curl_command(), answer.text)
                 if answer.status_code >= 400:
@@ -46,16 +46,16 @@ def fuzz(server, per_operation):
     return found
 
 
-def aimed(body):
+def aimed(body, model):
     """The same body at a model that there is, with few tokens, so that more of it is looked at."""
     if isinstance(body.get("model"), str):
-        body = body | {"model": "tiny"}
+        body = body | {"model": model}
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
         if isinstance(body.get(name), int) and body[name] > 4:
             body = body | {name: 4}
     if isinstance(body.get("n"), int) and body["n"] > 2:
         body = body | {"n": 2}
-    return body | {"budget": {"seconds": 0.5}} if "budget" not in body else body
+    return body if "budget" in body or "file" in body else body | {"budget": {"seconds": 0.5}}
 
 
 def test_fuzzed_requests_get_a_clear_refusal_or_an_answer(server):

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from models.test_whisper import made, sounds
 from serve.running import start
+from serve.test_document import fuzz
 from serve.test_safety import ask
 
 from outlay.models.audio import read_audio
@@ -115,3 +116,11 @@ def test_a_body_that_is_too_large_or_no_form_is_refused(server, audio):
     )
     assert status == 400
     assert body["error"]["message"]
+
+
+@pytest.mark.parametrize("per_operation", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_fuzzed_forms_get_a_clear_refusal_or_an_answer(server, per_operation):
+    found = fuzz(server, per_operation, "ears", "/v1/audio/.*")
+    assert len(found) == 4
+    assert all(statuses.total() >= per_operation for statuses in found.values())
+    assert server.idle()

@@ -30,7 +30,7 @@ from outlay.serve.log import Log
 from outlay.serve.metrics import Metrics
 from outlay.serve.responses import ResponseWriter
 from outlay.serve.settings import Limits, Settings
-from outlay.serve.speech import SpeechWork, ask_speech
+from outlay.serve.speech import FORM, SpeechWork, ask_speech
 from outlay.serve.turns import Turns
 from outlay.serve.work import Desk, Work
 
@@ -146,14 +146,14 @@ def _add_ears(app: FastAPI, service: Service) -> None:
     ready = [Depends(desk.refuse_unready)]
     told = _described({"text": {"type": "string"}})
 
-    @app.post("/v1/audio/transcriptions", dependencies=ready, responses=told)
+    @app.post("/v1/audio/transcriptions", dependencies=ready, responses=told, openapi_extra=FORM)
     async def transcriptions(request: Request) -> Response:
-        """Writes down what is said in a recording; the body is a form (multipart/form-data)."""
+        """Writes down what is said in a recording."""
         return SpeechWork(desk, await ask_speech(request, "transcribe", models, settings))
 
-    @app.post("/v1/audio/translations", dependencies=ready, responses=told)
+    @app.post("/v1/audio/translations", dependencies=ready, responses=told, openapi_extra=FORM)
     async def translations(request: Request) -> Response:
-        """Writes in English what is said in a recording; the body is a form (multipart/form-data)."""
+        """Writes in English what is said in a recording."""
         return SpeechWork(desk, await ask_speech(request, "translate", models, settings))
 
 

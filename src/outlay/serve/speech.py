@@ -32,9 +32,25 @@ from outlay.transcripts import Transcript, Transcription
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 TIMED = ("srt", "verbose_json", "vtt")  # formats that say when something is said
-FIELDS = (
-    "file", "model", "language", "response_format", "temperature", "timestamp_granularities[]", "method", "seed",
-)  # fmt: skip
+_PROPERTIES: dict[str, dict[str, Any]] = {
+    "file": {"type": "string", "format": "binary", "description": "WAV, FLAC, MP3 or OGG."},
+    "model": {"type": "string"},
+    "language": {"type": "string", "description": "What is spoken, where the model can be told."},
+    "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+    "temperature": {"type": "number", "minimum": 0, "default": 0},
+    "timestamp_granularities[]": {"type": "string", "enum": ["segment"]},
+    "method": {"type": "string"},
+    "seed": {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1, "default": 0},
+}
+FIELDS = tuple(_PROPERTIES)
+_SCHEMA = {
+    "type": "object",
+    "properties": _PROPERTIES,
+    "required": ["file", "model"],
+    "additionalProperties": False,
+}
+FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
+"""What the OpenAPI document says of the body."""
 MOST_FIELDS = 16
 
 
