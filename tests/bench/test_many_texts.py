@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from pathlib import Path
 
 import pytest
 
 from outlay import UsageError
 from outlay.bench.hydragen.ours import Ours
 from outlay.bench.hydragen.peers import IkLlamaCppCopies, TorchAttention, TransformersCopies
+from outlay.bench.hydragen.plot import lines, write_plot
 from outlay.bench.hydragen.report import TABLES, report
 from outlay.bench.hydragen.suite import SUITE, participants
 from outlay.bench.hydragen.tasks import AttentionAlone, Planting, Sharing, Texts, decode_values
@@ -19,6 +21,7 @@ from outlay.models import hub
 from outlay.tree.cache import KV_DTYPES
 
 MODEL = "outlay/tiny-reasoner"
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "hydragen.json"
 
 
 def settings(*words):
@@ -84,6 +87,19 @@ def test_every_peer_takes_part_by_name():
     for name in ("llama-cpp-python", "ik-llama-cpp-python"):
         everyone = [each.name for each in participants(settings("--peers", name), hub.resolve(MODEL))]
         assert name in everyone
+
+
+def test_the_picture_has_a_line_for_each_side_and_number_of_texts(tmp_path):
+    found = json.loads(RESULT.read_text())
+    sides = lines(found)
+    assert {name.rpartition(", ")[0] for name in sides} == {
+        each["name"] for each in found["values"] if each["task"] == "Texts"
+    }
+    for name, points in sides.items():
+        assert [prefix for prefix, _ in points] == sorted({prefix for prefix, _ in points}), name
+    pytest.importorskip("matplotlib")
+    write_plot(found, tmp_path / "hydragen.svg")
+    assert "tokens of the prefix" in (tmp_path / "hydragen.svg").read_text()
 
 
 def measured(monkeypatch, answers):

@@ -10,11 +10,13 @@ from typing import Any
 
 from outlay.bench.hydragen.ours import Ours
 from outlay.bench.hydragen.peers import IkLlamaCppCopies, LlamaCppCopies, TorchAttention, TransformersCopies
+from outlay.bench.hydragen.plot import write_plot
 from outlay.bench.hydragen.report import report
 from outlay.bench.hydragen.tasks import AttentionAlone, HydragenTask, Planting, Sharing, Texts
 from outlay.bench.interleave import Participant, interleave
-from outlay.bench.options import names
+from outlay.bench.options import check_folder_of, names
 from outlay.bench.suite import Suite
+from outlay.compare import plots
 from outlay.errors import UsageError
 from outlay.progress import ShowProgress
 from outlay.tree.cache import KV_DTYPES
@@ -37,6 +39,8 @@ class HydragenSettings:
     """Tokens of a text."""
     peers: tuple[str, ...]
     rounds: int
+    plot: Path | None = None
+    """Where the picture is written."""
 
     @property
     def middle(self) -> int:
@@ -67,6 +71,7 @@ class HydragenSuite(Suite[HydragenSettings]):
         parser.add_argument("--new", type=int, default=32, metavar="N", help=f"tokens of a text {shown}")
         parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help=f"other engines, or none {shown}")
         parser.add_argument("--rounds", type=int, default=2, metavar="N", help=f"rounds after the warm-up {shown}")
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw speed and bytes over prefixes (.png, .svg)")
 
     def settings(self, args: argparse.Namespace) -> HydragenSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
@@ -77,9 +82,11 @@ class HydragenSuite(Suite[HydragenSettings]):
         if not kv:
             raise UsageError(f"--kv needs a cache format: {', '.join(KV_DTYPES)}")
         peers = () if args.peers == "none" else names("peer", args.peers, PEERS)
-        return HydragenSettings(
-            _numbers("batch", args.batch, 2), _numbers("prefix", args.prefix, 2), kv, args.new, peers, args.rounds
-        )
+        check_folder_of(args.plot)
+        if args.plot is not None and not plots.available():
+            raise UsageError("--plot needs matplotlib: pip install 'outlay[plots]'")
+        batch, prefixes = _numbers("batch", args.batch, 2), _numbers("prefix", args.prefix, 2)
+        return HydragenSettings(batch, prefixes, kv, args.new, peers, args.rounds, args.plot)
 
     def measure(self, settings: HydragenSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns a series of each value, an entry a round, for each participant and task."""
@@ -91,12 +98,16 @@ class HydragenSuite(Suite[HydragenSettings]):
             for task in settings.tasks()
             if (each.name, task) in found.values
         ]
-        return {
-            "settings": asdict(settings) | {"middle": settings.middle},
+        asked = {name: value for name, value in asdict(settings).items() if name != "plot"}
+        result = {
+            "settings": asked | {"middle": settings.middle},
             "values": values,
             "facts": found.facts,
             "failures": found.failures,
         }
+        if settings.plot is not None:
+            write_plot(result, settings.plot)
+        return result
 
     def report(self, found: Mapping[str, Any]) -> str:
         """Returns the report as text."""
