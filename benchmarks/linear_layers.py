@@ -1,8 +1,9 @@
 """The linear layers alone: our kernels beside torch's products, milliseconds for all layers of a model in one run.
 
-    python benchmarks/linear_layers.py [--threads 1] [--rows 1,4,16,64]
+    python benchmarks/linear_layers.py [--threads 1] [--rows 1,4,16,64] [--forms bfloat16,2:4-bfloat16]
 
 The shapes are those of the default model: 30 layers, and no head. Contenders take turns, and the fastest turn counts.
+The packed forms of `outlay shrink` (2:4 and codebooks), which torch has not, are there where --forms names them.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from outlay import kernels
 LAYERS = 30
 SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))
 GROUP = 32
+FORMS = ("int4", "int8", "bfloat16")
+PACKED = ("2:4-int4", "2:4-int8", "2:4-bfloat16", "codebook-2-bits")
 Product = Callable[[Tensor], Tensor]
 
 
@@ -25,6 +28,21 @@ def native(form: str, weight: Tensor) -> Product:
     if form == "int4":
         return kernels.pack_q4(*kernels.quantize_q4(weight))
     return kernels.pack_q8(*kernels.quantize_q8(weight)) if form == "int8" else kernels.pack_bf16(weight)
+
+
+def packed(form: str, weight: Tensor) -> Product:
+    m, k = weight.shape
+    if form == "codebook-2-bits":
+        entries = kernels.CodebookEntries(torch.randint(-127, 128, (256, 4), dtype=torch.int8), None, 2**-10)
+        return kernels.pack_codebook(entries, torch.randint(256, (m // 4, k)), None, m)
+    mask = torch.rand(m, k // 4, 4).argsort(2).argsort(2).flatten(1) < 2
+    kept = weight * mask
+    if form == "2:4-bfloat16":
+        return kernels.pack_sparse(kept.bfloat16(), mask)
+    bits = 4 if form == "2:4-int4" else 8
+    scales = kept.unflatten(1, (-1, GROUP)).abs().amax(2).clamp(min=1e-8) / (2 ** (bits - 1) - 1)
+    values = (kept / scales.repeat_interleave(GROUP, 1)).round().to(torch.int8)
+    return kernels.pack_sparse(values, mask, scales.half(), bits)
 
 
 def torchs(form: str, weight: Tensor) -> Product:
@@ -55,13 +73,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", default="1,2,4,8,16,32,64,128")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--forms", default=",".join(FORMS), help=f"some of {', '.join((*FORMS, *PACKED))}")
     options = parser.parse_args()
     widths = [int(rows) for rows in options.rows.split(",")]
     torch.set_num_threads(options.threads)
     kernels.set_threads(options.threads)
     contenders: dict[str, list[tuple[int, Product]]] = {}
-    for form in ("int4", "int8", "bfloat16"):
-        for name, make in (("outlay", native), ("torch", torchs)):
+    for form in options.forms.split(","):
+        if form not in FORMS + PACKED:
+            parser.error(f"--forms has no {form!r}; there are {', '.join((*FORMS, *PACKED))}")
+        for name, make in (("outlay", packed),) if form in PACKED else (("outlay", native), ("torch", torchs)):
             weights = ((k, torch.randn(m, k) * 0.05) for _ in range(LAYERS) for m, k in SHAPES)
             contenders[f"{name} {form}"] = [(k, make(form, weight)) for k, weight in weights]
     best: dict[tuple[str, int], float] = {}

@@ -23,8 +23,11 @@ version = "1.0"
 second_best = "second_best:SecondBest"
 first_and_last = "first_and_last:FirstAndLast"
 
+[project.entry-points."outlay.shrinkers"]
+signs = "signs:Signs"
+
 [tool.setuptools]
-py-modules = ["second_best", "first_and_last"]
+py-modules = ["second_best", "first_and_last", "signs"]
 """
 
 METHOD = '''
@@ -50,6 +53,44 @@ class SecondBest(Method):
         while True:
             logits = yield run.target.forward([node])
             node = run.commit(int(logits[0].topk(self.k).indices[-1]))
+'''
+
+SHRINKER = '''
+"""Keeps the signs of weights, and the mean size of those that share a scale."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from outlay import About
+from outlay.models.forms.gptq import gptq_tensors
+from outlay.shrink import Moment, Shrinker, Shrunk
+
+
+@dataclass(frozen=True)
+class Signs(Shrinker):
+    group: int = 32
+
+    about: ClassVar[About] = About(
+        name="signs", summary="signs and mean sizes", paper="", family="demonstration", spends="nothing",
+        saves="bytes of weights", exact=False, task="shrink", command="outlay shrink MODEL --method signs --out DIR",
+    )
+
+    @classmethod
+    def at_bits(cls, bits: float) -> dict[str, Any]:
+        return {}
+
+    def shrink(self, weight: torch.Tensor, moment: Moment, name: str) -> Shrunk:
+        groups = weight.unflatten(1, (-1, self.group))
+        scales = groups.abs().mean(-1).half().float()
+        codes = torch.where(groups < 0, 1, 3)
+        of = torch.arange(weight.shape[1]) // self.group
+        tensors = gptq_tensors(codes.flatten(1), scales, torch.full(scales.shape, 2), of, 2)
+        return Shrunk(tensors, ((codes - 2) * scales[:, :, None]).flatten(1))
+
+    def quantization_config(self) -> dict[str, Any]:
+        return {"quant_method": "gptq", "bits": 2, "group_size": self.group, "sym": False, "desc_act": False}
 '''
 
 PROPERTIES = """
@@ -91,6 +132,7 @@ def environment(tmp_path_factory):
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "second_best.py").write_text(METHOD)
     (source / "first_and_last.py").write_text(source_of_the_page())
+    (source / "signs.py").write_text(SHRINKER)
     (target / "test_second_best.py").write_text(PROPERTIES)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*command, "--target", str(target), str(source)], check=True, timeout=120)
@@ -141,3 +183,23 @@ def test_it_has_the_properties_that_ship_with_the_package(environment):
     outcome = run(environment, "pytest", "-q", "-p", "no:cacheprovider", str(folder / "test_second_best.py"))
     assert outcome.returncode == 0, outcome.stdout
     assert "25 passed" in outcome.stdout
+
+
+def test_a_method_that_shrinks_is_listed_and_writes_a_folder_that_runs(environment, tmp_path):
+    listed = run(environment, "outlay", "methods")
+    assert "signs and mean sizes" in listed.stdout, listed.stderr
+    (tmp_path / "text").write_text("Begin with 12. Add 5. " * 40)
+    small = str(tmp_path / "small")
+    shrunk = run(
+        environment, "outlay", "shrink", "outlay/tiny-reasoner", "--method", "signs:group=64", "--out", small,
+        "--calib", str(tmp_path / "text"), "--tokens", "64", "--json",
+    )  # fmt: skip
+    assert shrunk.returncode == 0, shrunk.stderr
+    report = json.loads(shrunk.stdout)
+    assert report["method"] == "signs:group=64"
+    assert 0 < report["error"] < 1
+    checked = run(environment, "outlay", "shrink", "--check", small)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    answer = run(environment, "outlay", "run", "Begin with 12.", "--model", small, "--max-tokens", "4", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["tokens"]

@@ -6,7 +6,7 @@ from kernel_helpers import codebook_of, rows_of
 
 from outlay import kernels
 
-WIDTHS = (1, 3, 40)
+WIDTHS = (1, 3, 40, 130)  # the last of several panels of rows
 PATTERNS = [(2, 4), (1, 4), (3, 8), (1, 16), (5, 32)]
 
 
@@ -43,7 +43,7 @@ def test_a_codebook_gives_the_bits_of_its_weights_in_8_bits(v, entries, residual
 
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_sparse_weights_give_the_bits_of_dense_ones(n, m, each_isa):
-    outputs, k = 70, 128
+    outputs, k = 70, 288  # two pieces of 128 inputs and a part of one
     mask, random = mask_of(outputs, k, n, m), torch.Generator().manual_seed(1)
     # Halves of every size, the subnormal ones included, whose minima of 4 bits are -8 times as large.
     exponents = torch.randint(-24, 12, (outputs, k // 32), generator=random).float()

@@ -371,18 +371,19 @@ PEAK = """
 import resource, sys
 from outlay import shrink
 texts = [list(range(start, start + 32)) for start in range(0, 320, 32)]
-shrink.run(sys.argv[1], "gptq:bits=4", sys.argv[2], calib=texts)
+shrink.run(sys.argv[1], sys.argv[3], sys.argv[2], calib=texts)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+FOUR_GIGABYTES = 4e9
+GROWTH = 0.3e9
+"""What 21 layers more may add to the peak: what is reported of them, and pages of files that were read."""
 
 
-@pytest.mark.slow
-def test_a_model_of_a_billion_parameters_is_shrunk_in_four_gigabytes(tmp_path):
-    """One of random weights in bfloat16, of TinyLlama's shape: a layer at a time is in memory."""
+def write_large(folder, layers):
+    """A model of random weights in bfloat16, of the widths of TinyLlama, whose 22 layers are 1.1 billion parameters."""
     from safetensors.torch import save_file
 
-    hidden, inner, layers, kv, vocab = 2048, 5632, 22, 256, 32000
-    folder = tmp_path / "large"
+    hidden, inner, kv, vocab = 2048, 5632, 256, 32000
     folder.mkdir()
     config = {
         "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
@@ -410,7 +411,31 @@ def test_a_model_of_a_billion_parameters_is_shrunk_in_four_gigabytes(tmp_path):
     save_file(rest | {"model.norm.weight": torch.ones(hidden).bfloat16()}, folder / "model-rest.safetensors")
     where |= dict.fromkeys([*rest, "model.norm.weight"], "model-rest.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def peak_bytes(folder, out, method):
+    """Shrinks a folder in a process of its own; returns the most memory that it held."""
     run = subprocess.run(
-        [sys.executable, "-c", PEAK, str(folder), str(tmp_path / "out")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PEAK, str(folder), str(out), method], capture_output=True, text=True, check=True
     )
-    assert int(run.stdout) * 1024 < 4e9
+    found = int(run.stdout) * 1024
+    print(f"{method} {folder.name}: at most {found / 1e9:.2f} GB")
+    return found
+
+
+@pytest.mark.slow
+def test_the_memory_that_shrinking_takes_does_not_grow_with_the_layers_of_a_billion_parameters(tmp_path):
+    """By `rtn`, which is soon done; reads, moments and writes are the same for all methods."""
+    for name, layers in (("one", 1), ("all", 22)):
+        write_large(tmp_path / name, layers)
+    one, all_layers = (peak_bytes(tmp_path / name, tmp_path / f"{name}-out", "rtn:bits=4") for name in ("one", "all"))
+    assert all_layers < FOUR_GIGABYTES
+    assert all_layers - one < GROWTH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gptq:bits=4", "vptq:iters=1", "pvq:pulses=27", "nm:bits=8"])
+def test_a_layer_as_wide_as_one_of_a_billion_parameters_is_shrunk_in_four_gigabytes(method, tmp_path):
+    """The peak of each method is that of one layer, and what the test before allows for the other 21."""
+    write_large(tmp_path / "one", 1)
+    assert peak_bytes(tmp_path / "one", tmp_path / "out", method) + GROWTH < FOUR_GIGABYTES

@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--sequential", action="store_true", help="moments of the shrunk layers before, not of the float model"
     )
+    how.add_argument("--tune", type=number(1, whole=True), nargs="?", const=100, metavar="N", help="tune each layer's "
+                     "codebooks and norms (vptq) by N steps of gradient descent (100)")  # fmt: skip
     how.add_argument(
         "--seed", type=number(0, whole=True), default=0, metavar="N", help="of the text that it writes (0)"
     )
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             plan=_plan(args.plan),
             only=args.only,
             sequential=args.sequential,
+            tune=None if args.tune is None else shrink.Tuning(args.tune),
             seed=args.seed,
             progress=progress,
         )

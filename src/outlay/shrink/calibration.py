@@ -7,9 +7,10 @@ input share its moments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ from outlay.models.linear import FloatLinear, Linear
 from outlay.models.load import Opened
 from outlay.models.mlp import Mlp
 from outlay.progress import ShowProgress, silent
+from outlay.shrink.block import Batch, Block
 from outlay.shrink.shrinker import Moment
 from outlay.train.corpus import Corpus
+from outlay.train.frozen import require_llama
 from outlay.tree.attention import attend
 
 LONGEST = 1024  # tokens of a sequence that is cut from a file
@@ -112,6 +115,33 @@ class Hidden:
     def tokens(self) -> int:
         """How many there are."""
         return sum(len(stream) for stream in self.streams)
+
+    def block(
+        self,
+        index: int,
+        layer: Layer,
+        after: Sequence[Tensor],
+        modules: Mapping[str, Sequence[str]],
+        floats: Mapping[str, Tensor],
+        configs: Mapping[str, Mapping[str, Any]],
+    ) -> Block:
+        """Returns a layer with what it reads and gives, for a method that tunes it.
+
+        Args:
+            index: The layer's index.
+            layer: Its weights.
+            after: The residual streams after it.
+            modules: The modules that read each of its inputs, as `Block` takes them.
+            floats: The weights of modules that were not shrunk.
+            configs: What the form says of those that were.
+        """
+        require_llama(self._config)
+        batches = [
+            Batch(x.clone().float(), y.clone().float(), lengths)
+            for x, y, lengths in zip(self.streams, after, self._chunks, strict=True)
+        ]
+        rope = self._decoder(index, [layer]).rope_tables[0]
+        return Block(layer, self._config, index, rope, modules, floats, configs, batches)
 
     @torch.inference_mode()
     def moments(self, index: int, layer: Layer) -> tuple[dict[str, Moment], list[Tensor]]:

@@ -7,6 +7,7 @@ how many columns it takes at once and what it makes of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Protocol
@@ -139,6 +140,16 @@ def proxy_error(weight: Tensor, quantized: Tensor, moment: Tensor) -> float:
         quantized: Q, float32 [out, in].
         moment: H, float64 [in, in].
     """
+    return proxy_errors(weight, (quantized,), moment)[0]
+
+
+def proxy_errors(weight: Tensor, quantized: Sequence[Tensor], moment: Tensor) -> list[float]:
+    """Returns the errors of several matrices that may stand for one, as `proxy_error` has each."""
     h = moment.float()
-    change = weight - quantized
-    return float(((change @ h) * change).sum(dtype=torch.float64) / ((weight @ h) * weight).sum(dtype=torch.float64))
+    whole = _energy(weight, h)
+    return [_energy(weight - each, h) / whole for each in quantized]
+
+
+def _energy(weight: Tensor, h: Tensor) -> float:
+    """Returns tr(W H W^T)."""
+    return float(((weight @ h) * weight).sum(dtype=torch.float64))

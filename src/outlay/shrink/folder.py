@@ -64,6 +64,15 @@ class ShrunkFolder:
         with safe_open(self._path(layer), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
 
+    def names(self) -> set[str]:
+        """Returns the names of all tensors of layers that are written already."""
+        found: set[str] = set()
+        for layer in range(self._layers):
+            if self._path(layer).exists():
+                with safe_open(self._path(layer), framework="pt") as file:
+                    found |= set(file.keys())
+        return found
+
     def write_layer(self, layer: int, tensors: Mapping[str, Tensor], rows: list[dict[str, Any]]) -> None:
         """Writes the matrices of a layer and what is reported of them."""
         self._save(self._path(layer), tensors, {"rows": json.dumps(rows)})

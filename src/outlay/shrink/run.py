@@ -20,16 +20,18 @@ from outlay.models.checkpoint import Checkpoint, read_json
 from outlay.models.decoder import Layer
 from outlay.models.experts import ExpertMlp
 from outlay.models.forms import form_of
-from outlay.models.forms.form import Form
+from outlay.models.forms.form import Form, Held
 from outlay.models.linear import pack
 from outlay.models.load import Opened, open_model
 from outlay.models.mlp import Mlp
+from outlay.models.norm import RMSNorm
 from outlay.progress import ShowProgress, silent
+from outlay.shrink.block import Tuning
 from outlay.shrink.calibration import Hidden, own_text, text_of
 from outlay.shrink.catalog import make
-from outlay.shrink.feedback import proxy_error
+from outlay.shrink.feedback import proxy_errors
 from outlay.shrink.folder import ShrunkFolder
-from outlay.shrink.shrinker import Moment, Shrinker, Shrunk
+from outlay.shrink.shrinker import Moment, Shrinker, Shrunk, Tuned
 from outlay.shrink.source import ATTENTION, MLP, Place, Source
 
 ONLY = {"attention": ATTENTION, "mlp": MLP}
@@ -73,6 +75,7 @@ def run(
     plan: Mapping[str, str] | None = None,
     only: str | None = None,
     sequential: bool = False,
+    tune: Tuning | None = None,
     seed: int = 0,
     progress: ShowProgress = silent,
     on_layer: Callable[[Sequence[Mapping[str, Any]]], None] = lambda rows: None,
@@ -92,6 +95,7 @@ def run(
             first that fits counts, and "keep" leaves a matrix as it is.
         only: "attention" or "mlp": what is shrunk; None: both.
         sequential: Whether a layer's moments are of the shrunk layers before it; else of the float model.
+        tune: How the codebooks and norms of each layer are tuned once it is shrunk, by `vptq`; None: they are not.
         seed: Fixes what the model writes for its calibration.
         progress: Told how far it is.
         on_layer: Called with the rows of a layer once it is written.
@@ -112,7 +116,7 @@ def run(
     digest = sha256(json.dumps(sequences).encode()).hexdigest()
     settings = {
         "model": opened.fingerprint, "method": chosen.label, "plan": dict(plan or {}), "only": only,
-        "sequential": sequential, "text": digest,
+        "sequential": sequential, "text": digest, **({} if tune is None else {"tune": asdict(tune)}),
     }  # fmt: skip
     folder = ShrunkFolder(Path(out), settings, opened.config.num_layers)
     hidden = Hidden(opened.builder, sequences)
@@ -129,7 +133,12 @@ def run(
         places = [place for place in source.places(i) if method_of(place) is not None]
         if done is None:
             moments, after = hidden.moments(i, layer)
-            done = _shrink_layer(i, places, source, moments, method_of, folder)
+            tensors, done = _shrink_layer(places, source, moments, method_of)
+            if tune is not None and places:
+                shrunk = {row["module"]: row["config"] for row in done}
+                block = hidden.block(i, layer, after, *_floats(i, source, shrunk), shrunk)
+                tensors, done = _tune_layer(chosen.tune(block, tensors, tune), source, i, moments, done)
+            folder.write_layer(i, tensors, done)
         else:
             after = hidden.after(i, layer)
         if sequential:
@@ -137,14 +146,17 @@ def run(
                 {"quantization_config": _quantization(chosen, {row["module"]: row["config"] for row in done})}
             )
             assert form is not None
-            after = hidden.after(i, _rebuilt(layer, i, source, _Written(folder.tensors_of(i)), form))
+            norms_of = None if tune is None else source.norms(i)
+            after = hidden.after(i, _rebuilt(layer, i, source, Held(folder.tensors_of(i)), form, norms_of))
         hidden.advance(after)
         rows += done
         on_layer(done)
     modules = {row["module"] for row in rows}
     if not modules:
         raise UsageError("the plan keeps every matrix as it is, so there is nothing to shrink")
-    others = folder.write_rest(source.rest(modules))
+    norms = set() if tune is None else {name for i in range(opened.config.num_layers) for name in source.norms(i)}
+    norms &= {name.removesuffix(".weight") for name in folder.names()}  # not those of layers that were kept
+    others = folder.write_rest(source.rest(modules | norms)) + len(norms) * opened.config.hidden_size
     own = {row["module"]: row.pop("config") for row in rows if row.get("config")}
     source.write_about(folder.part, _quantization(chosen, own))
     return _finish(folder, chosen, rows, others, (hidden.tokens, text), started)
@@ -178,14 +190,12 @@ def _check_one_form(methods: Sequence[Shrinker]) -> None:
 
 
 def _shrink_layer(
-    i: int,
     places: Sequence[Place],
     source: Source,
     moments: Mapping[str, Moment],
     method_of: Callable[[Place], Shrinker | None],
-    folder: ShrunkFolder,
-) -> list[dict[str, Any]]:
-    """Shrinks the matrices of a layer and writes them; returns their rows."""
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Shrinks the matrices of a layer; returns their tensors and rows."""
     tensors: dict[str, Tensor] = {}
     rows = []
     for place in places:
@@ -201,20 +211,46 @@ def _shrink_layer(
         shrunk = method.shrink(weight, moment, place.module)
         tensors |= {f"{place.module}.{part}": tensor for part, tensor in shrunk.tensors.items()}
         rows.append(_row(place, method, weight, moment, shrunk, time.perf_counter() - began))
-    folder.write_layer(i, tensors, rows)
-    return rows
+    return tensors, rows
+
+
+def _floats(i: int, source: Source, shrunk: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
+    """Returns the modules that read each input of a layer, and the weights of those that were not shrunk."""
+    modules: dict[str, list[str]] = {}
+    for place in source.places(i):
+        modules.setdefault(place.reads, []).append(place.module)
+    return modules, {place.module: source.matrix(place) for place in source.places(i) if place.module not in shrunk}
+
+
+def _tune_layer(
+    tuned: Tuned, source: Source, i: int, moments: Mapping[str, Moment], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Returns the tensors of a layer that was tuned, its norms with them, and its rows with their errors now."""
+    place_of = {place.module: place for place in source.places(i)}
+    before, after = tuned.errors
+    new = []
+    for row in rows:
+        place = place_of[row["module"]]
+        error = proxy_errors(source.matrix(place), [tuned.weights[place.module]], moments[place.reads].h)[0]
+        new.append(
+            {**row, "error": error, "untuned_error": row["error"], "layer_change": after / before if before else 1.0}
+        )
+    attn, mlp = source.norms(i)
+    norms = {f"{attn}.weight": tuned.norms.attn, f"{mlp}.weight": tuned.norms.mlp}
+    return {**tuned.tensors, **norms}, new
 
 
 def _row(
     place: Place, method: Shrinker, weight: Tensor, moment: Moment, shrunk: Shrunk, seconds: float
 ) -> dict[str, Any]:
     """Returns what is reported of a matrix."""
-    unfed = shrunk.unfed if shrunk.unfed is not None else shrunk.weight
+    made = [shrunk.weight] if shrunk.unfed is None else [shrunk.weight, shrunk.unfed]
+    errors = proxy_errors(weight, made, moment.h)
     shape = (weight.shape[0], weight.shape[1])
     return {
         "module": place.module, "layer": place.layer, "part": place.part, "shape": list(shape), "method": method.label,
         "bytes": shrunk.file_bytes, "bits": 8 * shrunk.file_bytes / weight.numel(),
-        "error": proxy_error(weight, shrunk.weight, moment.h), "unfed_error": proxy_error(weight, unfed, moment.h),
+        "error": errors[0], "unfed_error": errors[-1],
         "tokens": moment.tokens, "seconds": round(seconds, 3), "config": method.module_config(shape),
         **{name: float(value) for name, value in shrunk.facts.items()},
     }  # fmt: skip
@@ -227,21 +263,10 @@ def _quantization(chosen: Shrinker, own: Mapping[str, Mapping[str, Any]]) -> dic
     return {**config, "config_for_layers": others} if others else config
 
 
-@dataclass(frozen=True)
-class _Written:
-    """The tensors of one layer, as a form reads them."""
-
-    found: Mapping[str, Tensor]
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        return tuple(self.found[name].shape) if name in self.found else None
-
-    def tensor(self, name: str) -> Tensor:
-        return self.found[name]
-
-
-def _rebuilt(layer: Layer, i: int, source: Source, written: _Written, form: Form) -> Layer:
-    """Returns a layer with the matrices that were written for it, in float32."""
+def _rebuilt(
+    layer: Layer, i: int, source: Source, written: Held, form: Form, norms_of: tuple[str, str] | None
+) -> Layer:
+    """Returns a layer with the matrices that were written for it, in float32, and the norms `norms_of`."""
     by_input: dict[str, list[Tensor]] = {}
     for place in source.places(i):
         if written.shape(f"{place.module}.{form.mark}") is None:
@@ -265,7 +290,21 @@ def _rebuilt(layer: Layer, i: int, source: Source, written: _Written, form: Form
         mlp = replaced_mlp("", inner)
     else:
         raise UsageError("outlay shrink needs layers with an MLP, which a CRATE's are not")
-    return replace(layer, qkv=replaced("qkv", layer.qkv), out=replaced("out", layer.out), mlp=mlp)
+
+    def tuned(module: str | None, before: Any) -> Any:
+        if module is None or written.shape(f"{module}.weight") is None:
+            return before
+        return RMSNorm(written.tensor(f"{module}.weight"), before.eps)
+
+    attn_norm, mlp_norm = norms_of or (None, None)
+    return replace(
+        layer,
+        attn_norm=tuned(attn_norm, layer.attn_norm),
+        qkv=replaced("qkv", layer.qkv),
+        out=replaced("out", layer.out),
+        mlp_norm=tuned(mlp_norm, layer.mlp_norm),
+        mlp=mlp,
+    )
 
 
 def _finish(

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from outlay.about import Entry
+from outlay.errors import UsageError
+from outlay.shrink.block import Block, Norms, Tuning
 
 T = TypeVar("T")
 TASK = "shrink"
@@ -54,6 +56,20 @@ class Shrunk:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning a layer gave."""
+
+    tensors: Mapping[str, Tensor]
+    """What its matrices are now, by their names in the file."""
+    weights: Mapping[str, Tensor]
+    """The matrices that readers will make of them, float32 [out, in], by module."""
+    norms: Norms
+    """The weights of its norms."""
+    errors: tuple[float, float]
+    """The mean square difference of the layer's output from the float layer's, before and after."""
+
+
 class Shrinker(Entry, ABC):
     """Base of the methods that shrink weights. A subclass is a frozen dataclass of its options, with an `about`."""
 
@@ -78,6 +94,19 @@ class Shrinker(Entry, ABC):
         Raises:
             UsageError: Where the options don't suit the matrix.
         """
+
+    def tune(self, block: Block, tensors: Mapping[str, Tensor], tuning: Tuning) -> Tuned:
+        """Tunes the matrices of a layer together, against what the float layer gives.
+
+        Args:
+            block: The layer.
+            tensors: What was made of its matrices, by their names in the file.
+            tuning: How long, and how fast.
+
+        Raises:
+            UsageError: The method has nothing that can be tuned.
+        """
+        raise UsageError(f"{self.about.name} has no codebooks to tune; vptq has")
 
     @abstractmethod
     def quantization_config(self) -> dict[str, Any]:

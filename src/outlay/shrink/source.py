@@ -73,17 +73,25 @@ class Source:
         ]
 
     def _place(self, i: int, part: str, expert: int | None, reads: str) -> Place:
-        module = self._hub[part].format(i=i, e=expert)
+        return Place(i, part, expert, self._stored(self._hub[part].format(i=i, e=expert)), reads)
+
+    def _stored(self, module: str) -> str:
+        """Returns a module's name in the folder that is read, where it has one of its own."""
         store = self.builder.store
         if isinstance(store, Checkpoint) and (stored := store.stored_name(f"{module}.weight")) is not None:
-            module = stored.removesuffix(".weight")
-        return Place(i, part, expert, module, reads)
+            return stored.removesuffix(".weight")
+        return module
 
     def matrix(self, place: Place) -> Tensor:
         """Returns a matrix, float32 [out, in], its rows in the hub's order."""
         found = self.builder.matrix(place.part, place.layer, place.expert)
         weight = found.dequantize() if isinstance(found, StoredMatrix) else found.float()
         return weight[order] if (order := self._order(place.part)) is not None else weight
+
+    def norms(self, i: int) -> tuple[str, str]:
+        """Returns the modules of the norms before attention and MLP of a layer."""
+        attn, mlp = (self._stored(self._hub[part].format(i=i)) for part in ("attn_norm", "mlp_norm"))
+        return attn, mlp
 
     def rest(self, shrunk: set[str]) -> Iterator[tuple[str, Tensor]]:
         """Yields all other tensors by name, as they are stored or, from a GGUF file, in float16 and float32.

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from outlay.errors import UsageError
+from outlay.models.config import DecoderConfig
 from outlay.models.linear import Linear, weight_of
 from outlay.models.load import Model
 from outlay.models.mlp import Mlp
@@ -52,9 +53,8 @@ class FrozenDecoder:
             UsageError: The model is not of the Llama family, or has experts.
         """
         decoder, config = model.decoder, model.decoder.config
-        plain = config.rope is not None and config.pre_norm and not config.layer_norm and config.activation == "silu"
-        plain = plain and not config.layer_ropes and config.residual_scale == 1.0
-        if not plain or config.qk_norm or config.post_norms or not isinstance(decoder.final_norm, RMSNorm):
+        require_llama(config)
+        if not isinstance(decoder.final_norm, RMSNorm):
             raise UsageError(f"this is trained for models of the Llama family, not {config.architecture}")
         self.config, self.embed = config, decoder.embed
         self.layers: list[LayerParts] = []
@@ -89,19 +89,48 @@ class FrozenDecoder:
         Returns:
             [n, hidden], after the final norm.
         """
-        config = self.config
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        rotation = self._cos[positions][:, None], self._sin[positions][:, None]
         for index, layer in enumerate(self.layers if layers is None else layers):
-            heads = layer.qkv(self._normed(x, layer.attn_norm)).view(len(x), -1, config.head_dim)
-            q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
-            attended = attend(index, rotated(q, cos, sin), rotated(k, cos, sin), v)
-            x = x + layer.out(attended.flatten(1))
-            gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up)
-        return self._normed(x, self.final_norm)
+            x = layer_output(x, layer, self.config, rotation, partial(attend, index))
+        return _normed(x, self.final_norm, self.config)
 
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+def require_llama(config: DecoderConfig) -> None:
+    """Raises `UsageError` for a model of another family than Llama's."""
+    plain = config.rope is not None and config.pre_norm and not config.layer_norm and config.activation == "silu"
+    plain = plain and not config.layer_ropes and config.residual_scale == 1.0 and not config.norm_plus_one
+    if not plain or config.qk_norm or config.post_norms:
+        raise UsageError(f"this is trained for models of the Llama family, not {config.architecture}")
+
+
+def layer_output(
+    x: Tensor,
+    layer: LayerParts,
+    config: DecoderConfig,
+    rotation: tuple[Tensor, Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Computes one layer.
+
+    Args:
+        x: [n, hidden].
+        layer: What it computes with.
+        config: Its model's.
+        rotation: Cosines and sines of the rows, [n, 1, rope dim / 2] each.
+        attend: Attention of queries to keys and values, as `Attend` without the layer.
+
+    Returns:
+        [n, hidden].
+    """
+    heads = layer.qkv(_normed(x, layer.attn_norm, config)).view(len(x), -1, config.head_dim)
+    q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+    x = x + layer.out(attend(rotated(q, *rotation), rotated(k, *rotation), v).flatten(1))
+    gate, up = layer.gate_up(_normed(x, layer.mlp_norm, config)).chunk(2, -1)
+    return x + layer.down(F.silu(gate) * up)
+
+
+def _normed(x: Tensor, weight: Tensor, config: DecoderConfig) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, config.norm_eps)
 
 
 def _product(linear: Linear) -> partial[Tensor]:

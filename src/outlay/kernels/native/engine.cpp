@@ -69,19 +69,18 @@ void run_tiles(const Kernels& kernels, const OutlayLinear& part, const Activatio
                int tile_begin, int tile_end, const LinearOutput& to) {
     OutlayLinear plain = {nullptr, plain_format(part.format), 0, part.k, 0, nullptr};
     if (plain.format == part.format) return kernels.linear(part, in, row_begin, row_end, tile_begin, tile_end, to);
-    const size_t bytes = tile_bytes(plain);
-    // As many as stay in the first-level cache, or as the products of floats take at once.
-    const int together = is_quantized(plain) ? 1 : kTilesTogether;
-    uint8_t* tiles = thread_buffer(ThreadBuffer::kPlainTile, together * bytes);
-    plain.weights = tiles;
-    for (int first = tile_begin; first < tile_end; first += together) {
-        const int end = std::min(first + together, tile_end), channel = first * kTile;
-        for (int tile = first; tile < end; ++tile) kernels.unpack(part, tile, tiles + (tile - first) * bytes);
-        plain.m = std::min(end * kTile, part.m) - channel;
+    if (!is_quantized(plain))
+        return kernels.linear_of_unpacked(kernels.unpack, part, in, row_begin, row_end, tile_begin, tile_end, to);
+    uint8_t* unpacked = thread_buffer(ThreadBuffer::kPlainTile, tile_bytes(plain));  // stays in the first-level cache
+    plain.weights = unpacked;
+    for (int tile = tile_begin; tile < tile_end; ++tile) {
+        const int channel = tile * kTile;
+        kernels.unpack(part, tile, 0, part.k / kGroup, unpacked);
+        plain.m = std::min(channel + kTile, part.m) - channel;
         LinearOutput there = to;
         there.out += channel;
         if (there.bias) there.bias += channel;
-        kernels.linear(plain, in, row_begin, row_end, 0, end - first, there);
+        kernels.linear(plain, in, row_begin, row_end, 0, 1, there);
     }
 }
 

@@ -62,7 +62,7 @@ struct AttentionCall {
     int64_t weight_offset = 0;         // floats before those of the first head
 };
 
-// The products of some tiles of a part with some rows. Packed tiles are unpacked once for all of the rows.
+// The products of some tiles of a part with some rows. Packed tiles are unpacked once for many rows.
 void run_tiles(const Kernels& kernels, const OutlayLinear& part, const Activations& in, int64_t row_begin, int64_t row_end,
                int tile_begin, int tile_end, const LinearOutput& to);
 

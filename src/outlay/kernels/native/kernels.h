@@ -83,13 +83,18 @@ constexpr int kKeyTile = 64;      // keys whose K or V stay in the first-level c
 using Linear = void (*)(const OutlayLinear& layer, const Activations& in, int64_t row_begin, int64_t row_end, int tile_begin,
                         int tile_end, const LinearOutput& to);
 
-// Writes a tile of a packed format in its plain format.
-using Unpack = void (*)(const OutlayLinear& layer, int tile, uint8_t* out);
+// Writes some groups of inputs of a tile of a packed format in its plain format.
+using Unpack = void (*)(const OutlayLinear& layer, int tile, int group, int groups, uint8_t* out);
+
+// The products of a format that `unpack` makes bfloat16 of.
+using UnpackedLinear = void (*)(Unpack unpack, const OutlayLinear& layer, const Activations& in, int64_t row_begin,
+                                int64_t row_end, int tile_begin, int tile_end, const LinearOutput& to);
 
 struct Kernels {
     const char* name;
     void (*quantize)(const float* x, int k, QuantizedGroup* out);
     Linear linear;  // of plain formats
+    UnpackedLinear linear_of_unpacked;
     Unpack unpack;
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
     void (*rope)(float* x, const float* cos, const float* sin, int half);

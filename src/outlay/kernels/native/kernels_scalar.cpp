@@ -98,13 +98,14 @@ struct Scalar {
     }
 
     template <class Format, int T, int R>
-    static void dot_float(const uint8_t* const* tiles, int k, const float* x, size_t, float (*acc)[outlay::kTile]) {
+    static void dot_float(const uint8_t* const* tiles, int k, const float* x, int64_t stride, size_t,
+                          float (*acc)[outlay::kTile]) {
         static_assert(T == 1);
         each_sum(R, acc, [=](int r, int c) {
-            float total = 0.0f;
+            float total = acc[r][c];
             for (int i = 0; i < k; ++i) {
                 const float weight = load_weight(Format(), tiles[0] + size_t(i) * Format::kBytes, c);
-                total = std::fma(x[size_t(r) * k + i], weight, total);
+                total = std::fma(x[r * stride + i], weight, total);
             }
             return total;
         });

@@ -23,8 +23,19 @@ struct VbmiBytes {
     OUTLAY_ALWAYS static __m512i look_up_128(__m512i low, __m512i index, __m512i high) {
         return _mm512_permutex2var_epi8(low, index, high);
     }
-    OUTLAY_ALWAYS static __m512i spread_bytes(uint64_t mask, __m512i kept) { return _mm512_maskz_expand_epi8(mask, kept); }
-    OUTLAY_ALWAYS static __m512i spread_words(uint32_t mask, __m512i kept) { return _mm512_maskz_expand_epi16(mask, kept); }
+    OUTLAY_ALWAYS static __m512i spread_bytes(uint64_t mask, __m512i kept) {
+        return _mm512_maskz_expand_epi8(mask, in_register(kept));
+    }
+    OUTLAY_ALWAYS static __m512i spread_words(uint32_t mask, __m512i kept) {
+        return _mm512_maskz_expand_epi16(mask, in_register(kept));
+    }
+
+  private:
+    // Keeps the compiler from expanding out of memory: some processors then take care of faults, place by place.
+    OUTLAY_ALWAYS static __m512i in_register(__m512i value) {
+        asm("" : "+v"(value));
+        return value;
+    }
 };
 
 }  // namespace

@@ -33,8 +33,10 @@ struct LinearContract {
     // acc[R][16] = the sums of a tile with R rows; `next` is the tile to prefetch meanwhile.
     using QuantizedDot = void (*)(const uint8_t* tile, int groups, const outlay::QuantizedGroup* x, const uint8_t* next,
                                   float (*acc)[outlay::kTile]);
-    // acc[R * T][16] = the sums of T tiles with R rows; the weights to prefetch meanwhile lie `ahead` of each tile.
-    using FloatDot = void (*)(const uint8_t* const* tiles, int k, const float* x, size_t ahead, float (*acc)[outlay::kTile]);
+    // acc[R * T][16] += the sums of T tiles with R rows, `stride` apart, over k inputs; the weights to prefetch meanwhile lie
+    // `ahead` of each tile.
+    using FloatDot = void (*)(const uint8_t* const* tiles, int k, const float* x, int64_t stride, size_t ahead,
+                              float (*acc)[outlay::kTile]);
     // Sixteen halves, which need no alignment.
     using HalvesToFloats = void (*)(const uint8_t* from, float* to);
 
@@ -175,7 +177,8 @@ class LinearProducts : LinearContract<Isa> {
                 Isa::template dot_q8<Format, R>(tiles[0], groups, x, tile(first + 1), acc);
             }
         } else {
-            Isa::template dot_float<Format, T, R>(tiles, layer_.k, in_.x + row * layer_.k, T * tile_bytes_, acc);
+            std::fill_n(acc[0], R * T * outlay::kTile, 0.0f);
+            Isa::template dot_float<Format, T, R>(tiles, layer_.k, in_.x + row * layer_.k, layer_.k, T * tile_bytes_, acc);
         }
     }
 
@@ -197,6 +200,78 @@ void linear(const OutlayLinear& layer, const outlay::Activations& in, int64_t ro
     const int64_t panel_rows = std::max<int64_t>(kPanelBytes / row_bytes / block, 4) * block;
     for (int64_t panel = row_begin; panel < row_end; panel += panel_rows)
         products.run(panel, std::min(row_end, panel + panel_rows), tile_begin);
+}
+
+// The products of a format that is unpacked to bfloat16. Some tiles are unpacked for some inputs at a time, so that they stay in
+// the first-level cache, and the sums of all rows go on from there.
+template <class Isa>
+class UnpackedProducts {
+  public:
+    UnpackedProducts(outlay::Unpack unpack, const OutlayLinear& layer, const outlay::Activations& in, int tile_end,
+                     const outlay::LinearOutput& to)
+        : unpack_(unpack), layer_(layer), in_(in), to_(to), tile_end_(tile_end) {}
+
+    void run(int64_t row_begin, int64_t row_end, int tile_begin) const {
+        if (row_end - row_begin == 1) {
+            run_tiles<Isa::kTilesOfOneRow, 1>(row_begin, row_end, tile_begin);
+        } else {
+            run_tiles<Isa::kFloatTiles, Isa::kFloatRows>(row_begin, row_end, tile_begin);
+        }
+    }
+
+  private:
+    static constexpr int kPiece = 4;  // groups of inputs: 4 KB of a tile
+    static constexpr int kTileBytes = kPiece * outlay::kGroup * outlay::Bf16::kBytes;
+
+    // T tiles at a time with all rows, R at a time.
+    template <int T, int R>
+    void run_tiles(int64_t row_begin, int64_t row_end, int tile_begin) const {
+        const int64_t rows = row_end - row_begin;
+        const int groups = layer_.k / outlay::kGroup;
+        uint8_t* pieces = outlay::thread_buffer(outlay::ThreadBuffer::kPlainTile, T * kTileBytes + rows * T * sizeof(Sums));
+        Sums* sums = reinterpret_cast<Sums*>(pieces + T * kTileBytes);  // [row][T], as the blocks of R rows have them
+        const uint8_t* tiles[T];
+        for (int t = 0; t < T; ++t) tiles[t] = pieces + t * kTileBytes;
+        for (int first = tile_begin; first < tile_end_; first += T) {
+            const int used = std::min(T, tile_end_ - first);
+            std::fill_n(sums[0], rows * T * outlay::kTile, 0.0f);
+            for (int g = 0; g < groups; g += kPiece) {
+                const int taken = std::min(kPiece, groups - g);
+                for (int t = 0; t < used; ++t) unpack_(layer_, first + t, g, taken, pieces + t * kTileBytes);
+                const float* x = in_.x + row_begin * layer_.k + g * outlay::kGroup;
+                for (int64_t row = 0; row < rows; row += R)
+                    add_block<T, R>(tiles, taken * outlay::kGroup, x + row * layer_.k, rows - row, sums + row * T);
+            }
+            for (int64_t row = 0; row < rows; ++row)
+                for (int t = 0; t < used; ++t)
+                    write_tile(sums[row * T + t], to_.out + (row_begin + row) * to_.stride, first + t, layer_.m, to_);
+        }
+    }
+
+    template <int T, int R>
+    void add_block(const uint8_t* const* tiles, int k, const float* x, int64_t rows_left, float (*sums)[outlay::kTile]) const {
+        if constexpr (R > 1) {
+            if (rows_left < R) return add_block<T, R - 1>(tiles, k, x, rows_left, sums);
+        }
+        Isa::template dot_float<outlay::Bf16, T, R>(tiles, k, x, layer_.k, 0, sums);
+    }
+
+    using Sums = float[outlay::kTile];
+    const outlay::Unpack unpack_;
+    const OutlayLinear& layer_;
+    const outlay::Activations& in_;
+    const outlay::LinearOutput& to_;
+    const int tile_end_;
+};
+
+// Rows are cut into panels whose sums stay in the first-level cache beside the weights.
+template <class Isa>
+void linear_of_unpacked(outlay::Unpack unpack, const OutlayLinear& layer, const outlay::Activations& in, int64_t row_begin,
+                        int64_t row_end, int tile_begin, int tile_end, const outlay::LinearOutput& to) {
+    constexpr int64_t kPanelRows = std::max(64 / Isa::kFloatRows, 1) * Isa::kFloatRows;
+    const UnpackedProducts<Isa> products(unpack, layer, in, tile_end, to);
+    for (int64_t panel = row_begin; panel < row_end; panel += kPanelRows)
+        products.run(panel, std::min(row_end, panel + kPanelRows), tile_begin);
 }
 
 }  // namespace

@@ -9,9 +9,9 @@ namespace {
 
 template <class Isa, class Unpacker = PortableUnpacker>
 constexpr outlay::Kernels table_of(const char* name) {
-    return {name,       quantize, linear<Isa>, unpack_tile<Unpacker>, rms_norm, rope,     layer_norm,
-            activate,   softcap,  add_array,   exp_array,             attend,   store_kv, max_array,
-            sum_exp,    sum_from, weigh,       nearest};
+    return {name,     quantize, linear<Isa>, linear_of_unpacked<Isa>, unpack_tile<Unpacker>, rms_norm, rope,
+            layer_norm, activate, softcap,   add_array,               exp_array,             attend,   store_kv,
+            max_array,  sum_exp,  sum_from,  weigh,                   nearest};
 }
 
 }  // namespace

@@ -84,8 +84,7 @@ inline uint16_t minus_eight_times(uint16_t half) {
 }
 
 template <class Unpacker>
-void unpack_codebook(const OutlayLinear& layer, const uint8_t* tile, uint8_t* out) {
-    const int groups = layer.k / outlay::kGroup;
+void unpack_codebook(const OutlayLinear& layer, const uint8_t* tile, int groups, uint8_t* out) {
     uint16_t scales[outlay::kTile];
     for (uint16_t& scale : scales) scale = layer.codebook->step;
     for (int g = 0; g < groups; ++g) std::memcpy(out + size_t(g) * outlay::kQ8Block, scales, sizeof scales);
@@ -93,9 +92,9 @@ void unpack_codebook(const OutlayLinear& layer, const uint8_t* tile, uint8_t* ou
 }
 
 template <class Unpacker>
-void unpack_sparse_q8(const OutlayLinear& layer, const uint8_t* tile, uint8_t* out) {
+void unpack_sparse_q8(const OutlayLinear& layer, const uint8_t* tile, int groups, uint8_t* out) {
     constexpr int kScales = 2 * outlay::kTile;
-    for (int g = layer.k / outlay::kGroup; g > 0; --g, out += outlay::kQ8Block) {
+    for (; groups > 0; --groups, out += outlay::kQ8Block) {
         std::memcpy(out, tile, kScales);
         Unpacker::spread_bytes(tile + kScales, tile + kScales + outlay::kMaskBytes, out + kScales);
         tile += kScales + outlay::kMaskBytes + layer.kept;
@@ -103,10 +102,10 @@ void unpack_sparse_q8(const OutlayLinear& layer, const uint8_t* tile, uint8_t* o
 }
 
 template <class Unpacker>
-void unpack_sparse_q4(const OutlayLinear& layer, const uint8_t* tile, uint8_t* out) {
+void unpack_sparse_q4(const OutlayLinear& layer, const uint8_t* tile, int groups, uint8_t* out) {
     constexpr int kScales = 2 * outlay::kTile;
     uint8_t kept[kBlockWeights + kReadAhead], bytes[kBlockWeights];
-    for (int g = layer.k / outlay::kGroup; g > 0; --g, out += outlay::kQ4Block) {
+    for (; groups > 0; --groups, out += outlay::kQ4Block) {
         uint16_t scales[outlay::kTile], minima[outlay::kTile];
         std::memcpy(scales, tile, kScales);
         for (int c = 0; c < outlay::kTile; ++c) minima[c] = minus_eight_times(scales[c]);
@@ -121,21 +120,22 @@ void unpack_sparse_q4(const OutlayLinear& layer, const uint8_t* tile, uint8_t* o
 }
 
 template <class Unpacker>
-void unpack_sparse_bf16(const OutlayLinear& layer, const uint8_t* tile, uint8_t* out) {
-    for (int g = layer.k / outlay::kGroup; g > 0; --g, out += 2 * kBlockWeights) {
+void unpack_sparse_bf16(const OutlayLinear& layer, const uint8_t* tile, int groups, uint8_t* out) {
+    for (; groups > 0; --groups, out += 2 * kBlockWeights) {
         Unpacker::spread_words(tile, tile + outlay::kMaskBytes, out);
         tile += outlay::kMaskBytes + 2 * layer.kept;
     }
 }
 
 template <class Unpacker>
-void unpack_tile(const OutlayLinear& layer, int index, uint8_t* out) {
-    const uint8_t* tile = layer.weights + size_t(index) * outlay::tile_bytes(layer);
+void unpack_tile(const OutlayLinear& layer, int index, int group, int groups, uint8_t* out) {
+    const size_t bytes = outlay::tile_bytes(layer), group_bytes = bytes / (layer.k / outlay::kGroup);
+    const uint8_t* tile = layer.weights + size_t(index) * bytes + group * group_bytes;
     switch (layer.format) {
-        case kCodebook: return unpack_codebook<Unpacker>(layer, tile, out);
-        case kSparseQ8: return unpack_sparse_q8<Unpacker>(layer, tile, out);
-        case kSparseQ4: return unpack_sparse_q4<Unpacker>(layer, tile, out);
-        default: return unpack_sparse_bf16<Unpacker>(layer, tile, out);
+        case kCodebook: return unpack_codebook<Unpacker>(layer, tile, groups, out);
+        case kSparseQ8: return unpack_sparse_q8<Unpacker>(layer, tile, groups, out);
+        case kSparseQ4: return unpack_sparse_q4<Unpacker>(layer, tile, groups, out);
+        default: return unpack_sparse_bf16<Unpacker>(layer, tile, groups, out);
     }
 }
 

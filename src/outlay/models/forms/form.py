@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -19,6 +21,22 @@ class Tensors(Protocol):
 
     def tensor(self, name: str) -> Tensor:
         """Returns a tensor as it is stored."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Tensors that are in memory, as a form reads them."""
+
+    found: Mapping[str, Tensor]
+    """By name."""
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Returns a tensor's shape; None if there is none of that name."""
+        return tuple(self.found[name].shape) if name in self.found else None
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a tensor."""
+        return self.found[name]
 
 
 class Form(ABC):

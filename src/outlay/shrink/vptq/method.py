@@ -12,7 +12,7 @@ are chosen, so that half precision and a kernel's bytes hold them exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,9 +22,11 @@ from torch import Tensor
 from outlay import kernels
 from outlay.about import About
 from outlay.errors import UsageError
-from outlay.models.forms.vptq import LEVELS, Codebook, VptqMatrix, grid_step, vptq_tensors
+from outlay.models.forms.form import Held
+from outlay.models.forms.vptq import LEVELS, Codebook, VptqForm, VptqMatrix, grid_step, vptq_tensors
+from outlay.shrink.block import Block, Tuning
 from outlay.shrink.feedback import damped, inverse_factor, walk
-from outlay.shrink.shrinker import TASK, Moment, Shrinker, Shrunk
+from outlay.shrink.shrinker import TASK, Moment, Shrinker, Shrunk, Tuned
 
 REGULAR = 1e-2  # of the diagonal's mean, added to the second moments before all else (the official code's)
 _TOGETHER = 1 << 10  # vectors whose distances are computed at once, in a processor's second-level cache
@@ -184,6 +186,19 @@ class VPTQ(Shrinker):
         fixed = damped(h + torch.diag((h.diagonal() == 0).double()) + REGULAR * torch.eye(len(h)), self.damping)
         order = weights.argsort(descending=True, stable=True) if self.perm else torch.arange(len(h))
         return weights.float(), order, inverse_factor(fixed[order][:, order], moment.name)
+
+    def tune(self, block: Block, tensors: Mapping[str, Tensor], tuning: Tuning) -> Tuned:
+        """Tunes the layer's codebooks and norms (the paper's layer-wise tuning)."""
+        from outlay.shrink.vptq.tuning import tuned
+
+        form, held = VptqForm({"config_for_layers": block.configs}), Held(tensors)
+        matrices = {module: form.matrix(module, held) for module in block.configs}
+        found, norms, errors = tuned(block, matrices, tuning, self.grid)
+        made: dict[str, Tensor] = {}
+        for module, matrix in found.items():
+            outliers = len(matrix.books) > int(block.configs[module]["group_num"])
+            made |= {f"{module}.{part}": tensor for part, tensor in vptq_tensors(matrix, outliers).items()}
+        return Tuned(made, {module: matrix.dequantize() for module, matrix in found.items()}, norms, errors)
 
     def quantization_config(self) -> dict[str, Any]:
         """Returns what config.json says about the form."""
