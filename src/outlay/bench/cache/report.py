@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from outlay import machine
-from outlay.tables import markdown, number, table
+from outlay.bench.cache import captions
+from outlay.tables import console, markdown, number, table
 
 Row = Sequence[str]
 
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    if "captions" in found:
+        return captions.report(found)
     rows = parts(found)
     said = [heading(found), table(*rows)]
     if found.get("kvpress"):
@@ -83,6 +86,7 @@ def _perplexity(values: Sequence[Mapping[str, Any]]) -> float:
 
 
 TABLES = {
+    "captions": lambda found: console(captions.command(found), captions.report(found)),
     "parts": lambda found: markdown(*parts(found)),
     "kvpress": lambda found: markdown(*beside(found)) if found.get("kvpress") else "kvpress was not run.",
 }

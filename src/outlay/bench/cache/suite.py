@@ -1,4 +1,7 @@
-"""`outlay bench cache`: what each part of a cache policy costs in perplexity, and what it saves in bytes."""
+"""`outlay bench cache`: what each part of a cache policy costs, and what it saves in bytes.
+
+A model of text reads passages and is measured by perplexity; one that sees captions scenes of the glyph world.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,27 @@ import json
 import math
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from outlay.bench.cache import presses
+from outlay.bench.cache import glyphs, presses
 from outlay.bench.cache.forced import measured
+from outlay.bench.cache.glyphs import GlyphSettings
 from outlay.bench.cache.parts import ADAPTIVE, PARTS
+from outlay.bench.cache.plot import write_plot
 from outlay.bench.cache.report import report
 from outlay.bench.data import NOVEL
+from outlay.bench.options import check_folder_of, refuse_below_one
 from outlay.bench.suite import Suite
+from outlay.compare import plots
 from outlay.engine.engine import Engine
 from outlay.errors import OutlayError, UsageError
 from outlay.lm import LM
 from outlay.models.load import load_model
+from outlay.problems.glyphs import WORDS
 from outlay.progress import ShowProgress
 
 PEER_SECONDS = 1800
@@ -41,6 +49,10 @@ class CacheSettings:
     """Tokens behind them that are scored."""
     kvpress: str | None
     """The interpreter of an environment with kvpress."""
+    glyphs: GlyphSettings = field(default_factory=GlyphSettings)
+    """What a model that sees captions, in place of all that."""
+    plot: Path | None = None
+    """Where the picture of its captions is written."""
 
 
 class CacheSuite(Suite[CacheSettings]):
@@ -57,6 +69,13 @@ class CacheSuite(Suite[CacheSettings]):
         parser.add_argument("--scored", type=int, default=128, metavar="N", help=f"tokens behind them {shown}")
         parser.add_argument("--kvpress", metavar="PYTHON", help="the interpreter of an environment with kvpress and a "
                             "transformers before 5.3, beside which it is measured")  # fmt: skip
+        sees = parser.add_argument_group("for a model that sees, such as outlay/glyphs, in place of passages")
+        sees.add_argument(
+            "--glyphs", choices=tuple(WORDS), default=GlyphSettings.kind, help=f"what scenes show {shown}"
+        )
+        sees.add_argument("--seeds", type=int, default=GlyphSettings.seeds, metavar="N", help=f"of scenes {shown}")
+        sees.add_argument("--scenes", type=int, default=GlyphSettings.scenes, metavar="N", help=f"of each seed {shown}")
+        sees.add_argument("--plot", type=Path, metavar="FILE", help="draw recall over bytes, and what attends")
 
     def settings(self, args: argparse.Namespace) -> CacheSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
@@ -65,11 +84,29 @@ class CacheSuite(Suite[CacheSettings]):
                 raise UsageError(f"--{name} must be {least} or more, not {getattr(args, name)}")
         if not args.text.is_file():
             raise UsageError(f"there is no text {args.text}")
-        return CacheSettings(args.text, args.passages, args.prompt, args.scored, args.kvpress)
+        refuse_below_one(args, "seeds", "scenes")
+        check_folder_of(args.plot)
+        if args.plot is not None and not plots.available():
+            raise UsageError("--plot needs matplotlib: pip install 'outlay[plots]'")
+        captions = GlyphSettings(args.glyphs, args.seeds, args.scenes)
+        return CacheSettings(args.text, args.passages, args.prompt, args.scored, args.kvpress, captions, args.plot)
 
     def measure(self, settings: CacheSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
+        """Returns what was measured of each part on each passage, or of each way on the scenes."""
+        loaded = load_model(str(model))
+        if settings.plot is not None and loaded.vision is None:
+            raise UsageError(f"--plot shows captions, and {loaded.name} sees no images; give --model outlay/glyphs")
+        lm = LM(loaded, Engine(kv_dtype=torch.bfloat16, prefix_cache=False))
+        if loaded.vision is not None:
+            found = {"settings": asdict(settings.glyphs), **glyphs.measured(lm, settings.glyphs, progress)}
+            lm.engine.close()
+            if settings.plot is not None:
+                write_plot(found, settings.plot)
+            return found
+        return self._read(lm, settings, model, progress)
+
+    def _read(self, lm: LM, settings: CacheSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns what was measured of each part on each passage."""
-        lm = LM(load_model(str(model)), Engine(kv_dtype=torch.bfloat16, prefix_cache=False))
         texts = passages(lm, settings)
         found: dict[str, list[dict[str, Any]]] = {}
         failures: dict[str, str] = {}
@@ -87,7 +124,13 @@ class CacheSuite(Suite[CacheSettings]):
                 share = math.fsum(kept) / len(kept)
         lm.engine.close()
         result: dict[str, Any] = {
-            "settings": asdict(settings) | {"text": settings.text.name, "kvpress": settings.kvpress is not None},
+            "settings": {
+                "text": settings.text.name,
+                "passages": settings.passages,
+                "prompt": settings.prompt,
+                "scored": settings.scored,
+                "kvpress": settings.kvpress is not None,
+            },
             "parts": found,
             "failures": failures,
             "share": share,
@@ -103,7 +146,7 @@ class CacheSuite(Suite[CacheSettings]):
 
     def failure(self, found: Mapping[str, Any]) -> str | None:
         """Returns why the plain cache could not be measured, None where it was."""
-        reason: str | None = found["failures"].get("dense")
+        reason: str | None = found.get("failures", {}).get("dense")
         return reason
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outlay import machine
+from outlay.bench.captions import points
 from outlay.tables import console, table
 
 
@@ -16,7 +17,7 @@ def report(found: Mapping[str, Any]) -> str:
     rows = [
         [
             row["name"], f"{row['exact']:.3f}", f"{row['chair_i']:.4f}", f"{row['chair_s']:.3f}",
-            f"{row['recall']:.3f}", _ratio(row["over_greedy"]), _points(row["recall_over_greedy"]),
+            f"{row['recall']:.3f}", _ratio(row["over_greedy"]), points(row["recall_over_greedy"]),
             f"{row['passes']:.2f}",
         ]
         for row in found["rows"]
@@ -71,11 +72,6 @@ def _verdict(ratio: Mapping[str, float]) -> str:
 
 def _ratio(ratio: Mapping[str, float]) -> str:
     return f"{ratio['value']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
-
-
-def _points(difference: Mapping[str, float]) -> str:
-    value, low, high = (100 * difference[name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 TABLES = {"report": lambda found: console(command(found), report(found))}

@@ -14,9 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from outlay.bench.captions import captions_of, chair_ratio, recall_difference
 from outlay.bench.options import refuse_below_one
 from outlay.bench.suite import Suite
 from outlay.bench.vision.report import report
@@ -46,9 +44,6 @@ METHODS = {
     for prune in CHOICES
 }
 """The contenders by what the report calls them."""
-LONGEST = 12  # tokens of a caption: ten words, the end, and one that is too many
-TOGETHER = 64  # scenes that are captioned at once
-RESAMPLES = 2000
 LONG = 64  # tokens of the text that speed is measured on
 
 
@@ -97,7 +92,9 @@ class VisionSuite(Suite[VisionSettings]):
         rows = []
         for place, (name, method) in enumerate(METHODS.items()):
             progress(f"captions by {name}", place, len(METHODS))
-            captions, passes = captions_of(lm, scenes, method)
+            captions, results = captions_of(lm, scenes, method)
+            passes = sum(result.ledger.target_passes for result in results)
+            passes_a_token = passes / sum(len(result.tokens) for result in results)
             found = caption_counts(captions, [scene.objects for scene in scenes], WORDS[settings.kind])
             counted[name] = found
             chair = Chair.of(found)
@@ -106,7 +103,7 @@ class VisionSuite(Suite[VisionSettings]):
                 {
                     "name": name, "method": method, "exact": exact / len(scenes), "chair_i": chair.chair_i,
                     "chair_s": chair.chair_s,
-                    "recall": chair.recall, "passes": passes,
+                    "recall": chair.recall, "passes": passes_a_token,
                     "over_greedy": chair_ratio(counted[GREEDY], found),
                     "recall_over_greedy": recall_difference(counted[GREEDY], found),
                 }
@@ -123,48 +120,6 @@ class VisionSuite(Suite[VisionSettings]):
     def report(self, found: Mapping[str, Any]) -> str:
         """Returns the report as text."""
         return report(found)
-
-
-def captions_of(lm: LM, scenes: Sequence[Scene], method: str) -> tuple[list[str], float]:
-    """Returns a method's captions, and its target passes a token, those of the prompt included."""
-    captions, passes, tokens = list[str](), 0, 0
-    for begin in range(0, len(scenes), TOGETHER):
-        part = scenes[begin : begin + TOGETHER]
-        results = lm.generate_batch(
-            [QUESTION] * len(part), images=[[scene.image] for scene in part], method=method, max_tokens=LONGEST
-        )
-        captions += [result.text.strip() for result in results]
-        passes += sum(result.ledger.target_passes for result in results)
-        tokens += sum(len(result.tokens) for result in results)
-    return captions, passes / tokens
-
-
-def chair_ratio(ones: Sequence[CaptionCounts], others: Sequence[CaptionCounts]) -> dict[str, float]:
-    """Returns CHAIR_i of `others` over that of `ones`, captions of the same scenes, with its 95 % interval."""
-    a, b = (_columns(each, "hallucinated", "mentions") for each in (ones, others))
-    return _interval(len(ones), lambda rows: _share(b, rows) / np.maximum(_share(a, rows), 1e-9))
-
-
-def recall_difference(ones: Sequence[CaptionCounts], others: Sequence[CaptionCounts]) -> dict[str, float]:
-    """Returns the recall of `others` minus that of `ones`, with its 95 % interval."""
-    a, b = (_columns(each, "found", "present") for each in (ones, others))
-    return _interval(len(ones), lambda rows: _share(b, rows) - _share(a, rows))
-
-
-def _columns(counts: Sequence[CaptionCounts], *names: str) -> npt.NDArray[np.float64]:
-    return np.array([[getattr(each, name) for name in names] for each in counts], dtype=np.float64)
-
-
-def _share(columns: npt.NDArray[np.float64], rows: npt.NDArray[np.intp]) -> Any:
-    sums = columns[rows].sum(-2)
-    return sums[..., 0] / np.maximum(sums[..., 1], 1)
-
-
-def _interval(count: int, statistic: Any) -> dict[str, float]:
-    draw = np.random.default_rng(0)
-    drawn = [float(statistic(draw.integers(0, count, count))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"value": float(statistic(np.arange(count))), "low": float(low), "high": float(high)}
 
 
 def measured_speeds(lm: LM, scene: Scene, rounds: int) -> dict[str, Any]:
