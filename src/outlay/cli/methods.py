@@ -46,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_as_dict(name, method) for name, method in known.items()]))
         return 0
-    rows = [(name, method.about.family, _exact(method), method.about.summary) for name, method in known.items()]
+    rows = sorted(
+        ((name, method.about.family, _exact(method), method.about.summary) for name, method in known.items()),
+        key=lambda row: (row[1], row[0]),
+    )
     print(terminal.table(("method", "family", "exact", "what it does"), rows, sys.stdout))
     print(f"\n`outlay methods {rows[0][0]}` explains one of them.")
     return 0
