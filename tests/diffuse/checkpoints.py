@@ -33,6 +33,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], bool, int]] = {  # the network be
     "Dream": ("Qwen2", BASE | {"rope_parameters": {"rope_theta": 1e6}}, True, 0),
     "sdar": ("Qwen3", BASE | {"head_dim": 16, "rope_parameters": {"rope_theta": 1e6}}, False, 4),
     "Fast_dLLM_Qwen": ("Qwen2", BASE | {"tie_word_embeddings": True}, True, 8),
+    "llada2_moe": (
+        "Glm4Moe",
+        BASE
+        | {
+            "head_dim": 16, "use_qk_norm": True, "partial_rotary_factor": 0.5, "n_routed_experts": 8, "n_group": 4,
+            "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 2, "moe_intermediate_size": 24,
+            "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-5,
+        },
+        False,
+        8,
+    ),
+}  # fmt: skip
+LLADA2_NAMES = {
+    "model.embed_tokens": "model.word_embeddings",
+    "self_attn.o_proj": "attention.dense",
+    "self_attn.q_norm": "attention.query_layernorm",
+    "self_attn.k_norm": "attention.key_layernorm",
+    "mlp.gate.e_score_correction_bias": "mlp.gate.expert_bias",
 }
 
 
@@ -45,6 +63,9 @@ def save(folder: Path, family: str, **changes: Any) -> Any:
     with torch.no_grad():
         for weight in network.parameters():
             weight.copy_(1 + torch.randn_like(weight) * 0.2 if weight.dim() == 1 else torch.randn_like(weight) * 0.2)
+        for name, buffer in network.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(torch.rand_like(buffer))
     folder.mkdir(parents=True, exist_ok=True)
     if family == "llada":
         weights = {llada_name(name): weight for name, weight in network.state_dict().items()}
@@ -59,6 +80,10 @@ def save(folder: Path, family: str, **changes: Any) -> Any:
         weights = network.state_dict()
         raw = json.loads(config.to_json_string(use_diff=False)) | {"model_type": family, "mask_token_id": MASK}
         raw["rope_theta"] = sizes.get("rope_parameters", {"rope_theta": 1e4})["rope_theta"]
+        if family == "llada2_moe":
+            weights = llada2_weights(network)
+            renamed = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+            raw |= {theirs: raw.pop(ours) for ours, theirs in renamed.items()}
         if block:
             raw["bd_size" if family.startswith("Fast") else "block_size"] = block
     raw |= changes
@@ -68,6 +93,26 @@ def save(folder: Path, family: str, **changes: Any) -> Any:
     save_file(kept, folder / "model.safetensors")
     save_tokenizer(folder)
     return network
+
+
+def llada2_weights(network: Any) -> dict[str, Tensor]:
+    """Weights of a GLM-4 mixture, which computes what LLaDA2 does, under LLaDA2's names: q, k and v in one."""
+    weights: dict[str, Tensor] = {}
+    for name, weight in network.state_dict().items():
+        for ours, theirs in LLADA2_NAMES.items():
+            name = name.replace(ours, theirs)
+        if "q_proj" in name:
+            parts = [network.state_dict()[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            weights[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
+        elif name.endswith("experts.gate_up_proj"):
+            for e, expert in enumerate(weight):
+                for part, rows in zip(("gate", "up"), expert.chunk(2), strict=True):
+                    weights[name.replace("gate_up_proj", f"{e}.{part}_proj.weight")] = rows
+        elif name.endswith("experts.down_proj"):
+            weights |= {name.replace("down_proj", f"{e}.down_proj.weight"): rows for e, rows in enumerate(weight)}
+        elif "k_proj" not in name and "v_proj" not in name:
+            weights[name] = weight
+    return weights
 
 
 def llada_name(name: str) -> str:

@@ -53,7 +53,7 @@ def test_its_logits_in_each_round_are_those_of_transformers(family: str, cache: 
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["sdar", "Fast_dLLM_Qwen"])
+@pytest.mark.parametrize("family", ["sdar", "Fast_dLLM_Qwen", "llada2_moe"])
 @pytest.mark.parametrize("length", [8, 11, 3])
 def test_exact_cache_and_full_passes_write_the_same(family: str, length: int, tmp_path: Path) -> None:
     save(tmp_path, family)
@@ -123,6 +123,25 @@ def test_a_llada_that_does_not_run_is_refused(changes: dict[str, object], told: 
 def test_a_block_that_is_missing_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "sdar", block_size=...)
     with pytest.raises(UsageError, match="lacks 'block_size'"):
+        load_model(tmp_path)
+
+
+def test_llada2_fills_blocks_of_its_authors_sampler_where_its_config_says_none(tmp_path: Path) -> None:
+    save(tmp_path, "llada2_moe", block_size=...)
+    assert load_model(tmp_path).decoder.config.diffusion == MaskedDiffusion(MASK, block=32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"score_function": "softmax"}, "weights its experts by softmax"),
+        ({"n_group": 3}, "2 of 3 groups of 8 experts have fewer than 3"),
+        ({"topk_group": 1}, "1 of 4 groups of 8 experts have fewer than 3"),
+    ],
+)
+def test_a_llada2_that_does_not_run_is_refused(changes: dict[str, object], told: str, tmp_path: Path) -> None:
+    save(tmp_path, "llada2_moe", **changes)
+    with pytest.raises(UsageError, match=told):
         load_model(tmp_path)
 
 

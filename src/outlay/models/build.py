@@ -15,7 +15,7 @@ from outlay.models.config import DecoderConfig, Ista
 from outlay.models.decoder import Cross, Decoder, Layer, by_distance
 from outlay.models.embedding import Embedding
 from outlay.models.encoder import Encoder
-from outlay.models.experts import ExpertMlp
+from outlay.models.experts import ExpertMlp, GroupedChoice
 from outlay.models.linear import FLOATS, Linear, pack, stack
 from outlay.models.mlp import Mlp, Sparsification
 from outlay.models.names import Names
@@ -222,7 +222,18 @@ class Builder:
             gate_up = self._linear(["expert_gate", "expert_up"], 2 * inner, hidden, i, expert=expert)
             down = self._linear(["expert_down"], hidden, inner, i, expert=expert)
             mlps.append(Mlp(gate_up, down, config.activation, True))
-        return ExpertMlp(router, mlps, experts.per_token, experts.normalise)
+        grouped = None
+        if experts.groups is not None:
+            bias = self._floats("router", (experts.count,), i, "expert_bias").float().to(self.device)
+            grouped = GroupedChoice(bias, experts.groups.count, experts.groups.per_token, experts.groups.scale)
+        shared = self._shared(i, experts.shared_size) if experts.shared_size else None
+        return ExpertMlp(router, mlps, experts.per_token, experts.normalise, grouped, shared)
+
+    def _shared(self, i: int, inner: int) -> Mlp:
+        """Returns the MLP beside a layer's experts."""
+        hidden = self.config.hidden_size
+        gate_up = self._linear(["shared_gate", "shared_up"], 2 * inner, hidden, i)
+        return Mlp(gate_up, self._linear(["shared_down"], hidden, inner, i), self.config.activation, True)
 
     def _linear(
         self,

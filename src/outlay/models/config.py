@@ -24,6 +24,20 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Experts weighted by the sigmoids of the router's logits and chosen, with a bias of each expert, from the best
+    groups of neighbours alone (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    """
+
+    count: int
+    """Groups of a layer's experts."""
+    per_token: int
+    """Groups that a token's experts come from: those whose best two experts sum to most."""
+    scale: float
+    """Multiplies the weights of a token's experts."""
+
+
+@dataclass(frozen=True)
 class Experts:
     """The mixture of experts of some layers."""
 
@@ -37,6 +51,10 @@ class Experts:
     """Whether the weights of a token's experts are scaled to sum to 1."""
     layers: frozenset[int]
     """The layers that have experts; the others have one MLP."""
+    groups: Groups | None = None
+    """How experts are chosen by groups; None: the most probable of all."""
+    shared_size: int = 0
+    """Inner size of an MLP beside the experts that every token goes through; 0: there is none."""
 
 
 @dataclass(frozen=True)
@@ -573,6 +591,35 @@ def _sdar(raw: Raw, long_context: bool) -> DecoderConfig:
     return replace(_qwen3(raw, long_context), diffusion=MaskedDiffusion(_mask(raw), block=_block(raw, "block_size")))
 
 
+LLADA2_BLOCK = 32  # of the authors' own sampler; their config does not say
+
+
+def _llada2(raw: Raw, long_context: bool) -> DecoderConfig:
+    """LLaDA2 (Bie et al. 2025, arXiv 2512.15745): Ling 2.0's mixture of experts, which reads blocks at once."""
+    if raw.get("score_function", "sigmoid") != "sigmoid":
+        raise UsageError(f"this LLaDA2 weights its experts by {raw['score_function']}; outlay runs sigmoids")
+    layers = frozenset(range(raw.get("first_k_dense_replace", 0), raw["num_hidden_layers"]))
+    per_token, inner = raw["num_experts_per_tok"], raw["moe_intermediate_size"]
+    groups = Groups(raw.get("n_group") or 1, raw.get("topk_group") or 1, raw.get("routed_scaling_factor", 1.0))
+    if raw["num_experts"] % groups.count or per_token > groups.per_token * (raw["num_experts"] // groups.count):
+        raise UsageError(
+            f"{groups.per_token} of {groups.count} groups of {raw['num_experts']} experts have fewer than {per_token}"
+        )
+    return _rotary(
+        raw,
+        long_context,
+        qk_norm=True,
+        qkv_bias=bool(raw.get("use_qkv_bias")),
+        out_bias=bool(raw.get("use_bias")),
+        experts=Experts(
+            raw["num_experts"], per_token, inner, per_token > 1, layers, groups,
+            shared_size=inner * (raw.get("num_shared_experts") or 0),
+        ),
+        diffusion=MaskedDiffusion(_mask(raw), block=_block({"block_size": LLADA2_BLOCK} | raw, "block_size")),
+        names="llada2_moe",
+    )  # fmt: skip
+
+
 def _fast_dllm(raw: Raw, long_context: bool) -> DecoderConfig:
     diffusion = MaskedDiffusion(_mask(raw), shift=True, block=_block(raw, "bd_size"))
     return replace(_qwen2(raw, long_context), diffusion=diffusion)
@@ -591,7 +638,8 @@ def _block(raw: Raw, key: str) -> int:
     return block
 
 
-DIFFUSION_MASKS = {"llada": "<|mdm_mask|>", "Dream": "<|mask|>", "sdar": "<|MASK|>", "Fast_dLLM_Qwen": "|<MASK>|"}
+DIFFUSION_MASKS = {"llada": "<|mdm_mask|>", "Dream": "<|mask|>", "sdar": "<|MASK|>", "Fast_dLLM_Qwen": "|<MASK>|",
+                   "llada2_moe": "<|mask|>"}  # fmt: skip
 """What families that fill masks call the mask in their tokenizers."""
 
 FAMILIES: dict[str, Callable[[Raw, bool], DecoderConfig]] = {
@@ -616,6 +664,7 @@ FAMILIES: dict[str, Callable[[Raw, bool], DecoderConfig]] = {
     "Dream": _dream,
     "sdar": _sdar,
     "Fast_dLLM_Qwen": _fast_dllm,
+    "llada2_moe": _llada2,
 }
 
 
