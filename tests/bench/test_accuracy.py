@@ -23,12 +23,14 @@ from outlay.bench.accuracy.measure import (
     tap,
     windows,
 )
+from outlay.bench.accuracy.questions import ASKED, Answer, answer_of, compared
 from outlay.bench.accuracy.report import report
 from outlay.bench.accuracy.suite import SUITE, AccuracySettings
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
 from outlay.lm import LM
-from outlay.models.linear import pack, weight_of
+from outlay.models import hub
+from outlay.models.linear import native_kernels, pack, weight_of
 from outlay.progress import silent
 from outlay.prompt_logits import logits_from
 from outlay.shrink.pvq import PVQ
@@ -255,3 +257,46 @@ def test_the_default_format_costs_at_most_a_hundredth_of_its_perplexity():
     for name in ("auto", "bfloat16", "auto/torch"):
         assert rows[name]["cost"] + 2 * rows[name]["cost_error"] < BOUND, name
     assert SHIPPED["failures"] == {}
+
+
+def test_tasks_are_compared_where_the_original_is_clearly_above_chance():
+    able = [Answer(1.0, 0.25)] * 30 + [Answer(0.0, 0.25)] * 10
+    guessing = [Answer(float(i % 4 == 0), 0.25) for i in range(40)]
+    others = {"small": [Answer(1.0, 0.25)] * 20 + [Answer(0.0, 0.25)] * 20}
+    clear, unclear = compared("story_choices", able, others), compared("story_letters", guessing, others)
+    assert (clear["original"], clear["chance"], clear["is_clear"]) == (0.75, 0.25, True)
+    assert clear["others"]["small"]["share"] == 0.5
+    middle, low, high = clear["others"]["small"]["change"]
+    assert middle == -0.25
+    assert -0.45 < low < -0.25 < high < -0.05
+    assert not unclear["is_clear"]
+    said = report({"machine": SHIPPED["machine"], "rows": [], "failures": {}, "extent": {"new": 64},
+                   "questions": [clear, unclear]})  # fmt: skip
+    assert "-25.0 (" in said
+    assert "story_letters: the original has 25.0 % of 40 right, not clearly above chance (25 %)" in said
+
+
+def test_a_sample_of_lm_eval_is_right_or_wrong_and_guesses_have_as_many_choices():
+    assert answer_of({"acc": 1.0, "acc_norm": 0.0, "resps": [1, 2, 3, 4]}) == Answer(1.0, 0.25)
+    assert answer_of({"exact_match": 0.0, "resps": [["cellar"]]}) == Answer(0.0, 0.0)
+
+
+def test_documents_are_asked_of_other_checkpoints_alone():
+    assert settings("--against", ".", "--docs", "3").docs == 3
+    with pytest.raises(UsageError, match="name them with --against"):
+        settings("--docs", "3")
+    with pytest.raises(UsageError, match="--docs must be 0 or more"):
+        settings("--against", ".", "--docs", "-1")
+
+
+def test_a_checkpoint_is_asked_what_the_original_is(tmp_path):
+    (tmp_path / "text").write_text("Begin with 12. Add 5. " * 60)
+    variant = Variant("float32", native_kernels(), source="outlay/tiny-reasoner")
+    extent = Extent(windows=1, window=64, prompts=1, prompt=8, new=2)
+    chosen = AccuracySettings(tmp_path / "text", [variant], extent, docs=2)
+    found = SUITE.measure(chosen, hub.resolve("outlay/tiny-reasoner"), silent)
+    assert not found["failures"]
+    assert [each["task"] for each in found["questions"]] == list(ASKED)
+    for each in found["questions"]:
+        assert each["docs"] == 2
+        assert each["others"][variant.name]["share"] == each["original"], "the same weights answer the same"

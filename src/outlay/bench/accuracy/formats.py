@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from outlay.bench.accuracy.measure import block_changes, code_inputs, compare, layer_errors, same_tokens, tap, windows
+from outlay.bench.accuracy.questions import Answer, answers
 from outlay.bench.interleave import Participant, Values
 from outlay.bench.options import WITHOUT_KERNELS
 from outlay.errors import FailureError, UsageError
@@ -92,7 +93,16 @@ class Continuations:
     variant: Variant
 
 
-AccuracyTask = LayerErrors | TextWindow | Continuations
+@dataclass(frozen=True)
+class Questions:
+    """Documents of a task of `lm_eval`: of document i, `right i` of the variant and `original i`, and `chance i`."""
+
+    variant: Variant
+    name: str
+    docs: int
+
+
+AccuracyTask = LayerErrors | TextWindow | Continuations | Questions
 
 
 def pvq_of(text: str) -> PVQ:
@@ -113,7 +123,12 @@ class Formats(Participant):
     @property
     def environment(self) -> dict[str, str]:
         """Turns the kernels off where torch multiplies."""
-        return {} if self.variants[0].kernels else {"OUTLAY_ISA": "none"}
+        quiet = {
+            "HF_HUB_OFFLINE": "1",
+            "TQDM_DISABLE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+        }  # lm_eval's files are here
+        return quiet if self.variants[0].kernels else {**quiet, "OUTLAY_ISA": "none"}
 
     def load(self) -> dict[str, Any]:
         """Loads all formats; returns how many windows the text gives and how each format's weights are held."""
@@ -121,6 +136,7 @@ class Formats(Participant):
         reference = self._reference.model
         self._taps = tap(reference.decoder)
         self._scored: tuple[int, Tensor] | None = None
+        self._answered: dict[tuple[str, int], list[Answer]] = {}
 
         tokenizer = reference.tokenizer
         tokens = tokenizer.encode(self.text.read_text(encoding="utf-8"))
@@ -156,6 +172,14 @@ class Formats(Participant):
             predictions = reference, logits_from(lm, tokens[:-1], first), torch.tensor(tokens[first + 1 :])
             changes = {f"block {index}": change for index, change in enumerate(block_changes(*predictions))}
             return compare(*predictions) | changes
+        if isinstance(task, Questions):
+            if (task.name, task.docs) not in self._answered:
+                self._answered[task.name, task.docs] = answers(self._reference, task.name, task.docs)
+            originals = self._answered[task.name, task.docs]
+            values: dict[str, float] = {}
+            for i, (own, original) in enumerate(zip(answers(lm, task.name, task.docs), originals, strict=True)):
+                values |= {f"right {i}": own.right, f"original {i}": original.right, f"chance {i}": original.chance}
+            return values
         same = same_tokens(lm, self._prompts, self._written)
         identical = sum(length == self.extent.new for length in same)
         return {"same": sum(same) / len(same), "identical": identical / len(same)}

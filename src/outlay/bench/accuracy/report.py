@@ -13,7 +13,9 @@ DEFAULT = "auto"
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the report as text; `found` is what the suite writes as JSON."""
-    return "\n\n".join(filter(None, (_heading(found), _rows(found), _ratios(found), _default(found))))
+    return "\n\n".join(
+        filter(None, (_heading(found), _rows(found), _ratios(found), _questions(found), _default(found)))
+    )
 
 
 def _heading(found: Mapping[str, Any]) -> str:
@@ -61,6 +63,23 @@ def _ratios(found: Mapping[str, Any]) -> str:
         if row.get("bits") is not None
     ]
     return table(["", "bits a weight", "perplexity over float32's (95 %)"], cells) if cells else ""
+
+
+def _questions(found: Mapping[str, Any]) -> str:
+    """A row for each checkpoint and task of `lm_eval` that the original does clearly better than guesses."""
+    asked = found.get("questions", [])
+    cells = [
+        [name, each["task"], f"{each['docs']}", f"{100 * each['chance']:.0f}", f"{100 * each['original']:.1f}",
+         f"{100 * own['share']:.1f}", "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * bound for bound in own["change"]))]
+        for each in asked if each["is_clear"] for name, own in each["others"].items()
+    ]  # fmt: skip
+    header = ["", "task", "documents", "chance %", "original %", "right %", "change in points (95 %)"]
+    guessed = [
+        f"{each['task']}: the original has {100 * each['original']:.1f} % of {each['docs']} right, not clearly "
+        f"above chance ({100 * each['chance']:.0f} %), so nothing is compared"
+        for each in asked if not each["is_clear"]
+    ]  # fmt: skip
+    return "\n".join(([table(header, cells)] if cells else []) + guessed)
 
 
 def _default(found: Mapping[str, Any]) -> str:

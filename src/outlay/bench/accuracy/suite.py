@@ -17,10 +17,12 @@ from outlay.bench.accuracy.formats import (
     Extent,
     Formats,
     LayerErrors,
+    Questions,
     TextWindow,
     Variant,
     pvq_of,
 )
+from outlay.bench.accuracy.questions import ASKED, Answer, compared
 from outlay.bench.accuracy.report import report
 from outlay.bench.data import NOVEL
 from outlay.bench.interleave import ParticipantProcess, Values
@@ -45,6 +47,8 @@ class AccuracySettings:
     text: Path
     variants: Sequence[Variant]
     extent: Extent
+    docs: int = 0
+    """Documents of each task of `lm_eval`."""
 
 
 class AccuracySuite(Suite[AccuracySettings]):
@@ -59,12 +63,20 @@ class AccuracySuite(Suite[AccuracySettings]):
                             "such as shrunk ones, in float32; formats then only if --formats names them")  # fmt: skip
         parser.add_argument("--activations", default=None, metavar="PVQ", help="beside each of --against, the same "
                             "with the inputs of linear layers coded: pvq:pulses=58,amp_bits=4")  # fmt: skip
+        parser.add_argument("--docs", type=int, default=0, metavar="N", help="with --against: documents of each task "
+                            "in benchmarks/tasks that lm_eval asks the original and the others (none)")  # fmt: skip
         parser.add_argument("--windows", type=int, default=4, metavar="N", help="how much of the text (%(default)s)")
 
     def settings(self, args: argparse.Namespace) -> AccuracySettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
         known = {variant.name: variant for variant in variants()}
         refuse_below_one(args, "windows")
+        if args.docs < 0:
+            raise UsageError(f"--docs must be 0 or more, not {args.docs}")
+        if args.docs and args.against is None:
+            raise UsageError(
+                "--docs asks other checkpoints what the original is asked: name them with --against DIR,..."
+            )
         others = [] if args.against is None else list(dict.fromkeys(filter(None, args.against.split(","))))
         chosen: tuple[str, ...] = () if others else tuple(known)
         if args.formats is not None:
@@ -79,7 +91,9 @@ class AccuracySuite(Suite[AccuracySettings]):
                 raise UsageError("--activations codes the inputs of checkpoints: name them with --against DIR,...")
             pvq_of(args.activations)
             checkpoints += [replace(each, activations=args.activations) for each in checkpoints]
-        return AccuracySettings(args.text, [*(known[name] for name in chosen), *checkpoints], Extent(args.windows))
+        return AccuracySettings(
+            args.text, [*(known[name] for name in chosen), *checkpoints], Extent(args.windows), args.docs
+        )
 
     def measure(self, settings: AccuracySettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns the `extent` that the text allowed, a row for each variant, and `failures` for those without one."""
@@ -91,11 +105,14 @@ class AccuracySuite(Suite[AccuracySettings]):
             if not group:
                 continue
             try:
-                facts, values = _measured(Formats(str(model), settings.text, group, settings.extent), progress)
+                participant = Formats(str(model), settings.text, group, settings.extent)
+                facts, values = _measured(participant, settings.docs, progress)
             except FailureError as error:
                 found["failures"] |= {variant.name: str(error) for variant in group}
                 continue
             found["extent"] |= {"windows": facts["windows"], "window": facts["window"]}
+            if settings.docs:
+                found["questions"] = [*found.get("questions", []), *_questions(group, values)]
             found["rows"] += [row(variant, facts["held"][variant.name], values) for variant in group]
         return found
 
@@ -122,12 +139,31 @@ def variants() -> list[Variant]:
     return own + caches + torch
 
 
-def _measured(participant: Formats, progress: ShowProgress) -> tuple[dict[str, Any], dict[AccuracyTask, Values]]:
+def _questions(group: Sequence[Variant], values: Mapping[AccuracyTask, Values]) -> list[dict[str, Any]]:
+    """Returns what is reported of each task of `lm_eval`."""
+    rows = []
+    for name in ASKED:
+        found = {
+            task.variant: given for task, given in values.items() if isinstance(task, Questions) and task.name == name
+        }
+        count = range(len(next(iter(found.values()))) // 3)
+        original = [Answer(*(found[group[0]][f"{what} {i}"] for what in ("original", "chance"))) for i in count]
+        others = {
+            variant.name: [Answer(given[f"right {i}"], original[i].chance) for i in count]
+            for variant, given in found.items()
+        }
+        rows.append(compared(name, original, others))
+    return rows
+
+
+def _measured(
+    participant: Formats, docs: int, progress: ShowProgress
+) -> tuple[dict[str, Any], dict[AccuracyTask, Values]]:
     """Runs all tasks of one group of formats; returns what it loaded and what each task gave."""
     with ParticipantProcess(participant) as process:
         progress(f"loading {participant.name}", 0, 1)
         facts = process.receive(LOAD_LIMIT)
-        tasks = _tasks(participant.variants, facts["windows"])
+        tasks = _tasks(participant.variants, facts["windows"], docs)
         values = {}
         for index, task in enumerate(tasks):
             progress(participant.name, index, len(tasks))
@@ -135,11 +171,12 @@ def _measured(participant: Formats, progress: ShowProgress) -> tuple[dict[str, A
     return facts, values
 
 
-def _tasks(group: Sequence[Variant], windows: int) -> list[AccuracyTask]:
+def _tasks(group: Sequence[Variant], windows: int, docs: int = 0) -> list[AccuracyTask]:
     """The tasks in an order in which the reference computes each window once."""
     tasks: list[AccuracyTask] = [LayerErrors(variant) for variant in group]
     tasks += [TextWindow(variant, index) for index in range(windows) for variant in group]
-    return tasks + [Continuations(variant) for variant in group]
+    tasks += [Continuations(variant) for variant in group]
+    return tasks + [Questions(variant, name, docs) for name in ASKED if docs for variant in group]
 
 
 def row(variant: Variant, held: str, values: Mapping[AccuracyTask, Values]) -> dict[str, Any]:
