@@ -88,6 +88,11 @@ class Checkpoint:
             raise UsageError(f"{where[0]} cannot be read: {' '.join(str(error).split())}") from None
         return tensor
 
+    def release(self) -> None:
+        """Gives up the pages that were read, but for those of tensors that are still held: files are mapped anew."""
+        for path in list(self._files):
+            self._open(path)
+
     def modules(self) -> list[str]:
         """Returns the modules that are stored in the folder's form."""
         mark = "" if self.form is None else f".{self.form.mark}"

@@ -149,6 +149,7 @@ def run(
             norms_of = None if tune is None else source.norms(i)
             after = hidden.after(i, _rebuilt(layer, i, source, Held(folder.tensors_of(i)), form, norms_of))
         hidden.advance(after)
+        source.release()
         rows += done
         on_layer(done)
     modules = {row["module"] for row in rows}

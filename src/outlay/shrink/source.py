@@ -88,6 +88,11 @@ class Source:
         weight = found.dequantize() if isinstance(found, StoredMatrix) else found.float()
         return weight[order] if (order := self._order(place.part)) is not None else weight
 
+    def release(self) -> None:
+        """Gives up the memory of what was read of a folder, where nobody holds it any more."""
+        if isinstance(self.builder.store, Checkpoint):
+            self.builder.store.release()
+
     def norms(self, i: int) -> tuple[str, str]:
         """Returns the modules of the norms before attention and MLP of a layer."""
         attn, mlp = (self._stored(self._hub[part].format(i=i)) for part in ("attn_norm", "mlp_norm"))
