@@ -37,7 +37,7 @@ def test_they_are_about_a_megabyte_and_say_how_they_were_made():
 
 def test_digits_are_found_and_early_layers_are_near_the_last(digits):
     torch.set_num_threads(1)
-    scores = grades(digits, read_dataset("digits:test"), [60])
+    scores = grades(digits, read_dataset("digits:test"), [(1, 60), (2, 60), (3, 60)])
     last = scores[(3, 60)]
     assert last.ap50 >= 0.80
     assert last.ap75 >= 0.60
@@ -52,4 +52,4 @@ def test_digits_are_found_and_early_layers_are_near_the_last(digits):
 @pytest.mark.skipif(not Path(BCCD).is_dir() or not BCCD, reason="needs the photographs: OUTLAY_BCCD=FOLDER")
 def test_cells_are_found():
     loaded, data = detect.load("outlay/cells-atto"), read_dataset(f"{BCCD}:test")
-    assert grades(loaded, data, [100])[(3, 100)].ap50 >= 0.60
+    assert grades(loaded, data, [(3, 100)])[(3, 100)].ap50 >= 0.60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -14,21 +15,13 @@ from outlay.budget import Budget, Ledger
 from outlay.errors import FailureError, UsageError
 from outlay.vision import detect
 from outlay.vision.detect import choose as choosing
-from outlay.vision.detect.choose import (
-    Options,
-    Priced,
-    Way,
-    choose,
-    choose_published,
-    grades,
-    nothing_fits,
-    pareto,
-    ways_of,
-)
+from outlay.vision.detect.choose import choose, choose_published, grades
 from outlay.vision.detect.datasets import Dataset, Example
 from outlay.vision.detect.deimv2 import Detector
 from outlay.vision.detect.detections import Effort, counted
 from outlay.vision.detect.evaluate import evaluate
+from outlay.vision.detect.timing import Times, settled
+from outlay.vision.detect.ways import Options, Priced, Way, nothing_fits, pareto, ways_of
 
 OPTIONS = Options(threads=(1,), dtypes=("float32",), sides=(64,))
 
@@ -56,27 +49,32 @@ def data(loaded):
     ])  # fmt: skip
 
 
+class Clock:
+    """Calls that are told what they take: a millisecond a layer and one for each 10 queries, unless more is said."""
+
+    def __init__(self, disturbed=0.0, seed=0):
+        self.called = []
+        self.factor = {"bfloat16": 1.1, "float32": 1.0}
+        self.told = lambda way, seconds, calls: seconds
+        self._draw, self._disturbed = random.Random(seed), disturbed
+
+    def __call__(self, way):
+        self.called.append(way)
+        seconds = (1e-3 * way.layers + 1e-4 * way.queries) * self.factor[way.dtype]
+        seconds = self.told(way, seconds, self.called.count(way))
+        if self._draw.random() < self._disturbed:
+            seconds *= self._draw.uniform(1, 5)
+        return Times(seconds, seconds)
+
+
 @pytest.fixture
-def clock(monkeypatch):
-    """Replaces what measures: a way takes a millisecond a layer and one for each 10 queries, unless it is told."""
-    told = {}
-
-    def timed(priced, models, picture, rounds, progress):
-        found = []
-        for each in priced:
-            usual = 1e-3 * each.way.layers + 1e-4 * each.way.queries
-            queue = told.get((each.way.layers, each.way.queries))
-            spent = Ledger(flops=each.ledger.flops, seconds=queue.pop(0) if queue else usual)
-            found.append(replace(each, ledger=spent))
-        return found
-
-    monkeypatch.setattr(choosing, "_timed", timed)
-    return told
+def clock():
+    return Clock()
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr("outlay.vision.detect.evaluate.RESAMPLES", 5)
+    monkeypatch.setattr(choosing, "DRAWS", 5)
 
 
 @pytest.fixture
@@ -90,12 +88,21 @@ def graded(monkeypatch):
 
 
 def test_all_layers_and_queries_of_one_look_are_those_of_looks_of_their_own(loaded, data):
-    found = grades(loaded, data, [5, 20])
-    assert set(found) == {(layers, queries) for layers in (1, 2, 3) for queries in (5, 20)}
+    every = [(layers, queries) for layers in (1, 2, 3) for queries in (5, 20)]
+    found = grades(loaded, data, every)
+    assert set(found) == set(every)
     for (layers, queries), seen in found.items():
         assert seen == evaluate(loaded, data, layers=layers, queries=queries)
-    assert grades(loaded, data, [5], only=2)[(2, 5)] == found[(2, 5)]
+    assert grades(loaded, data, [(2, 5)]) == {(2, 5): found[(2, 5)]}
     assert len({seen.ap for seen in found.values()}) > 1
+
+
+def test_without_areas_all_other_figures_are_the_same(loaded, data):
+    found = grades(loaded, data, [(3, 20)], draws=5)[(3, 20)]
+    brief = grades(loaded, data, [(3, 20)], draws=5, by_area=False)[(3, 20)]
+    assert found.ap_small is not None
+    assert brief.ap_small is None
+    assert brief == replace(found, ap_small=None, ap_medium=None, ap_large=None)
 
 
 def test_ways_are_all_combinations_that_a_detector_has(loaded):
@@ -116,7 +123,7 @@ def test_ways_are_all_combinations_that_a_detector_has(loaded):
 
 
 def test_the_winner_is_the_best_of_what_fits_and_its_command_runs_it(loaded, data, clock, graded):
-    found = choose({"m": loaded}, data, Budget(seconds=0.0036), OPTIONS)
+    found = choose({"m": loaded}, data, Budget(seconds=0.0036), OPTIONS, once=clock)
     assert found.winner.way == Way("m", 3, 5, 64)
     assert found.again.seconds == found.winner.ledger.seconds
     assert found.away == 0
@@ -125,42 +132,99 @@ def test_the_winner_is_the_best_of_what_fits_and_its_command_runs_it(loaded, dat
     assert found.winner.way.command() == (
         "outlay vision detect PICTURE --model m --layers 3 --queries 5 --size 64 --threads 1"
     )
+    assert "'a b'" in Way("a b", 1, 1, 64).command()
     qualities = [each.quality for each in found.front]
     assert qualities == sorted(set(qualities))
     assert [each.ledger.seconds for each in found.front] == sorted(each.ledger.seconds for each in found.front)
 
 
+def test_quality_is_measured_of_what_may_fit_alone(loaded, data, clock, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        choosing, "_graded",
+        lambda priced, *_: seen.extend(priced) or [replace(each, quality=0.1 * each.way.layers) for each in priced],
+    )  # fmt: skip
+    choose({"m": loaded}, data, Budget(seconds=0.0025), OPTIONS, once=clock)
+    assert {(each.way.layers, each.way.queries) for each in seen} == {
+        (1, 5),
+        (1, 10),
+        (1, 15),
+        (1, 20),
+        (2, 5),
+        (2, 10),
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_winner_measured_again_is_inside_the_budget_and_near_its_prediction_beside_other_work(
+    loaded, data, graded, seed
+):
+    clock, budget = Clock(disturbed=0.6, seed=seed), 0.0036
+    found = choose({"m": loaded}, data, Budget(seconds=budget), OPTIONS, once=clock)
+    true = 1e-3 * found.winner.way.layers + 1e-4 * found.winner.way.queries
+    alone = settled([found.winner.way], Clock(disturbed=0.6, seed=seed + 100))[found.winner.way].times.seconds
+    for again in (found.again.seconds, alone, true):
+        assert again <= budget
+        assert again == pytest.approx(found.winner.ledger.seconds, rel=0.15)
+
+
 def test_a_winner_that_is_over_the_budget_when_measured_again_is_left_out_and_said(loaded, data, clock, graded):
-    clock[(3, 5)] = [0.0035, 0.005, 0.006, 0.005]  # the others are of the second measurement
-    found = choose({"m": loaded}, data, Budget(seconds=0.0036), OPTIONS)
+    def slower(way, seconds, calls):  # after warming up twice, 3 rounds, and the 6 calls of the finalists
+        return seconds + 0.0015 if (way.layers, way.queries) == (3, 5) and calls > 4 + 7 else seconds
+
+    clock.told = slower
+    found = choose({"m": loaded}, data, Budget(seconds=0.0036), OPTIONS, once=clock)
     assert found.winner.way == Way("m", 2, 15, 64)
     assert len(found.dropped) == 1
     assert "3 layers, 5 queries" in found.dropped[0]
     assert "1.39 times" in found.dropped[0]
-    clock |= {(layers, queries): [0.001, 9.0, 9.0, 9.0] for layers in (1, 2, 3) for queries in (5, 10, 15, 20)}
+    clock = Clock()
+    clock.told = lambda way, seconds, calls: seconds + (1 if calls > 4 + 7 else 0)
     with pytest.raises(FailureError, match="over it when measured again"):
-        choose({"m": loaded}, data, Budget(seconds=0.002), OPTIONS)
+        choose({"m": loaded}, data, Budget(seconds=0.002), OPTIONS, once=clock)
 
 
-def test_a_second_measurement_that_was_disturbed_is_taken_again(loaded, data, clock, graded):
-    clock[(3, 5)] = [0.0035, 0.02, 0.0036]
-    found = choose({"m": loaded}, data, Budget(seconds=0.0036), OPTIONS)
+def test_of_two_measurements_that_are_far_apart_the_longer_is_taken_again(loaded, data, clock, graded):
+    clock.told = lambda way, seconds, calls: seconds * (2 if way.layers == 3 and 11 < calls <= 11 + 7 else 1)
+    found = choose({"m": loaded}, data, Budget(seconds=0.0036), OPTIONS, once=clock)
     assert found.winner.way == Way("m", 3, 5, 64)
-    assert found.again.seconds == 0.0036
-    assert found.away == pytest.approx(0.0001 / 0.0035)
+    assert found.away == 0
+    clock = Clock()
+    clock.told = lambda way, seconds, calls: seconds * (1.5 if way.layers == 3 and calls <= 11 else 1)
+    found = choose({"m": loaded}, data, Budget(seconds=0.0060), OPTIONS, once=clock)
+    assert found.winner.way.layers == 3
+    assert found.winner.ledger.seconds == pytest.approx(0.003 + 1e-4 * found.winner.way.queries)
+    assert found.away == 0
+
+
+def test_rounding_that_saves_nothing_is_left_out_and_said(loaded, data, clock, graded):
+    both = replace(OPTIONS, dtypes=("float32", "bfloat16"))
+    found = choose({"m": loaded}, data, Budget(seconds=0.0036), both, once=clock)
+    assert {each.way.dtype for each in found.every} == {"float32"}
+    assert found.dropped == ["m in bfloat16 at 64 px, which is no faster than float32 here"]
+    clock.factor["bfloat16"] = 0.5
+    found = choose({"m": loaded}, data, Budget(seconds=0.0036), both, once=clock)
+    assert found.winner.way.dtype == "bfloat16"
+    assert found.dropped == []
+    found = choose({"m": loaded}, data, Budget(flops=1e12), both, once=clock)
+    assert found.winner.way.dtype == "float32"
+    assert "saves nothing" in found.dropped[0]
+    alone = replace(OPTIONS, dtypes=("bfloat16",))
+    assert choose({"m": loaded}, data, Budget(flops=1e12), alone, once=clock).winner.way.dtype == "bfloat16"
 
 
 def test_counts_are_asked_before_anything_is_timed(loaded, data, clock, graded):
     size = loaded.detector.size
     one = counted(size, 64, Effort(1, 5)).flops
-    found = choose({"m": loaded}, data, Budget(flops=one), OPTIONS)
+    found = choose({"m": loaded}, data, Budget(flops=one), OPTIONS, once=clock)
     assert found.winner.way == Way("m", 1, 5, 64)
+    assert set(clock.called) == {found.winner.way}
     with pytest.raises(
         FailureError, match=r"the closest, m, 1 layers, 5 queries, 64 px.*needs 2\.00 times as much: flops"
     ):
-        choose({"m": loaded}, data, Budget(flops=one / 2), OPTIONS)
+        choose({"m": loaded}, data, Budget(flops=one / 2), OPTIONS, once=clock)
     with pytest.raises(FailureError, match=r"needs 15\.00 times as much: seconds 0\.0015 a picture"):
-        choose({"m": loaded}, data, Budget(seconds=0.0001), OPTIONS)
+        choose({"m": loaded}, data, Budget(seconds=0.0001), OPTIONS, once=clock)
 
 
 def test_the_front_holds_what_nothing_beats_at_its_price():
@@ -193,6 +257,7 @@ def test_a_real_measurement_is_taken_in_turns_and_holds_the_counts(loaded, data)
 
 
 def test_the_command_shows_and_refuses(loaded, data, clock, graded, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(choosing, "caller", lambda models, picture: clock)
     detect.save(tmp_path / "m", loaded)
     monkeypatch.setattr("outlay.vision.detect.datasets.read_dataset", lambda source, bad: data)
     words = ["vision", "choose", str(tmp_path / "m"), "--data", "x", "--quiet"]

@@ -13,7 +13,7 @@ from PIL import Image
 from outlay.errors import UsageError
 from outlay.vision.detect.datasets import Dataset, Example, held_out, read_dataset
 from outlay.vision.detect.detections import Detections
-from outlay.vision.detect.evaluate import places_of, repetitions, score
+from outlay.vision.detect.evaluate import RESAMPLES, places_of, repetitions, score
 
 
 def voc(folder, boxes, size=(40, 30), split=None):
@@ -136,7 +136,7 @@ def said(data, shift=0.0, score_of=lambda number, place: 0.9):
 
 
 def test_right_boxes_have_average_precision_1_and_shifted_ones_less(labelled):
-    right = score(said(labelled), labelled, labelled.names, interval=True)
+    right = score(said(labelled), labelled, labelled.names, draws=RESAMPLES)
     assert (right.ap, right.ap50, right.classes) == (1, 1, {"a": 1, "b": 1})
     assert right.intervals == {"ap": (1, 1), "ap50": (1, 1)}
     off = score(said(labelled, 4.0), labelled, labelled.names)
@@ -173,11 +173,11 @@ def test_intervals_hold_the_figure_and_are_wider_for_fewer_pictures(labelled):
     found = [
         each if number % 2 else replace(each, boxes=each.boxes + 200) for number, each in enumerate(said(labelled))
     ]
-    whole = score(found, labelled, labelled.names, interval=True)
+    whole = score(found, labelled, labelled.names, draws=RESAMPLES)
     low, high = whole.intervals["ap50"]
     assert low < whole.ap50 < high
     more = Dataset("more", labelled.names, [*labelled.examples] * 6)
-    narrow = score(found * 6, more, labelled.names, interval=True).intervals["ap50"]
+    narrow = score(found * 6, more, labelled.names, draws=RESAMPLES).intervals["ap50"]
     assert narrow[1] - narrow[0] < 0.7 * (high - low)
 
 

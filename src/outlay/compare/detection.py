@@ -35,11 +35,11 @@ from outlay.errors import OutlayError, UsageError, nearest, one_line
 from outlay.progress import ShowProgress, silent
 from outlay.viewer.report import PICTURES, write_report
 from outlay.vision.detect import Detections, Loaded, cost_of, detect, load
-from outlay.vision.detect.choose import DTYPES
 from outlay.vision.detect.datasets import Dataset, Example, read_dataset
 from outlay.vision.detect.detections import at_side, chosen_effort
-from outlay.vision.detect.evaluate import places_of, score
+from outlay.vision.detect.evaluate import RESAMPLES, places_of, score
 from outlay.vision.detect.verdicts import verdicts
+from outlay.vision.detect.ways import DTYPES
 
 METHOD = "deimv2"
 METRICS = ("coco", "coco50")
@@ -351,7 +351,7 @@ def _quality(
     if not seen:
         return None
     part = replace(data, examples=[data.examples[place] for place in sorted(seen)])
-    found = score([seen[place] for place in sorted(seen)], part, contender.loaded.names, interval=True)
+    found = score([seen[place] for place in sorted(seen)], part, contender.loaded.names, draws=RESAMPLES)
     name = "ap" if declaration.metric == "coco" else "ap50"
     value = getattr(found, name)
     if value is None:

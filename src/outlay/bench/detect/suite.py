@@ -16,12 +16,12 @@ from outlay.budget import Budget
 from outlay.errors import FailureError, UsageError
 from outlay.progress import ShowProgress
 from outlay.vision.detect import load
-from outlay.vision.detect.choose import CAPPED, Options, choose, grades, priced_ways
+from outlay.vision.detect.choose import choose, grades, priced_ways
 from outlay.vision.detect.datasets import Dataset, read_dataset
 from outlay.vision.detect.evaluate import repeated_share
+from outlay.vision.detect.ways import CAPPED, Options
 
 USUAL = ("outlay/digits-atto=digits",)
-ROUNDS = 7
 BUDGET_SHARE = 0.7
 """Of the time of the dearest way: the budget that is chosen within."""
 
@@ -75,9 +75,10 @@ def _measured(name: str, source: str, limit: int | None, progress: ShowProgress)
     if limit is not None:
         data = replace(data, examples=list(data.examples[:limit]))
     queries = loaded.detector.size.queries
-    scores = grades(loaded, data, [queries], progress=progress)
+    layers = range(1, loaded.detector.size.layers + 1)
+    scores = grades(loaded, data, [(deep, queries) for deep in layers], progress=progress)
     options = Options(queries=(queries,), sides=(loaded.side,), threads=(1,), dtypes=("float32",))
-    ways = priced_ways({name: loaded}, data.examples[0].pixels(), options, ROUNDS, progress)
+    ways = priced_ways({name: loaded}, data.examples[0].pixels(), options, progress)
     rows = []
     for each in sorted(ways, key=lambda each: each.way.layers):
         score = scores[(each.way.layers, queries)]
@@ -95,9 +96,7 @@ def _choice(
     cap = BUDGET_SHARE * rows[-1]["costs"]["seconds"]
     few = replace(data, examples=list(data.examples[:20]))
     try:
-        found = choose(
-            {name: loaded}, few, Budget(seconds=cap), Options(threads=(1,)), rounds=ROUNDS, progress=progress
-        )
+        found = choose({name: loaded}, few, Budget(seconds=cap), Options(threads=(1,)), progress=progress)
     except FailureError as error:
         return {"budget": cap, "error": str(error)}
     assert found.again is not None

@@ -5,11 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from outlay.cli import terminal
 from outlay.cli.arguments import Parser, number, one_of
 from outlay.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from outlay.vision.detect.timing import Settled
+
+    Picture: TypeAlias = npt.NDArray[np.uint8]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -31,6 +41,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--names", type=Path, metavar="FILE", help="the classes' names, one a line")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write the pictures with their boxes")
     parser.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
+    parser.add_argument("--measure", action="store_true", help="call again and again, a picture at a time, until the "
+                        "fastest calls agree, and say what a picture takes")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
 
 
@@ -40,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from outlay.lm import set_threads
     from outlay.pictures import read_picture
     from outlay.vision import detect
-    from outlay.vision.detect.choose import DTYPES
     from outlay.vision.detect.detections import at_side
+    from outlay.vision.detect.ways import DTYPES
 
     set_threads(args.threads)
     budget = Budget.parse(args.budget) if args.budget else None
@@ -59,13 +71,17 @@ def run(args: argparse.Namespace) -> int:
         "dtype": DTYPES[args.dtype],
     }
     every = detect.detect(loaded, pictures, **options)
-    for path, picture, found in zip(args.pictures, pictures, every, strict=True):
+    took = measured(lambda picture: detect.detect(loaded, [picture], **options), pictures) if args.measure else None
+    for place, (path, picture, found) in enumerate(zip(args.pictures, pictures, every, strict=True)):
         if args.draw is not None:
             args.draw.mkdir(parents=True, exist_ok=True)
             detect.draw(picture, found, args.draw / f"{path.stem}.png")
         if args.json:
             row = {"file": str(path), "width": picture.shape[1], "height": picture.shape[0]}
-            print(json.dumps(row | {"detections": found.as_rows(), "ledger": found.ledger.as_dict()}))
+            row |= {"detections": found.as_rows(), "ledger": found.ledger.as_dict()}
+            if took is not None:
+                row["measured"] = took[place].times._asdict() | {"agreed": took[place].agreed}
+            print(json.dumps(row))
             continue
         extras = found.ledger.extras
         print(terminal.bold(f"{path}: {len(found.boxes)} found, {extras['layers']} layers, {extras['queries']} queries",
@@ -76,7 +92,25 @@ def run(args: argparse.Namespace) -> int:
         ]
         if rows:
             print(terminal.table(("label", "score", "left", "top", "right", "bottom"), rows, sys.stdout))
+        if took is not None:
+            print(_told(took[place]))
     return 0
+
+
+def measured(call: Callable[[Picture], object], pictures: Sequence[Picture]) -> list[Settled]:
+    """Returns what a call with each of some pictures takes, measured as `outlay vision choose` measures."""
+    from outlay.vision.detect.timing import settled, timed_call
+
+    times = settled(range(len(pictures)), lambda place: timed_call(lambda: call(pictures[place])))
+    return [times[place] for place in range(len(pictures))]
+
+
+def _told(took: Settled) -> str:
+    seconds, worked, waited = (1e3 * each for each in took.times)
+    told = f"{seconds:.1f} ms, {worked:.1f} ms of the processor"
+    if waited > seconds / 10:
+        told += f"; without {waited:.1f} ms in which other work held it"
+    return told + ("" if took.agreed else "; the fastest calls never agreed, the machine is busy")
 
 
 def lines_of(path: Path) -> list[str]:

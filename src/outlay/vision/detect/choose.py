@@ -1,100 +1,65 @@
 """Which detector finds most within a budget: models, layers, queries, sizes, threads and types, measured here.
 
-Costs are counted from shapes and timed on this machine; quality is average precision on the user's labels. Without
-labels the figures that the authors publish for COCO stand in, marked so.
+What costs too much is dropped before quality is looked at: by counts, which shapes tell, then by a few timed calls. One
+look at the pictures measures all layers and numbers of queries of a size. Those in front are timed until their fastest
+calls agree, and the winner once more.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from outlay.budget import Budget, Ledger
-from outlay.errors import FailureError, UsageError
+from outlay.errors import FailureError
 from outlay.progress import ShowProgress, silent
 from outlay.vision.detect.checkpoints import Loaded
 from outlay.vision.detect.datasets import Dataset
-from outlay.vision.detect.deimv2 import MULTIPLE, Detector
-from outlay.vision.detect.detections import SHARES, Detections, Effort, counted, detect, found_in, maps_of, places
+from outlay.vision.detect.deimv2 import Detector
+from outlay.vision.detect.detections import Detections, Effort, counted, detect, found_in, maps_of
 from outlay.vision.detect.evaluate import BATCH, Score, score
 from outlay.vision.detect.sizes import SIZES
+from outlay.vision.detect.timing import Times, least, settled, timed_call
+from outlay.vision.detect.ways import (
+    CAPPED,
+    DTYPES,
+    TIMED,
+    Dtype,
+    Options,
+    Priced,
+    Way,
+    check,
+    counted_way,
+    nothing_fits,
+    pareto,
+    ways_of,
+    with_times,
+    without_times,
+)
 
-Dtype = Literal["float32", "bfloat16"]
-DTYPES: Mapping[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TIMED = ("seconds", "cpu_seconds")
-CAPPED = (*TIMED, "flops", "mem_elements", "moved_bytes", "weight_bytes")
-"""What a budget may cap, of one picture."""
-SIDES = (1.0, 0.75, 0.5)
-"""Shares of a detector's own size of pictures that are tried."""
-ROUNDS = 5
-"""Times that each way of running is timed, the ways in turn; the least counts, for other work only adds to it."""
-NEAR, PATIENCE = 0.15, 2
-"""How much longer than in the first a second measurement may take, before it is taken so many times more: other work
-on the machine may have come between, and the least time counts in both."""
-CONFIRMED = 5
-"""Ways that are measured again at most until one stays inside the budget."""
+ROUNDS = 3
+"""Times that each way is timed before anything is known of its quality, the ways in turn; the least counts."""
+ROOM = 1.25
+"""Times the budget that a way may take in these few calls and stay in: the least of more calls is less."""
+FINALISTS = 5
+"""Ways that are timed until their fastest calls agree: so many of the best, beside those on the front."""
+NEAR, PATIENCE = 0.1, 4
+"""The winner's two measurements may be so far apart, as a share; else the longer one was disturbed, and is taken again,
+at most so many times in all."""
+DRAWS = 60
+"""Resamples of the pictures that an interval is of: fewer than where one detector is measured, for each way on the
+front takes as long as that one."""
 PUBLISHED = "COCO, published"
 
-
-@dataclass(frozen=True)
-class Way:
-    """A way to run a detector."""
-
-    model: str
-    layers: int
-    queries: int
-    side: int
-    threads: int = 1
-    dtype: Dtype = "float32"
-
-    def command(self) -> str:
-        """Returns what runs it."""
-        words = f"outlay vision detect PICTURE --model {self.model} --layers {self.layers} --queries {self.queries}"
-        words += f" --size {self.side} --threads {self.threads}"
-        return words + ("" if self.dtype == "float32" else f" --dtype {self.dtype}")
-
-    @property
-    def label(self) -> str:
-        """Returns it in short."""
-        return (
-            f"{self.model}, {self.layers} layers, {self.queries} queries, {self.side} px, {self.threads} "
-            f"thread{'s' * (self.threads > 1)}, {self.dtype}"
-        )
-
-
-@dataclass(frozen=True)
-class Priced:
-    """A way with what a picture costs, and how well it does."""
-
-    way: Way
-    ledger: Ledger
-    """Of one picture; times are 0 where they weren't taken."""
-    quality: float | None = None
-    """AP from 0 to 1."""
-    interval: tuple[float, float] | None = None
-    """95 % of resamples of the pictures lie between."""
-
-    def over(self, budget: Budget) -> float:
-        """Returns how many times the budget it needs: 1 or less is inside."""
-        return max((self.ledger.amount(name) / cap for name, cap in budget.caps.items()), default=0.0)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is tried of each model; empty: what goes with it."""
-
-    layers: tuple[int, ...] = ()
-    queries: tuple[int, ...] = ()
-    sides: tuple[int, ...] = ()
-    threads: tuple[int, ...] = ()
-    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+Once = Callable[[Way], Times]
+"""Runs a way once, and returns what it took."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +72,20 @@ class Choice:
     front: Sequence[Priced]
     """Ways of which none is both cheaper and better, the cheapest first."""
     every: Sequence[Priced]
+    """All whose quality was measured; counts and intervals of those on the front alone."""
     basis: str
     """What quality was measured on."""
     dropped: Sequence[str] = field(default_factory=list)
-    """Ways that would have won, and were over the budget when they were measured again."""
+    """What would have won, or was not tried, and why."""
+    unsettled: Sequence[Way] = field(default_factory=list)
+    """Ways whose fastest calls never agreed: the machine was busy all the time."""
 
     @property
     def away(self) -> float:
         """How far the second measurement is from the first, as a share; 0 where nothing was timed."""
         if self.again is None:
             return 0.0
-        return max(abs(self.again.amount(name) / self.winner.ledger.amount(name) - 1) for name in TIMED[:1])
+        return abs(self.again.seconds / self.winner.ledger.seconds - 1)
 
 
 def choose(
@@ -127,16 +95,18 @@ def choose(
     options: Options | None = None,
     *,
     rounds: int = ROUNDS,
+    once: Once | None = None,
     progress: ShowProgress = silent,
 ) -> Choice:
     """Chooses among detectors, and all the ways to run them, by quality on labelled pictures.
 
     Args:
         models: Detectors by what a user types for them.
-        data: Pictures with boxes.
+        data: Pictures with boxes; the first is what calls are timed on.
         budget: Caps on the cost of one picture.
         options: What is tried.
-        rounds: Times that each way is timed.
+        rounds: Times that each way is timed before quality is measured.
+        once: Runs a way once and tells what that took; None: it is run and timed here.
         progress: Shown what is done.
 
     Raises:
@@ -144,37 +114,33 @@ def choose(
         FailureError: Where nothing fits; it names the closest and by how much it is over.
     """
     check(budget)
-    priced = _listed(models, options or Options())
-    inside = [each for each in priced if each.over(_without_times(budget)) <= 1]
-    if not inside:
-        raise nothing_fits(priced, _without_times(budget))
-    picture = data.examples[0].pixels()
-    timed = _timed(inside, models, picture, rounds, progress)
-    affordable = [each for each in timed if each.over(budget) <= 1]
-    if not affordable:
-        raise nothing_fits(timed, budget)
-    graded = _graded(affordable, models, data, progress)
-    return _confirmed(graded, models, data, budget, picture, rounds, progress)
+    once = once or caller(models, data.examples[0].pixels())
+    options = options or Options()
+    ways = [way for name, loaded in models.items() for way in ways_of(name, loaded, options)]
+    inside = _inside(_counted(ways, models, budget), without_times(budget))
+    hopeful, dropped = _hopeful(inside, budget, rounds, once, progress)
+    graded = _graded(hopeful, models, data, progress)
+    found = _settled(graded, budget, once, progress, data.source)
+    shown = _with_intervals([found.winner, *found.front], models, data, progress)
+    return _completed(replace(found, dropped=[*dropped, *found.dropped]), shown, models)
 
 
 def priced_ways(
-    models: Mapping[str, Loaded],
-    picture: npt.NDArray[np.uint8],
-    options: Options,
-    rounds: int = ROUNDS,
-    progress: ShowProgress = silent,
+    models: Mapping[str, Loaded], picture: npt.NDArray[np.uint8], options: Options, progress: ShowProgress = silent
 ) -> list[Priced]:
-    """Returns all ways to run some detectors, each with its counts and its times on a picture."""
-    return _timed(_listed(models, options), models, picture, rounds, progress)
-
-
-def _listed(models: Mapping[str, Loaded], options: Options) -> list[Priced]:
+    """Returns all ways to run some detectors, each with its counts, and its times on a picture."""
     ways = [way for name, loaded in models.items() for way in ways_of(name, loaded, options)]
-    return [Priced(way, _counted(models[way.model], way)) for way in ways]
+    times = settled(ways, caller(models, picture), progress=progress)
+    return [Priced(way, with_times(counted_way(models[way.model], way), times[way].times)) for way in ways]
 
 
 def choose_published(
-    budget: Budget, names: Iterable[str] = (), *, rounds: int = ROUNDS, progress: ShowProgress = silent
+    budget: Budget,
+    names: Iterable[str] = (),
+    *,
+    rounds: int = ROUNDS,
+    once: Once | None = None,
+    progress: ShowProgress = silent,
 ) -> Choice:
     """Chooses among the eight sizes by the figures that the authors publish for COCO.
 
@@ -183,7 +149,8 @@ def choose_published(
     Args:
         budget: Caps on the cost of one picture.
         names: The sizes; by default all.
-        rounds: Times that each is timed.
+        rounds: Times that each is timed at first.
+        once: As of `choose`.
         progress: Shown what is done.
 
     Raises:
@@ -198,118 +165,29 @@ def choose_published(
                (sizes[way.model].coco_ap or 0) / 100)
         for way in ways
     ]  # fmt: skip
-    inside = [each for each in priced if each.over(_without_times(budget)) <= 1]
-    if not inside:
-        raise nothing_fits(priced, _without_times(budget))
+    inside = _inside(priced, without_times(budget))
     if not set(TIMED) & set(budget.caps):
         return Choice(_best(inside, budget), None, pareto(inside, budget), priced, PUBLISHED)
-    picture = np.zeros((480, 640, 3), dtype=np.uint8)
-    models = {each.way.model: Loaded(Detector(each.way.model).eval(), (), each.way.side) for each in inside}
-    timed = _timed(inside, models, picture, rounds, progress)
-    affordable = [each for each in timed if each.over(budget) <= 1]
-    if not affordable:
-        raise nothing_fits(timed, budget)
-    return _settled(affordable, models, budget, picture, rounds, progress, PUBLISHED)
+    if once is None:
+        models = {each.way.model: Loaded(Detector(each.way.model).eval(), (), each.way.side) for each in inside}
+        once = caller(models, np.zeros((480, 640, 3), dtype=np.uint8))
+    hopeful, dropped = _hopeful(inside, budget, rounds, once, progress)
+    found = _settled(hopeful, budget, once, progress, PUBLISHED)
+    return replace(found, dropped=[*dropped, *found.dropped])
 
 
-def check(budget: Budget) -> None:
-    """Raises `UsageError` for a budget that caps nothing, or what a picture's cost doesn't have."""
-    if not budget.caps:
-        raise UsageError(f"say what a picture may cost with --budget: {', '.join(CAPPED)}")
-    strange = next((name for name in budget.caps if name not in CAPPED), None)
-    if strange is not None:
-        raise UsageError(f"the cost of a picture has {', '.join(CAPPED)}, not {strange}")
+def caller(models: Mapping[str, Loaded], picture: npt.NDArray[np.uint8]) -> Once:
+    """Returns what runs a way once on a picture, with as many threads as the way has."""
 
+    def once(way: Way) -> Times:
+        before = torch.get_num_threads()
+        torch.set_num_threads(way.threads)
+        try:
+            return timed_call(partial(_run, models[way.model], way, picture))
+        finally:
+            torch.set_num_threads(before)
 
-def ways_of(name: str, loaded: Loaded, options: Options) -> list[Way]:
-    """Returns the ways to run a detector.
-
-    Raises:
-        UsageError: For layers, queries or sizes that it doesn't have.
-    """
-    size = loaded.detector.size
-    sides = options.sides or tuple(
-        sorted({max(MULTIPLE * 2, round(loaded.side * share / MULTIPLE) * MULTIPLE) for share in SIDES}, reverse=True)
-    )
-    wrong = next((side for side in sides if side % MULTIPLE or side < MULTIPLE), None)
-    if wrong is not None:
-        raise UsageError(f"a detector reads sides that {MULTIPLE} divides, not {wrong}")
-    deepest = max(options.layers, default=1)
-    if deepest > size.layers or min(options.layers, default=1) < 1:
-        raise UsageError(f"{name} has {size.layers} layers; try 1 to {size.layers}, not {deepest}")
-    threads = options.threads or tuple(sorted({1, torch.get_num_threads()}))
-    found = []
-    for side in sides:
-        most = min(size.queries, places(replace(loaded, side=side)))
-        if max(options.queries, default=1) > size.queries:
-            raise UsageError(f"{name} refines {size.queries} places; try as many at most")
-        queries = [each for each in options.queries if each <= most] or sorted(
-            {max(1, round(share * most)) for share in SHARES}, reverse=True
-        )
-        found += [
-            Way(name, deep, wide, side, count, dtype)
-            for deep in options.layers or range(1, size.layers + 1)
-            for wide in queries
-            for count in threads
-            for dtype in options.dtypes
-        ]
-    return found
-
-
-def _counted(loaded: Loaded, way: Way) -> Ledger:
-    return counted(loaded.detector.size, way.side, Effort(way.layers, way.queries))
-
-
-def _without_times(budget: Budget) -> Budget:
-    return Budget(**{name: cap for name, cap in budget.caps.items() if name not in TIMED})
-
-
-def nothing_fits(priced: Sequence[Priced], budget: Budget) -> FailureError:
-    """Returns an error that names the way which is closest to the budget, and by how much it is over."""
-    closest = min(priced, key=lambda each: each.over(budget))
-    name = max(budget.caps, key=lambda each: closest.ledger.amount(each) / budget.caps[each])
-    return FailureError(
-        f"nothing fits the budget; the closest, {closest.way.label}, needs {closest.over(budget):.2f} times as much: "
-        f"{name} {closest.ledger.amount(name):.4g} a picture"
-    )
-
-
-def timed_call(run: Callable[[], object]) -> tuple[float, float]:
-    """Returns the seconds of a call by the clock, and of the processor."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def _timed(
-    priced: Sequence[Priced],
-    models: Mapping[str, Loaded],
-    picture: npt.NDArray[np.uint8],
-    rounds: int,
-    progress: ShowProgress,
-) -> list[Priced]:
-    """Returns the ways with the least times of some rounds, each of which runs all ways once."""
-    least: dict[Way, tuple[float, float]] = {}
-    before = torch.get_num_threads()
-    try:
-        for turn in range(rounds + 1):  # the first warms up
-            for place, each in enumerate(priced):
-                torch.set_num_threads(each.way.threads)
-                found = timed_call(partial(_run, models[each.way.model], each.way, picture))
-                if turn:
-                    known = least.get(each.way, found)
-                    least[each.way] = (min(known[0], found[0]), min(known[1], found[1]))
-                progress("timing", turn * len(priced) + place + 1, (rounds + 1) * len(priced))
-    finally:
-        torch.set_num_threads(before)
-    return [replace(each, ledger=_with_times(each.ledger, least[each.way])) for each in priced]
-
-
-def _with_times(ledger: Ledger, times: tuple[float, float]) -> Ledger:
-    made = ledger + Ledger()
-    made.seconds = times[0]
-    made.extras["cpu_seconds"] = times[1]
-    return made
+    return once
 
 
 def _run(loaded: Loaded, way: Way, picture: npt.NDArray[np.uint8]) -> list[Detections]:
@@ -318,26 +196,69 @@ def _run(loaded: Loaded, way: Way, picture: npt.NDArray[np.uint8]) -> list[Detec
     )
 
 
-def _graded(
-    priced: Sequence[Priced], models: Mapping[str, Loaded], data: Dataset, progress: ShowProgress
-) -> list[Priced]:
-    """Returns the ways with their quality; those that differ by threads alone have one and the same."""
-    graded: dict[tuple[_Setting, tuple[int, int]], Score] = {}
-    settings = list(dict.fromkeys(_setting(each.way) for each in priced))
-    for place, setting in enumerate(settings):
-        wanted = {each.way.queries for each in priced if _setting(each.way) == setting}
-        told = f"measuring {setting.model} at {setting.side} px, {setting.dtype} ({place + 1} of {len(settings)})"
-        loaded = replace(models[setting.model], side=setting.side)
-        seen = grades(loaded, data, sorted(wanted), DTYPES[setting.dtype], _renamed(progress, told))
-        graded |= {(setting, effort): each for effort, each in seen.items()}
-
-    def quality(way: Way) -> float:
-        return graded[(_setting(way), (way.layers, way.queries))].ap or 0.0
-
-    return [replace(each, quality=quality(each.way)) for each in priced]
+def _counted(ways: Sequence[Way], models: Mapping[str, Loaded], budget: Budget) -> list[Priced]:
+    """Returns the ways with their counts where the budget caps one, for counting hundreds of ways takes a while."""
+    if without_times(budget).caps:
+        return [Priced(way, counted_way(models[way.model], way)) for way in ways]
+    return [Priced(way, Ledger()) for way in ways]
 
 
-class _Setting(NamedTuple):
+def _inside(priced: Sequence[Priced], budget: Budget, room: float = 1.0) -> list[Priced]:
+    """Returns what needs at most `room` times the budget. Raises `FailureError` where nothing does."""
+    found = [each for each in priced if each.over(budget) <= room]
+    if not found:
+        raise nothing_fits(priced, budget)
+    return found
+
+
+def _hopeful(
+    priced: Sequence[Priced], budget: Budget, rounds: int, once: Once, progress: ShowProgress
+) -> tuple[list[Priced], list[str]]:
+    """Returns what may fit the budget by a few timed calls, and what was left out of these and why.
+
+    Rounding to bfloat16 costs quality. Where it saves nothing that the budget caps, it is left out; on processors
+    without instructions for it, that is everywhere.
+    """
+    ways = [each.way for each in priced]
+    if not set(TIMED) & set(budget.caps):
+        useless = _rounded_twins(ways)
+        return [each for each in priced if each.way not in useless], _told(useless, "saves nothing that is capped")
+    useless = set[Way]()
+
+    def drop(known: Mapping[Way, Times]) -> set[Way]:
+        useless.update(_no_faster(known))
+        return useless
+
+    times = least(ways, once, rounds, drop, progress)
+    timed = [
+        replace(each, ledger=with_times(each.ledger, times[each.way])) for each in priced if each.way not in useless
+    ]
+    return _inside(timed, budget, ROOM), _told(useless, "is no faster than float32 here")
+
+
+def _rounded_twins(ways: Iterable[Way]) -> set[Way]:
+    """Returns the ways in bfloat16 that are there in float32 too."""
+    known = set(ways)
+    return {way for way in known if way.dtype == "bfloat16" and replace(way, dtype="float32") in known}
+
+
+def _no_faster(known: Mapping[Way, Times]) -> set[Way]:
+    """Returns the ways in bfloat16 of a model, side and threads where half of them are as slow as in float32."""
+    ratios: dict[tuple[str, int, int], list[float]] = {}
+    twins = _rounded_twins(known)
+    for way in twins:
+        ratio = known[way].seconds / known[replace(way, dtype="float32")].seconds
+        ratios.setdefault((way.model, way.side, way.threads), []).append(ratio)
+    return {way for way in twins if median(ratios[(way.model, way.side, way.threads)]) >= 1}
+
+
+def _told(useless: Iterable[Way], why: str) -> list[str]:
+    models = dict.fromkeys(way.model for way in sorted(useless, key=lambda way: way.model))
+    sides = {name: sorted({way.side for way in useless if way.model == name}, reverse=True) for name in models}
+    return [f"{name} in bfloat16 at {', '.join(map(str, sides[name]))} px, which {why}" for name in models]
+
+
+class _Look(NamedTuple):
     """What a look at the pictures is shared by: all layers and queries of it are measured at once."""
 
     model: str
@@ -345,108 +266,117 @@ class _Setting(NamedTuple):
     dtype: Dtype
 
 
-def _setting(way: Way) -> _Setting:
-    return _Setting(way.model, way.side, way.dtype)
+def _look(way: Way) -> _Look:
+    return _Look(way.model, way.side, way.dtype)
+
+
+def _looks(
+    ways: Iterable[Way], models: Mapping[str, Loaded], data: Dataset, draws: int, progress: ShowProgress
+) -> dict[tuple[_Look, tuple[int, int]], Score]:
+    """Returns the scores of ways; those that differ by threads alone have one and the same."""
+    wanted: dict[_Look, set[tuple[int, int]]] = {}
+    for way in ways:
+        wanted.setdefault(_look(way), set()).add((way.layers, way.queries))
+    found: dict[tuple[_Look, tuple[int, int]], Score] = {}
+    for place, (look, efforts) in enumerate(wanted.items()):
+        told = f"{'intervals of' if draws else 'measuring'} {look.model} at {look.side} px, {look.dtype} "
+        told += f"({place + 1} of {len(wanted)})"
+        loaded = replace(models[look.model], side=look.side)
+        shown = _renamed(progress, told)
+        seen = grades(loaded, data, efforts, DTYPES[look.dtype], shown, draws=draws, by_area=False)
+        found |= {(look, effort): each for effort, each in seen.items()}
+    return found
 
 
 def _renamed(progress: ShowProgress, told: str) -> ShowProgress:
     return lambda phase, done, total: progress(told, done, total)
 
 
+def _graded(
+    priced: Sequence[Priced], models: Mapping[str, Loaded], data: Dataset, progress: ShowProgress
+) -> list[Priced]:
+    """Returns the ways with their quality."""
+    seen = _looks((each.way for each in priced), models, data, 0, progress)
+    return [
+        replace(each, quality=seen[(_look(each.way), (each.way.layers, each.way.queries))].ap or 0.0)
+        for each in priced
+    ]  # fmt: skip
+
+
 def grades(
     loaded: Loaded,
     data: Dataset,
-    queries: Sequence[int],
+    efforts: Collection[tuple[int, int]],
     dtype: torch.dtype = torch.float32,
     progress: ShowProgress = silent,
-    only: int | None = None,
-    interval: bool = False,
+    *,
+    draws: int = 0,
+    by_area: bool = True,
 ) -> dict[tuple[int, int], Score]:
-    """Measures all layers, and some numbers of queries, in one look at each picture.
+    """Measures layers and numbers of queries, all in one look at each picture.
 
     Args:
         loaded: The detector.
         data: Pictures with boxes.
-        queries: Numbers of places that are refined.
+        efforts: Layers and queries, in pairs.
         dtype: What backbone and encoder compute in.
-        progress: Shown the pictures.
-        only: The one layer that is scored, from 1; None: all.
-        interval: Whether intervals are resampled.
+        progress: Shown the pictures, then the scores.
+        draws: Resamples that intervals are of; 0: none are.
+        by_area: Whether small, medium and large boxes are scored by themselves.
 
     Returns:
         By layers and queries.
     """
-    decoder, depth = loaded.detector.decoder, only or loaded.detector.size.layers
-    found: dict[tuple[int, int], list[Detections]] = {}
+    decoder = loaded.detector.decoder
+    deepest = {wide: max(deep for deep, each in efforts if each == wide) for _, wide in efforts}
+    found: dict[tuple[int, int], list[Detections]] = {effort: [] for effort in efforts}
+    total = len(data.examples) + len(found)
     for start in range(0, len(data.examples), BATCH):
         pictures = [each.pixels() for each in data.examples[start : start + BATCH]]
         with torch.no_grad():
             maps = maps_of(loaded, pictures, dtype)
-            for wide in queries:
+            for wide, deep in deepest.items():
                 contents, boxes, _ = decoder.choose(maps, wide)
-                answers, _ = decoder.refine(maps, contents, boxes, layers=depth, every=True)
+                answers, _ = decoder.refine(maps, contents, boxes, layers=deep, every=True)
                 for answer in answers:
-                    if only is None or answer.layer == only:
-                        rows = found_in(answer, pictures, 0.0, loaded.names)
-                        found.setdefault((answer.layer, wide), []).extend(rows)
-        progress("looking at pictures", min(start + BATCH, len(data.examples)), len(data.examples))
-    return {effort: score(rows, data, loaded.names, interval=interval) for effort, rows in found.items()}
-
-
-def pareto(priced: Sequence[Priced], budget: Budget) -> list[Priced]:
-    """Returns the ways of which none is both cheaper by the budget's first cap and better, the cheapest first."""
-    name = next(iter(budget.caps))
-    found: list[Priced] = []
-    for each in sorted(priced, key=lambda each: (each.ledger.amount(name), -(each.quality or 0))):
-        if not found or (each.quality or 0) > (found[-1].quality or 0):
-            found.append(each)
-    return found
+                    if (answer.layer, wide) in found:
+                        found[(answer.layer, wide)] += found_in(answer, pictures, 0.0, loaded.names)
+        progress("looking at pictures", min(start + BATCH, len(data.examples)), total)
+    scores = {}
+    for effort, rows in found.items():
+        scores[effort] = score(rows, data, loaded.names, draws=draws, by_area=by_area)
+        progress("looking at pictures", len(data.examples) + len(scores), total)
+    return scores
 
 
 def _best(priced: Sequence[Priced], budget: Budget) -> Priced:
     """Returns the best, and of equals the one that needs least of the budget."""
-    return max(priced, key=lambda each: (each.quality or 0, -each.over(budget)))
+    return max(priced, key=lambda each: _merit(each, budget))
 
 
-def _confirmed(
-    graded: Sequence[Priced],
-    models: Mapping[str, Loaded],
-    data: Dataset,
-    budget: Budget,
-    picture: npt.NDArray[np.uint8],
-    rounds: int,
-    progress: ShowProgress,
-) -> Choice:
-    """Returns the choice, with intervals of the winner and of the ways on the front."""
-    found = _settled(graded, models, budget, picture, rounds, progress, data.source)
-    named = {id(each): _with_interval(each, models, data) for each in (found.winner, *found.front)}
-    return replace(found, winner=named[id(found.winner)], front=[named[id(each)] for each in found.front])
+def _merit(priced: Priced, budget: Budget) -> tuple[float, float]:
+    return priced.quality or 0, -priced.over(budget)
 
 
-def _with_interval(priced: Priced, models: Mapping[str, Loaded], data: Dataset) -> Priced:
-    way = priced.way
-    loaded = replace(models[way.model], side=way.side)
-    seen = grades(loaded, data, [way.queries], DTYPES[way.dtype], only=way.layers, interval=True)
-    return replace(priced, interval=seen[(way.layers, way.queries)].intervals.get("ap"))
-
-
-def _settled(
-    affordable: Sequence[Priced],
-    models: Mapping[str, Loaded],
-    budget: Budget,
-    picture: npt.NDArray[np.uint8],
-    rounds: int,
-    progress: ShowProgress,
-    basis: str,
-) -> Choice:
-    """Returns the best way that is inside the budget when it is measured again."""
-    left, dropped = list(affordable), list[str]()
-    while left and len(dropped) < CONFIRMED:
+def _settled(graded: Sequence[Priced], budget: Budget, once: Once, progress: ShowProgress, basis: str) -> Choice:
+    """Returns the best way that is inside the budget by calls whose fastest agree, and by more of them once again."""
+    best = sorted(graded, key=lambda each: _merit(each, budget), reverse=True)[:FINALISTS]
+    finalists = list(dict.fromkeys(each.way for each in (*pareto(graded, budget), *best)))
+    times = settled(finalists, once, progress=progress)
+    every = [
+        replace(each, ledger=with_times(each.ledger, times[each.way].times)) if each.way in times else each
+        for each in graded
+    ]
+    left = _inside([each for each in every if each.way in times], budget)
+    unsettled = [way for way in finalists if not times[way].agreed]
+    dropped = list[str]()
+    while left:
         winner = _best(left, budget)
-        again = _again(winner, models, picture, rounds, progress)
-        if again.over(budget) <= 1:
-            return Choice(winner, again.ledger, pareto(left, budget), affordable, basis, dropped)
-        dropped.append(f"{winner.way.label}: {again.over(budget):.2f} times the budget when measured again")
+        first, second = _twice(winner, once, progress)
+        if second.over(budget) <= 1:
+            left[left.index(winner)] = every[every.index(winner)] = first
+            return Choice(first, second.ledger, pareto(left, budget), every, basis, dropped, unsettled)
+        dropped.append(f"{winner.way.label}: {second.over(budget):.2f} times the budget when measured again")
         left.remove(winner)
     raise FailureError(
         f"{len(dropped)} ways were inside the budget, and over it when measured again; the machine's speed changes too "
@@ -454,33 +384,70 @@ def _settled(
     )
 
 
-def _again(
-    winner: Priced,
-    models: Mapping[str, Loaded],
-    picture: npt.NDArray[np.uint8],
-    rounds: int,
-    progress: ShowProgress,
-) -> Priced:
-    """Returns the winner as it is measured a second time; longer where that is far above the first."""
-    (best,) = _timed([winner], models, picture, rounds, progress)
-    for _ in range(PATIENCE):
-        if best.ledger.seconds <= (1 + NEAR) * winner.ledger.seconds:
+def _twice(winner: Priced, once: Once, progress: ShowProgress) -> tuple[Priced, Priced]:
+    """Returns a way as it was measured, and as it is measured again.
+
+    Other work only adds to a time, so of two that are far apart the longer one is taken once more, whichever it is.
+    """
+
+    def measured() -> Priced:
+        times = settled([winner.way], once, progress=progress)[winner.way].times
+        return replace(winner, ledger=with_times(winner.ledger, times))
+
+    first, second = winner, measured()
+    for _ in range(PATIENCE - 1):
+        if abs(second.ledger.seconds / first.ledger.seconds - 1) <= NEAR:
             break
-        (more,) = _timed([winner], models, picture, 2 * rounds, progress)
-        best = min(best, more, key=lambda each: each.ledger.seconds)
-    return best
+        if second.ledger.seconds > first.ledger.seconds:
+            second = min(second, measured(), key=lambda each: each.ledger.seconds)
+        else:
+            first, second = second, measured()
+    return first, second
+
+
+def _with_intervals(
+    shown: Sequence[Priced], models: Mapping[str, Loaded], data: Dataset, progress: ShowProgress
+) -> dict[Way, tuple[float, float] | None]:
+    """Returns the intervals of ways' qualities."""
+    seen = _looks((each.way for each in shown), models, data, DRAWS, progress)
+    return {
+        each.way: seen[(_look(each.way), (each.way.layers, each.way.queries))].intervals.get("ap") for each in shown
+    }
+
+
+def _completed(
+    found: Choice, intervals: Mapping[Way, tuple[float, float] | None], models: Mapping[str, Loaded]
+) -> Choice:
+    """Returns a choice whose winner and front have intervals, and counts where the budget caps none."""
+
+    def whole(each: Priced) -> Priced:
+        counts = counted_way(models[each.way.model], each.way)
+        times = Times(each.ledger.seconds, each.ledger.amount("cpu_seconds"))
+        return replace(each, ledger=with_times(counts, times), interval=intervals[each.way])
+
+    made = {each.way: whole(each) for each in (found.winner, *found.front)}
+    again = found.again
+    if again is not None:
+        again = with_times(made[found.winner.way].ledger, Times(again.seconds, again.amount("cpu_seconds")))
+    return replace(
+        found, winner=made[found.winner.way], again=again, front=[made[each.way] for each in found.front],
+        every=[made.get(each.way, each) for each in found.every],
+    )  # fmt: skip
 
 
 def as_dict(choice: Choice) -> dict[str, Any]:
-    """Returns a choice as JSON can hold it."""
+    """Returns a choice as JSON can hold it; costs that were not measured are left out."""
+
+    def costs(ledger: Ledger) -> dict[str, float]:
+        return {name: ledger.amount(name) for name in CAPPED if ledger.amount(name)}
 
     def row(each: Priced) -> dict[str, Any]:
-        costs = {name: each.ledger.amount(name) for name in CAPPED}
-        return {"way": vars(each.way), "costs": costs, "ap": each.quality, "interval": each.interval}
+        return {"way": vars(each.way), "costs": costs(each.ledger), "ap": each.quality, "interval": each.interval}
 
-    again = None if choice.again is None else {name: choice.again.amount(name) for name in CAPPED}
+    again = None if choice.again is None else costs(choice.again)
     return {
         "winner": row(choice.winner), "command": choice.winner.way.command(), "again": again, "away": choice.away,
         "basis": choice.basis, "front": [row(each) for each in choice.front],
         "every": [row(each) for each in choice.every], "dropped": list(choice.dropped),
+        "unsettled": [way.label for way in choice.unsettled],
     }  # fmt: skip

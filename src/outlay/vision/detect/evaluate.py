@@ -23,7 +23,7 @@ MOST = 100
 """Detections of a picture that count, the most certain first."""
 BATCH = 8
 RESAMPLES = 200
-"""Draws of as many pictures, with repetition, that an interval is of."""
+"""Draws of as many pictures, with repetition, that an interval is of where one detector is measured."""
 CERTAIN, SAME = 0.3, 0.7
 """The score and the IoU from which a detection is a repetition of another one."""
 FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -38,7 +38,7 @@ class Score:
     ap50: float | None
     ap75: float | None
     ap_small: float | None
-    """Of boxes of fewer than 32^2 pixels."""
+    """Of boxes of fewer than 32^2 pixels; this and the next two are None where only the rest was asked for, too."""
     ap_medium: float | None
     ap_large: float | None
     """Of boxes of 96^2 pixels or more."""
@@ -92,23 +92,26 @@ def evaluate(
         pictures = [each.pixels() for each in data.examples[start : start + BATCH]]
         found += detect(loaded, pictures, threshold=0, layers=layers, queries=queries, dtype=dtype)
         progress("looking at pictures", len(found), len(data.examples))
-    return score(found, data, loaded.names, interval=interval)
+    return score(found, data, loaded.names, draws=RESAMPLES if interval else 0)
 
 
-def score(found: Sequence[Detections], data: Dataset, names: Sequence[str], *, interval: bool = False) -> Score:
+def score(
+    found: Sequence[Detections], data: Dataset, names: Sequence[str], *, draws: int = 0, by_area: bool = True
+) -> Score:
     """Returns the score of detections.
 
     Args:
         found: For each picture, with all scores above 0.
         data: The pictures.
         names: Of the detector's classes.
-        interval: Whether intervals are resampled.
+        draws: Resamples of the pictures that intervals are of; 0: none are.
+        by_area: Whether small, medium and large boxes are scored by themselves, which takes as long again for each.
     """
     place = places_of(names, data)
-    evaluation = _evaluation(found, data, place)
+    evaluation = _evaluation(found, data, place, by_area)
     figures = _figures(evaluation)
     per_class = _by_class(evaluation, data.names)
-    intervals = _intervals(evaluation, len(data.examples)) if interval else {}
+    intervals = _intervals(evaluation, len(data.examples), draws) if draws else {}
     return Score(**figures, classes=per_class, pictures=len(data.examples), intervals=intervals)
 
 
@@ -154,7 +157,7 @@ def places_of(names: Sequence[str], data: Dataset) -> dict[int, int]:
     )
 
 
-def _evaluation(found: Sequence[Detections], data: Dataset, place: Mapping[int, int]) -> Any:
+def _evaluation(found: Sequence[Detections], data: Dataset, place: Mapping[int, int], by_area: bool) -> Any:
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -186,7 +189,9 @@ def _evaluation(found: Sequence[Detections], data: Dataset, place: Mapping[int, 
         }
         said.createIndex()
         evaluation = COCOeval(right, said, "bbox")
-        evaluation.params.maxDets = [1, 10, MOST]
+        evaluation.params.maxDets = [MOST]
+        if not by_area:
+            _only_whole(evaluation.params)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
@@ -205,7 +210,15 @@ def _figures(evaluation: Any) -> dict[str, float | None]:
     areas = {"ap_small": 1, "ap_medium": 2, "ap_large": 3}
     found = {"ap": _mean(precision[:, :, :, 0, -1])}
     found |= {name: _mean(precision[which, :, :, 0, -1]) for name, which in at.items()}
-    return found | {name: _mean(precision[:, :, :, which, -1]) for name, which in areas.items()}
+    there = precision.shape[3]
+    return found | {
+        name: _mean(precision[:, :, :, which, -1]) if which < there else None for name, which in areas.items()
+    }
+
+
+def _only_whole(params: Any) -> None:
+    """Leaves boxes of all areas together, the first of COCO's ranges."""
+    params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
 
 
 def _by_class(evaluation: Any, names: Sequence[str]) -> dict[str, float | None]:
@@ -219,19 +232,19 @@ def _mean(precision: npt.NDArray[np.float64]) -> float | None:
     return float(there.mean()) if there.size else None
 
 
-def _intervals(evaluation: Any, pictures: int) -> dict[str, tuple[float, float]]:
+def _intervals(evaluation: Any, pictures: int, draws: int) -> dict[str, tuple[float, float]]:
     """Returns intervals of AP and AP50 by drawing pictures with repetition; each draw is accumulated by pycocotools."""
     draw = np.random.default_rng(0)
     held, areas = evaluation.evalImgs, evaluation.params.areaRng
     table = np.empty(len(held), dtype=object)
     table[:] = held
-    table = table.reshape(-1, len(areas), pictures)[:, :1]
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = areas[:1], evaluation.params.areaRngLbl[:1]
-    evaluation._paramsEval.areaRng = areas[:1]
+    table = table.reshape(-1, len(areas), pictures)[:, 0]
+    _only_whole(evaluation.params)
+    _only_whole(evaluation._paramsEval)
     drawn: dict[str, list[float]] = {"ap": [], "ap50": []}
     with contextlib.redirect_stdout(io.StringIO()):
-        for _ in range(RESAMPLES):
-            evaluation.evalImgs = table[:, :, draw.integers(pictures, size=pictures)].ravel().tolist()
+        for _ in range(draws):
+            evaluation.evalImgs = table[:, draw.integers(pictures, size=pictures)].ravel().tolist()
             evaluation.accumulate()
             precision = evaluation.eval["precision"]
             for name, value in (("ap", _mean(precision[:, :, :, 0, -1])), ("ap50", _mean(precision[0, :, :, 0, -1]))):
