@@ -120,7 +120,7 @@ def _table(found: Choice, budget: Budget) -> str:
     kept = [place for place, name in enumerate(header) if name not in ("95 %", "ms") or any(row[place] for row in rows)]
     lines = [
         terminal.table([header[place] for place in kept], [[row[place] for place in kept] for row in rows], sys.stdout),
-        f"quality: {found.basis}" + (" for other weights than yours" if found.basis.startswith("COCO") else ""),
+        f"quality: {found.basis}" + (" for other weights than yours; give your file in place of the size" if found.basis.startswith("COCO") else ""),
         *(f"left out: {line}" for line in found.dropped),
         f"the best within {', '.join(f'{name}={cap:g}' for name, cap in budget.caps.items())}: "
         f"{found.winner.way.label}, AP {PERCENT * (found.winner.quality or 0):.1f}",

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         loaded, remark = at_side(loaded, args.size)
         if remark:
             print(f"outlay: {remark}", file=sys.stderr)
+    if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
+        raise UsageError(f"--draw is a folder for pictures, and {args.draw} is a file")
     pictures = [read_picture(path) for path in args.pictures]
     options = {
         "threshold": args.threshold,
@@ -99,9 +101,9 @@ def run(args: argparse.Namespace) -> int:
 
 def measured(call: Callable[[Picture], object], pictures: Sequence[Picture]) -> list[Settled]:
     """Returns what a call with each of some pictures takes, measured as `outlay vision choose` measures."""
-    from outlay.vision.detect.timing import settled, timed_call
+    from outlay.vision.detect.timing import PATIENT, settled, timed_call
 
-    times = settled(range(len(pictures)), lambda place: timed_call(lambda: call(pictures[place])))
+    times = settled(range(len(pictures)), lambda place: timed_call(lambda: call(pictures[place])), PATIENT)
     return [times[place] for place in range(len(pictures))]
 
 

@@ -26,7 +26,7 @@ from outlay.vision.detect.deimv2 import Detector
 from outlay.vision.detect.detections import Detections, Effort, counted, detect, found_in, maps_of
 from outlay.vision.detect.evaluate import BATCH, Score, score
 from outlay.vision.detect.sizes import SIZES
-from outlay.vision.detect.timing import Times, least, settled, timed_call
+from outlay.vision.detect.timing import PATIENT, Times, least, settled, timed_call
 from outlay.vision.detect.ways import (
     CAPPED,
     DTYPES,
@@ -391,7 +391,7 @@ def _twice(winner: Priced, once: Once, progress: ShowProgress) -> tuple[Priced, 
     """
 
     def measured() -> Priced:
-        times = settled([winner.way], once, progress=progress)[winner.way].times
+        times = settled([winner.way], once, PATIENT, progress)[winner.way].times
         return replace(winner, ledger=with_times(winner.ledger, times))
 
     first, second = winner, measured()

@@ -50,6 +50,10 @@ class Patience:
     """After so much time in its calls, what they waited included, nothing is called more than `least` times."""
 
 
+PATIENT = Patience(seconds=20.0)
+"""For one way, whose time is what is told: the fastest calls of a busy machine are rare."""
+
+
 class Settled(NamedTuple):
     """The time of a call."""
 
