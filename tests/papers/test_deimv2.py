@@ -343,3 +343,21 @@ def test_the_command_tells_and_draws(atto, tmp_path, pictures, capsys):
     assert "2 layers, 100 queries" in capsys.readouterr().out
     assert cli.main([*words, "--layers", "9"]) == 2
     assert capsys.readouterr().err == "outlay: the detector has 3 layers; run 1 to 3, not 9\n"
+    assert cli.main([*words, "--draw", str(tmp_path / "china.png")]) == 2
+    assert "--draw is a folder for pictures" in capsys.readouterr().err
+
+
+def test_the_command_measures_as_choose_does(atto, tmp_path, pictures, capsys, monkeypatch):
+    from outlay import cli
+    from outlay.vision.detect import timing
+
+    calls = []
+    times = iter([timing.Times(9, 9), timing.Times(0.012, 0.011), *6 * [timing.Times(0.01, 0.009, 0.5)]])
+    monkeypatch.setattr(timing, "timed_call", lambda run: calls.append(run()) or next(times))
+    detect.save(tmp_path / "mine", Loaded(atto, ("a", "b", "c"), 192))
+    Image.fromarray(pictures[0]).save(tmp_path / "china.png")
+    words = ["vision", "detect", str(tmp_path / "china.png"), "--model", str(tmp_path / "mine"), "--measure"]
+    assert cli.main(words) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "10.0 ms, 9.0 ms of the processor; without 500.0 ms in which other work held it"
+    assert len(calls) == 7

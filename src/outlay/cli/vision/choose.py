@@ -33,6 +33,7 @@ examples:
   outlay vision choose --budget flops=5.5e9
 """
 PERCENT = 100
+OTHERS = " for other weights than yours; give your file where the command names the size"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -115,12 +116,14 @@ def _published(args: argparse.Namespace, budget: Budget, progress: Callable[[str
 
 def _table(found: Choice, budget: Budget) -> str:
     """Returns the ways on the front, the winner and its command."""
+    from outlay.vision.detect.choose import PUBLISHED
+
     header = ("", "model", "layers", "queries", "px", "threads", "type", "AP", "95 %", "ms", "GFLOP", "moved MB")
     rows = [_row(each, each.way == found.winner.way) for each in found.front]
     kept = [place for place, name in enumerate(header) if name not in ("95 %", "ms") or any(row[place] for row in rows)]
     lines = [
         terminal.table([header[place] for place in kept], [[row[place] for place in kept] for row in rows], sys.stdout),
-        f"quality: {found.basis}" + (" for other weights than yours; give your file in place of the size" if found.basis.startswith("COCO") else ""),
+        f"quality: {found.basis}" + (OTHERS if found.basis == PUBLISHED else ""),
         *(f"left out: {line}" for line in found.dropped),
         f"the best within {', '.join(f'{name}={cap:g}' for name, cap in budget.caps.items())}: "
         f"{found.winner.way.label}, AP {PERCENT * (found.winner.quality or 0):.1f}",
