@@ -29,12 +29,12 @@ def report(found: Mapping[str, Any]) -> str:
     ]
     speeds = found["speeds"]
     return "\n\n".join(
-        (
+        [
             machine.heading(found["machine"]),
             f"{found['glyphs']}, {prior}: {seeds}, {found['scenes']} scenes each; ratios and differences with 95 % "
             "intervals over scenes",
             table(header, rows),
-            table(["attention alone over visual", "CHAIR_i", ""], between),
+            *([table(["attention alone over visual", "CHAIR_i", ""], between)] if between else []),
             verdicts(found),
             table(
                 ["decoding, processor time", "tokens/s"],
@@ -42,7 +42,7 @@ def report(found: Mapping[str, Any]) -> str:
             ),
             "\n".join(f"{name}: {_ratio(ratio)}" for name, ratio in speeds["ratios"].items())
             + "\nratios are medians of the rounds, with the least and the greatest",
-        )
+        ]
     )
 
 
@@ -51,6 +51,8 @@ def command(found: Mapping[str, Any]) -> str:
     options = {"glyphs": found["glyphs"], "seeds": found["seeds"], "scenes": found["scenes"]}
     usual = {"glyphs": "digits", "seeds": 1, "scenes": 100}
     typed = [f" --{name} {value}" for name, value in options.items() if value != usual[name]]
+    methods = found.get("methods", [])
+    typed += [" --methods ", " ".join(methods)] if methods else []
     return "outlay bench vision" + "".join(typed) + ("" if found["reversed"] else " --prior training")
 
 

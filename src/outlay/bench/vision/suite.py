@@ -57,6 +57,14 @@ class VisionSettings:
     scenes: int
     rounds: int
     threads: int
+    methods: tuple[str, ...] = ()
+    """Beside greedy, in place of all of `METHODS`."""
+
+    @property
+    def contenders(self) -> dict[str, str]:
+        """Methods by what the report calls them, greedy first."""
+        names = {method: name for name, method in METHODS.items()}
+        return {names.get(method, method): method for method in (GREEDY, *self.methods)} if self.methods else METHODS
 
 
 class VisionSuite(Suite[VisionSettings]):
@@ -75,13 +83,18 @@ class VisionSuite(Suite[VisionSettings]):
                             help="of scenes (%(default)s; 3 for the whole measurement)")  # fmt: skip
         parser.add_argument("--scenes", type=int, default=100, metavar="N",
                             help="of each seed (%(default)s; 2000 for the whole measurement)")  # fmt: skip
+        parser.add_argument("--methods", nargs="+", default=(), metavar="M",
+                            help="beside greedy (VASparse, its parts and its peers)")  # fmt: skip
         parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of the speeds (%(default)s)")
         parser.add_argument("--threads", type=int, default=1, metavar="N", help="(%(default)s)")
 
     def settings(self, args: argparse.Namespace) -> VisionSettings:
         """Returns what the options ask for."""
         refuse_below_one(args, "seeds", "scenes", "rounds", "threads")
-        return VisionSettings(args.glyphs, args.prior == "reversed", args.seeds, args.scenes, args.rounds, args.threads)
+        return VisionSettings(
+            args.glyphs, args.prior == "reversed", args.seeds, args.scenes, args.rounds, args.threads,
+            tuple(args.methods),
+        )  # fmt: skip
 
     def measure(self, settings: VisionSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns CHAIR and recall of each method with its ratio to greedy, and the speeds."""
@@ -89,9 +102,9 @@ class VisionSuite(Suite[VisionSettings]):
         world = GlyphWorld(settings.kind, reversed=settings.reversed)
         scenes = [scene for seed in range(settings.seeds) for scene in world.scenes(settings.scenes, seed)]
         counted: dict[str, list[CaptionCounts]] = {}
-        rows = []
-        for place, (name, method) in enumerate(METHODS.items()):
-            progress(f"captions by {name}", place, len(METHODS))
+        rows, contenders = [], settings.contenders
+        for place, (name, method) in enumerate(contenders.items()):
+            progress(f"captions by {name}", place, len(contenders))
             captions, results = captions_of(lm, scenes, method)
             passes = sum(result.ledger.target_passes for result in results)
             passes_a_token = passes / sum(len(result.tokens) for result in results)
@@ -111,10 +124,12 @@ class VisionSuite(Suite[VisionSettings]):
         between = [
             {"keep": keep, "ratio": chair_ratio(counted[f"keep {keep}, visual"], counted[f"keep {keep}, attention"])}
             for keep in KEPT
+            if {f"keep {keep}, visual", f"keep {keep}, attention"} <= counted.keys()
         ]
-        progress("speeds", len(METHODS), len(METHODS))
+        progress("speeds", len(contenders), len(contenders))
         speeds = measured_speeds(lm, scenes[0], settings.rounds)
-        settled = {"glyphs": settings.kind, "reversed": settings.reversed, "seeds": settings.seeds}
+        settled = {"glyphs": settings.kind, "reversed": settings.reversed, "seeds": settings.seeds,
+                   "methods": list(settings.methods)}  # fmt: skip
         return {**settled, "scenes": settings.scenes, "rows": rows, "attention_over_visual": between, "speeds": speeds}
 
     def report(self, found: Mapping[str, Any]) -> str:
