@@ -85,6 +85,17 @@ def test_the_dictionary_multiplies_a_token_as_a_column():
     assert torch.allclose(crate.sparsify(z[None], dictionary, 0.2, 0.3)[0], expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_steps_in_a_wide_dictionary_never_raise_the_lasso_objective(share):
+    for seed in range(5):
+        dictionary, x, lam = drawn(8, 32, seed=seed), drawn(20, 8, seed=seed + 50), 0.1
+        eta = share / torch.linalg.matrix_norm(dictionary, 2).item() ** 2
+        codes = [torch.zeros(20, 32).double(), *(crate.sparse_code(x, dictionary, eta, lam, n) for n in (1, 2, 3))]
+        values = [lam * z.sum() + (x - z @ dictionary.mT).square().sum() / 2 for z in codes]
+        assert all(later < earlier for earlier, later in itertools.pairwise(values))
+        assert all((z >= 0).all() for z in codes)
+
+
 # Blocks
 
 
@@ -136,6 +147,44 @@ def test_the_decoder_block_subtracts_its_attention():
     block, z = crate.DecoderBlock(12, 3).double(), drawn(2, 5, 12)
     half = block[0].norm(z) @ block[0].fn.weight.T
     assert torch.allclose(block(z), half - block[1].fn(block[1].norm(half)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_wide_dictionary_codes_a_token_in_two_steps_and_another_makes_a_token_of_the_code(residual):
+    torch.manual_seed(0)
+    block, x = crate.EncoderBlock(6, 2, 0.2, 0.05, dict_ratio=3, residual=residual).double(), drawn(1, 4, 6)
+    attention, second = block
+    y = x + attention(x)
+    for token, found in zip(y[0], block(x)[0], strict=True):
+        g, d, d1 = second.norm(token), second.fn.D, second.fn.D1
+        first = torch.relu(0.2 * d.T @ g - 0.2 * 0.05)
+        code = torch.relu(first - 0.2 * d.T @ (d @ first - g) - 0.2 * 0.05)
+        assert torch.allclose(found, d1 @ code + (token if residual else 0), rtol=1e-12)
+    assert sum(p.numel() for p in block.parameters()) == (2 + 2 * 3) * 6**2 + 5 * 6
+
+
+def test_a_residual_adds_the_sparsification_to_the_tokens():
+    torch.manual_seed(0)
+    plain, added = (crate.EncoderBlock(12, 3, residual=residual).double() for residual in (False, True))
+    added.load_state_dict(plain.state_dict())
+    x = drawn(1, 5, 12)
+    assert torch.allclose(added(x), x + plain[0](x) + plain(x), rtol=1e-12)
+
+
+def test_a_classifier_of_wide_dictionaries_learns_and_is_measured_layer_by_layer():
+    torch.manual_seed(0)
+    options = {"image_size": 8, "patch": 4, "channels": 1, "classes": 3, "dim": 16, "heads": 2, "depth": 2}
+    net = crate.build("crate-tiny", **options, dict_ratio=4, residual=True)
+    images, labels = torch.rand(12, 1, 8, 8), torch.arange(12) % 3
+    optimizer, losses = torch.optim.AdamW(net.parameters(), lr=1e-2), []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(net(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+    assert [layer.layer for layer in crate.diagnose(net, images)] == ["transformer.layers.0", "transformer.layers.1"]
 
 
 def test_one_head_has_no_output_layer():
@@ -235,6 +284,8 @@ def test_patches_are_in_rows_with_channels_last():
         ({"variant": "paper"}, "no variant 'paper'"),
         ({"variant": "theory", "kappa": 0}, "kappa and eps are above 0"),
         ({"pool": "max"}, "pool is cls or mean"),
+        ({"dict_ratio": 0}, "dict_ratio is 1 or more atoms for each dimension, not 0"),
+        ({"variant": "theory", "residual": True}, "are of the released variant"),
     ],
 )
 def test_sizes_and_steps_that_do_not_fit_are_refused_in_one_line(options, message):

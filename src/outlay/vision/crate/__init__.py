@@ -9,7 +9,7 @@ from outlay.vision.crate.autoencoder import UNUSED, CrateMAE, Reconstruction
 from outlay.vision.crate.blocks import DecoderBlock, EncoderBlock, TheoryBlock
 from outlay.vision.crate.classifier import Crate, CrateClassifier
 from outlay.vision.crate.diagnostics import Heads, LayerRates, diagnose, diagnose_decoder
-from outlay.vision.crate.rates import compress, rate, rate_gradient, sparsify, subspace_rate
+from outlay.vision.crate.rates import compress, rate, rate_gradient, sparse_code, sparsify, subspace_rate
 
 SIZES = {**classifier.SIZES, **autoencoder.SIZES}
 """Width, heads and depth of each network by its name."""
@@ -36,6 +36,7 @@ __all__ = [
     "diagnose_decoder",
     "rate",
     "rate_gradient",
+    "sparse_code",
     "sparsify",
     "subspace_rate",
 ]

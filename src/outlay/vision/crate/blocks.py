@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from outlay.errors import UsageError
-from outlay.vision.crate.rates import compress, sparsify
+from outlay.vision.crate.rates import compress, sparse_code, sparsify
 
 Variant = Literal["released", "theory"]
 SHORT = (
@@ -70,10 +70,7 @@ class Sparsification(nn.Module):
 
     def __init__(self, dim: int, eta: float = 0.1, lam: float = 0.1) -> None:
         super().__init__()
-        if not eta > 0:
-            raise UsageError(f"eta is a step size above 0, not {eta:g}")
-        if not lam >= 0:
-            raise UsageError(f"lam weighs an L1 norm and is 0 or more, not {lam:g}")
+        check_steps(eta, lam)
         self.eta, self.lam = eta, lam
         self.weight = nn.Parameter(torch.empty(dim, dim))
         nn.init.kaiming_uniform_(self.weight)
@@ -81,6 +78,29 @@ class Sparsification(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Takes normed tokens [..., n, dim] and returns what replaces them."""
         return sparsify(x, self.weight, self.eta, self.lam)
+
+
+class OvercompleteSparsification(nn.Module):
+    """CRATE-alpha's: two proximal steps from zero in a wide dictionary, and another that makes tokens of the code.
+
+    Args:
+        dim: Width of a token.
+        ratio: Atoms of each dictionary for a dimension of a token.
+        eta: The step size.
+        lam: The weight of the L1 norm.
+    """
+
+    def __init__(self, dim: int, ratio: int, eta: float = 0.1, lam: float = 0.1) -> None:
+        super().__init__()
+        check_steps(eta, lam)
+        self.eta, self.lam = eta, lam
+        self.D, self.D1 = (nn.Parameter(torch.empty(dim, ratio * dim)) for _ in range(2))
+        for dictionary in (self.D, self.D1):
+            nn.init.kaiming_uniform_(dictionary)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes normed tokens [..., n, dim] and returns D1 z of their code z, [..., n, dim]."""
+        return sparse_code(x, self.D, self.eta, self.lam) @ self.D1.mT
 
 
 class Normed(nn.Module):
@@ -100,23 +120,37 @@ class Normed(nn.Module):
 class EncoderBlock(nn.ModuleList):
     """The released block: attention with a residual, then sparsification, which replaces the tokens.
 
-    It has 3 dim^2 + 5 dim parameters.
+    It has 3 dim^2 + 5 dim parameters. With `dict_ratio` and `residual` it is CRATE-alpha's (Yang et al. 2024), of
+    (2 + 2 dict_ratio) dim^2 + 5 dim.
 
     Args:
         dim: Width of a token.
         heads: Subspaces.
         eta: The step size of the sparsification.
         lam: Its weight of the L1 norm.
+        dict_ratio: Atoms of the dictionary for a dimension of a token; above 1 another dictionary makes tokens of them.
+        residual: Whether the sparsification is added to the tokens in place of replacing them.
+
+    Raises:
+        UsageError: For sizes that don't divide, or steps that are no steps.
     """
 
-    def __init__(self, dim: int, heads: int, eta: float = 0.1, lam: float = 0.1) -> None:
-        super().__init__([Normed(dim, SubspaceAttention(dim, heads)), Normed(dim, Sparsification(dim, eta, lam))])
+    def __init__(
+        self, dim: int, heads: int, eta: float = 0.1, lam: float = 0.1, dict_ratio: int = 1, residual: bool = False
+    ) -> None:
+        if dict_ratio < 1:
+            raise UsageError(f"dict_ratio is 1 or more atoms for each dimension, not {dict_ratio}")
+        plain = dict_ratio == 1
+        second = Sparsification(dim, eta, lam) if plain else OvercompleteSparsification(dim, dict_ratio, eta, lam)
+        super().__init__([Normed(dim, SubspaceAttention(dim, heads)), Normed(dim, second)])
+        self.residual = residual
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Takes tokens [batch, n, dim], and a mask as `SubspaceAttention` does; returns the next layer's tokens."""
         attention, sparsification = self
-        out: Tensor = sparsification(x + attention(x, mask))
-        return out
+        x = x + attention(x, mask)
+        out: Tensor = sparsification(x)
+        return x + out if self.residual else out
 
 
 class DecoderBlock(nn.ModuleList):
@@ -199,18 +233,28 @@ class Blocks(nn.Module):
 
 
 def encoder_block(
-    variant: Variant, dim: int, heads: int, eta: float, lam: float, kappa: float, eps: float
+    variant: Variant,
+    dim: int,
+    heads: int,
+    eta: float,
+    lam: float,
+    kappa: float,
+    eps: float,
+    dict_ratio: int = 1,
+    residual: bool = False,
 ) -> nn.Module:
-    """Returns a block of a variant; `kappa` and `eps` are those of `TheoryBlock`, which alone has them.
+    """Returns a block of a variant; `kappa` and `eps` are those of `TheoryBlock`, the last two of `EncoderBlock`.
 
     Raises:
         UsageError: For a variant that isn't there, and for sizes or steps that don't fit.
     """
     if variant == "theory":
+        if dict_ratio != 1 or residual:
+            raise UsageError("dict_ratio and residual are of the released variant; the theory's block has neither")
         return TheoryBlock(dim, heads, eta, lam, kappa, eps)
     if variant != "released":
         raise UsageError(f"there is no variant {variant!r} of CRATE's block; there are released and theory")
-    return EncoderBlock(dim, heads, eta, lam)
+    return EncoderBlock(dim, heads, eta, lam, dict_ratio, residual)
 
 
 def _attended(w: Tensor, mask: Tensor | None) -> Tensor:
@@ -225,3 +269,11 @@ def check_heads(dim: int, heads: int) -> None:
     """Raises `UsageError` where the width of a token isn't a multiple of the heads."""
     if heads < 1 or dim < 1 or dim % heads:
         raise UsageError(f"a token of {dim} dimensions can't be split among {heads} heads: give a divisor of {dim}")
+
+
+def check_steps(eta: float, lam: float) -> None:
+    """Raises `UsageError` where a proximal step has no size, or its norm a weight below 0."""
+    if not eta > 0:
+        raise UsageError(f"eta is a step size above 0, not {eta:g}")
+    if not lam >= 0:
+        raise UsageError(f"lam weighs an L1 norm and is 0 or more, not {lam:g}")

@@ -64,6 +64,8 @@ class CrateClassifier(nn.Module):
         variant: The block, "released" or "theory".
         kappa: The step size of the theory's compression.
         eps: The quantisation error of the theory's rates.
+        dict_ratio: Atoms of the released block's dictionary for a dimension, as CRATE-alpha has them.
+        residual: Whether the released block adds its sparsification to the tokens, as CRATE-alpha does.
 
     Raises:
         UsageError: For sizes that don't divide, or steps that are no steps.
@@ -85,6 +87,8 @@ class CrateClassifier(nn.Module):
         variant: Variant = "released",
         kappa: float = 0.1,
         eps: float = 0.5,
+        dict_ratio: int = 1,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.sides = check_sides(image_size, patch)
@@ -97,7 +101,8 @@ class CrateClassifier(nn.Module):
         )
         self.pos_embedding = nn.Parameter(torch.randn(1, count + 1, dim))
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.transformer = Blocks([encoder_block(variant, dim, heads, eta, lam, kappa, eps) for _ in range(depth)])
+        block = (variant, dim, heads, eta, lam, kappa, eps, dict_ratio, residual)
+        self.transformer = Blocks([encoder_block(*block) for _ in range(depth)])
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -166,6 +171,12 @@ class Crate(Entry):
     eps: float = 0.5
     """Quantisation error of the coding rates, in the theory's block."""
 
+    dict_ratio: int = 1
+    """Atoms of the dictionary for each dimension of a token; CRATE-alpha has 4. Experimental."""
+
+    residual: bool = False
+    """Adds the sparsification to the tokens, as CRATE-alpha does, in place of replacing them. Experimental."""
+
     about: ClassVar[About] = About(
         name="crate",
         summary="blocks that compress and sparsify, with a quarter of a transformer's parameters",
@@ -185,5 +196,5 @@ class Crate(Entry):
 
     def build(self) -> CrateClassifier:
         """Returns the network with new weights."""
-        options = {name: getattr(self, name) for name in ("classes", "variant", "eta", "lam", "kappa", "eps")}
-        return build(self.name, **options)
+        names = ("classes", "variant", "eta", "lam", "kappa", "eps", "dict_ratio", "residual")
+        return build(self.name, **{name: getattr(self, name) for name in names})

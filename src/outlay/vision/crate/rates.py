@@ -115,3 +115,25 @@ def sparsify(z: Tensor, dictionary: Tensor, eta: float, lam: float, target: Tens
     """
     gap = (z if target is None else target) - z @ dictionary.mT
     return torch.relu(torch.addmm(z.flatten(0, -2), gap.flatten(0, -2), dictionary, alpha=eta).view_as(z) - eta * lam)
+
+
+def sparse_code(x: Tensor, dictionary: Tensor, eta: float, lam: float, steps: int = 2) -> Tensor:
+    """Takes proximal steps on lam |z|_1 + 1/2 |x - D z|^2 over z >= 0 from z = 0, in a dictionary of any size.
+
+    The first step is relu(eta D^T x - eta lam). (Yang et al. 2024, Scaling White-Box Transformers for Vision, which
+    takes two.)
+
+    Args:
+        x: What the dictionary should make of the code, [..., n, dim].
+        dictionary: D, [dim, atoms], which multiplies a code as a column.
+        eta: The step size.
+        lam: The weight of the L1 norm.
+        steps: How many steps; 1 or more.
+
+    Returns:
+        z, [..., n, atoms].
+    """
+    code = torch.relu(eta * (x @ dictionary) - eta * lam)
+    for _ in range(steps - 1):
+        code = torch.relu(code + eta * ((x - code @ dictionary.mT) @ dictionary) - eta * lam)
+    return code
