@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from outlay import problems
+from outlay import UsageError, problems
 
-PARTS = ("retrieval", "edits", "dates", "sorting")
+PARTS = ("retrieval", "edits", "dates", "sorting", "short_answers")
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -48,3 +48,26 @@ def test_a_date_is_the_same_day_in_every_form():
 def test_a_sorted_list_holds_the_same_numbers_in_order():
     for row in problems.make("sorting:count=100"):
         assert list(map(int, row["answer"].split())) == sorted(map(int, row["prompt"].split()))
+
+
+@pytest.mark.parametrize(("named", "most"), [("short_answers", 24), ("short_answers:pairs=6", 6)])
+def test_short_answers_are_of_the_four_kinds_in_turn_with_look_ups_of_all_sizes(named, most):
+    rows = problems.make(f"{named}{',' if ':' in named else ':'}count=400")
+    assert len(rows) == 400
+    of_kind = [problems.make(f"{kind}:count=100") for kind in ("dates", "edits", "sorting")]
+    for place, alone in enumerate(of_kind):
+        assert rows[place::4] == alone
+    sizes = set()
+    for row in rows[3::4]:
+        held = re.findall(r"([a-z]{2})=(\d\d)", row["prompt"])
+        assert len(dict(held)) == len(held)
+        assert row["answer"] == dict(held)[row["prompt"][-3:-1]]
+        sizes.add(len(held))
+    assert min(sizes) == 2
+    assert max(sizes) == most
+
+
+@pytest.mark.parametrize("pairs", [1, 25])
+def test_short_answers_refuse_look_ups_that_can_not_be(pairs):
+    with pytest.raises(UsageError, match=f"among 2 to 24 pairs, not {pairs}"):
+        problems.make(f"short_answers:pairs={pairs}")

@@ -318,6 +318,17 @@ def test_what_was_stopped_goes_on_to_the_same_student(tmp_path):
         again.fit(tmp_path / "other", silent)
 
 
+def test_weights_start_at_the_released_deviation_or_at_that_of_their_inputs():
+    torch.manual_seed(0)
+    for asked, of in ((0.02, lambda weight: 0.02), (0.0, lambda weight: weight.shape[1] ** -0.5)):
+        net = Mu(MuConfig(1, 1, 64, 32, 4, 2, 256, 300, 32), asked)
+        for name, weight in net.named_parameters():
+            if weight.dim() == 2:
+                assert weight.std().item() == pytest.approx(of(weight), rel=0.1), name
+            elif name.endswith("bias"):
+                assert not weight.any()
+
+
 def test_one_pair_is_learned_by_heart():
     one = Distillation(replace(RECIPE, alpha=0.0), pairs(1), tiny_model().tokenizer, None, END + 1)
     optimizer = one.optimizer()

@@ -27,7 +27,8 @@ def make(text: str) -> list[dict[str, Any]] | None:
 
     Args:
         text: `"name"` or `"name:count=50,seed=1"`; by default 100 problems with seed 0. `arithmetic` takes
-            `operations=6-8`, the fewest and the most operations, besides.
+            `operations=6-8`, the fewest and the most operations, besides, and `short_answers` `pairs=6`, the most
+            pairs of a look-up.
 
     Returns:
         A row for each problem, or None where no set has that name.

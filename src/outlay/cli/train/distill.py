@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from outlay.cli import terminal
 from outlay.cli.arguments import Parser, number, one_of
 from outlay.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_arguments(parser: Parser) -> None:
@@ -41,10 +37,15 @@ def add_arguments(parser: Parser) -> None:
         ("micro", 6, "examples of a pass"),
         ("epochs", 128, "times that the pairs are gone through"),
         ("measure-every", 32, "steps between two measurements"),
+        ("warmup", 4, "steps over which the learning rate rises"),
     ):
         parser.add_argument(f"--{name}", type=number(1, whole=True), default=default, metavar="N",
                             help=f"{what} (%(default)s)")  # fmt: skip
-    for name, share, what in (("lr", 1e-4, "highest learning rate"), ("dropout", 0.1, "share that is dropped")):
+    for name, share, what in (
+        ("lr", 1e-4, "highest learning rate"), ("dropout", 0.1, "share that is dropped"),
+        ("init-std", 0.02, "deviation of the weights at the start; 0: by the width of a layer, for narrow students"),
+        ("weight-decay", 0.01, "of matrices"),
+    ):  # fmt: skip
         parser.add_argument(f"--{name}", type=number(0), default=share, metavar="X", help=f"{what} (%(default)s)")
     parser.add_argument(
         "--count-padding", action="store_true", help="count padding in the KL, as the released code does"

@@ -18,6 +18,7 @@ from outlay.models.rope import Rope
 from outlay.train.frozen import rotated
 
 EPS = 1e-6
+INIT_STD = 0.02  # of the released code
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of each decoder layer, [batch, kv_heads, time, head_dim] each."""
 
@@ -76,12 +77,18 @@ class MuConfig:
 
 
 class Mu(nn.Module):
-    """An encoder-decoder."""
+    """An encoder-decoder.
+
+    Args:
+        config: Its shape.
+        init_std: Deviation of the weights at the start; 0: one over the square root of a matrix's inputs. The released
+            0.02 is that of a wide network: one of width 128 starts with activations near 0, and stays on a plateau.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: MuConfig) -> None:
+    def __init__(self, config: MuConfig, init_std: float = INIT_STD) -> None:
         super().__init__()
         self.config = config
         self.transformer = _Transformer(config)
@@ -92,7 +99,7 @@ class Mu(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=init_std or parameter.shape[1] ** -0.5)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

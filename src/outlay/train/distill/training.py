@@ -36,7 +36,7 @@ from outlay.train.distill.layout import (
     student_layout,
     teacher_layout,
 )
-from outlay.train.distill.net import Mu, MuConfig
+from outlay.train.distill.net import INIT_STD, Mu, MuConfig
 
 HELD_OUT = 16  # every 16th pair is held out for validation
 BATCHES_OF_A_BUCKET = 8  # at least; few buckets on little data, whose batches would all be alike
@@ -73,6 +73,8 @@ class DistillRecipe:
     """Width within an MLP."""
     dropout: float = 0.1
     """Share that is dropped of attention probabilities and MLP outputs."""
+    init_std: float = INIT_STD
+    """Deviation of the weights at the start; 0: one over the square root of a matrix's inputs, for narrow students."""
     n_enc: int = 1024
     """Longest source, in tokens; longer ones are cut, and counted."""
     n_dec: int = 256
@@ -229,7 +231,7 @@ class Distillation:
         self.held = cut[HELD_OUT - 1 :: HELD_OUT] or cut
         self.pairs = [pair for place, pair in enumerate(cut) if len(cut) < HELD_OUT or (place + 1) % HELD_OUT]
         torch.manual_seed(recipe.seed)
-        self.net = Mu(recipe.shape(tokenizer.vocab_size if vocab is None else vocab))
+        self.net = Mu(recipe.shape(tokenizer.vocab_size if vocab is None else vocab), recipe.init_std)
         self._written: dict[int, list[int]] = {}
 
     def epoch(self, number: int) -> list[list[int]]:
