@@ -55,9 +55,9 @@ class EncodersSuite(Suite[EncodersSettings]):
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Adds the options that no other suite has."""
         parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="what is measured (%(default)s)")
-        parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each time (%(default)s)")
+        parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of each time (%(default)s)")
         parser.add_argument("--examples", type=int, default=60_000, metavar="N", help="lengths to batch (%(default)s)")
-        parser.add_argument("--seeds", type=int, default=3, metavar="N", help="digit networks (%(default)s)")
+        parser.add_argument("--seeds", type=int, default=1, metavar="N", help="digit networks (%(default)s)")
 
     def settings(self, args: argparse.Namespace) -> EncodersSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
