@@ -140,9 +140,11 @@ class EncoderBlock(nn.ModuleList):
     ) -> None:
         if dict_ratio < 1:
             raise UsageError(f"dict_ratio is 1 or more atoms for each dimension, not {dict_ratio}")
-        plain = dict_ratio == 1
-        second = Sparsification(dim, eta, lam) if plain else OvercompleteSparsification(dim, dict_ratio, eta, lam)
-        super().__init__([Normed(dim, SubspaceAttention(dim, heads)), Normed(dim, second)])
+        attention = SubspaceAttention(dim, heads)  # drawn first, as the weights of a seed always were
+        second = (
+            Sparsification(dim, eta, lam) if dict_ratio == 1 else OvercompleteSparsification(dim, dict_ratio, eta, lam)
+        )
+        super().__init__([Normed(dim, attention), Normed(dim, second)])
         self.residual = residual
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
