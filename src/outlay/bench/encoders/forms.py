@@ -112,7 +112,7 @@ def measure_forms(peer: Any, folder: Path, progress: ShowProgress) -> list[dict[
     """
     peer.utils.logging.disable_progress_bar()
     peer.utils.logging.set_verbosity_error()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in (*FORMS, "Mu"):
         progress(name, len(rows), len(FORMS) + 1)
         pair = _mu(folder / name) if name == "Mu" else _of_transformers(peer, name, folder / name)
@@ -203,7 +203,7 @@ def _shake(network: nn.Module) -> None:
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if weight.dim() == 1:
-                weight += torch.randn_like(weight) * 0.2
+                weight.add_(torch.randn_like(weight) * 0.2)
             elif "relative_attention_bias" in name:
                 weight.normal_()
         for name, buffer in network.named_buffers():
@@ -246,7 +246,7 @@ def _mu(folder: Path) -> Pair:
     net = Mu(MuConfig(3, 2, 32, 32, 4, 2, 48, VOCAB, 64)).eval()
     with torch.no_grad():
         for weight in net.parameters():
-            weight += torch.randn_like(weight) * 0.2
+            weight.add_(torch.randn_like(weight) * 0.2)
     folder.mkdir(parents=True)
     marks = {"decoder_start_token_id": BOS, "eos_token_id": EOS, "bos_token_id": BOS, "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(net.config.as_json() | marks))

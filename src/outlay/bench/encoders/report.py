@@ -37,7 +37,7 @@ def forms(found: Mapping[str, Any]) -> str:
 def speech(found: Mapping[str, Any]) -> str:
     """Returns the tables of speech: contenders on all clips, and what is heard together."""
     heard = found["speech"]
-    base = next((row["cpu"] for row in heard["rows"] if row["name"] == PEER), [])
+    base: list[float] = next((row["cpu"] for row in heard["rows"] if row["name"] == PEER), [])
     rows = [
         [
             row["name"], number(heard["seconds"] / (middle(row["cpu"]) or 1)), times(paired_ratio(base, row["cpu"])),
