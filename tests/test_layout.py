@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import outlay
@@ -108,6 +108,12 @@ def test_dependencies_point_one_way():
             if other in level and other != part and level[other] > level[part]:
                 wrong.append(f"{path} imports {module}")
     assert not wrong
+
+
+def test_each_file_of_tests_has_a_name_of_its_own():
+    """Python imports them by name, so that two of one name can't be collected together."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_method_imports_another():

@@ -62,7 +62,8 @@ USAGE = {
     "no suite": (
         ["bench"],
         "say which suite to run: accuracy, arch, batching, bits, cache, codec, detect, diffusion, docs, drafts, "
-        "harness, hydragen, parallel, pictures, search, serve, shrink, sparse, speculation, speed, steer, vision",
+        "encoders, harness, hydragen, parallel, pictures, search, serve, shrink, sparse, speculation, speed, steer, "
+        "vision",
     ),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import outlay
 from outlay import cli, shrink
 from outlay.errors import UsageError
+from outlay.models.forms.vptq import Codebook
 from outlay.models.load import open_model
 from outlay.prompt_logits import logits_from
 from outlay.shrink import Tuning
@@ -79,6 +80,23 @@ def test_tuned_entries_lie_on_one_grid_and_the_file_counts_as_before(folders):
     lm = outlay.load(folders[1])
     parts = {part.format for each in lm.model.decoder.layers for part in getattr(each.qkv, "packed", each.qkv).parts}
     assert parts == {"codebook"}
+
+
+def test_the_gradient_of_entries_is_the_same_each_time_at_two_threads():
+    draw = torch.Generator().manual_seed(0)
+    index = torch.randint(16, (64, 2048), generator=draw)
+    wanted = torch.randn(64 * 8, 2048, generator=draw)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = []
+        for _ in range(8):
+            entries = torch.ones(16, 8, requires_grad=True)
+            (Codebook(entries, None, index, None).columns(64 * 8) * wanted).sum().backward()
+            found.append(entries.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(grad, found[0]) for grad in found)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_folder(folders, tmp_path):

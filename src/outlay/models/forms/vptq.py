@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from outlay import kernels
@@ -44,9 +45,9 @@ class Codebook:
 
     def columns(self, outputs: int) -> Tensor:
         """Returns the weights of its inputs, float32 [outputs, inputs]."""
-        found = self.entries.float()[self.index]
+        found = F.embedding(self.index, self.entries.float())  # whose gradient has one order of sums at any threads
         if self.residual is not None and self.residual_index is not None:
-            found = found + self.residual.float()[self.residual_index]
+            found = found + F.embedding(self.residual_index, self.residual.float())
         return found.transpose(1, 2).flatten(0, 1)[:outputs]
 
 
