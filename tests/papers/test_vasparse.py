@@ -22,6 +22,7 @@ from outlay.engine.views import Row, View, ViewedForward, ViewWorker, attend, pa
 from outlay.lm import LM
 from outlay.testing import MethodProperties, tiny_model, tiny_vision_model
 from outlay.tree.cache import Cache
+from outlay.tree.plan import plan_pass
 from outlay.tree.thinning import held_after, keep_in_layers, merge_oldest
 from outlay.tree.token_tree import Tree
 
@@ -197,6 +198,15 @@ def test_each_layer_keeps_its_own_tokens_in_order():
     assert sum(span.count for span in tree.spans) == 7
     tree.release()
     assert tree.cache.in_use == 0
+
+
+def test_a_row_of_the_prompt_sees_all_of_it_after_text_below_was_dropped():
+    """Another run with the same prompt may ask what its rows attend to while this one holds it."""
+    tree = filled(10, after=3)
+    keep_in_layers(tree, tree.private_below, [[0, 5]] * LAYERS)
+    prompt, tip = tree.private_below.path()[1], tree.tip
+    plan = plan_pass([(tree, [prompt, tree.private_below, tip])], tree.cache.positions)
+    assert plan.keys_seen == [2, 4, 6]
 
 
 def test_the_oldest_are_merged_into_their_mean():

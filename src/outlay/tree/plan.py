@@ -158,7 +158,7 @@ def plan_pass(
     """
     nodes: list[Row] = [node for _, group in work for node in group]
     reaches = [tree.reach(node.position) for tree, group in work for node in group]
-    dropped = [tree.dropped for tree, group in work for _ in group]
+    dropped = [tree.dropped_above(node.position) for tree, group in work for node in group]
     for canvas, cells in canvases:
         nodes += cells
         dropped += [0] * len(cells)

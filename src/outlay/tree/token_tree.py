@@ -334,6 +334,13 @@ class Tree:
         """Returns how many tokens of the text a node of the trunk at a position sees."""
         return position + 1 if self.block == 1 else (position // self.block + 1) * self.block
 
+    def dropped_above(self, position: int) -> int:
+        """Returns how many nodes above one at a position have no slot any more: none of a prompt that others share."""
+        if not self.dropped:
+            return 0
+        assert self.private_below is not None, "only private text is dropped"
+        return self.dropped if position > self.private_below.position else 0
+
     def keep(self, node: Node) -> None:
         """Commits the path to `node`, which becomes the tip, and frees every other tentative node."""
         self.prune([node])
