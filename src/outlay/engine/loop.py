@@ -154,7 +154,8 @@ class RunLoop:
             return False
         started = time.perf_counter()
         worked = any(service.spare() for service in self._workers.services)
-        self._spare_seconds -= time.perf_counter() - started
+        if self.live:  # an idle engine's time is nobody's
+            self._spare_seconds -= time.perf_counter() - started
         return worked
 
     def fail(self, admitted: Sequence[Waiting], failure: Exception) -> None:
