@@ -26,7 +26,7 @@ from outlay.serve.errors import ApiError, as_api_error
 from outlay.serve.gate import send_error
 from outlay.serve.hosted import Hosted, Models
 from outlay.serve.settings import Settings
-from outlay.serve.work import Desk, client_left
+from outlay.serve.work import Desk, ended_or_left
 from outlay.subtitles import srt, vtt
 from outlay.transcripts import Transcript, Transcription
 
@@ -149,16 +149,7 @@ class SpeechWork(Response):
         facts = scope["outlay"]
         facts |= {"model": self._asked.hosted.name, "method": self._asked.method.label, "stream": False}
         work = asyncio.create_task(self._work(facts))
-        left = asyncio.create_task(client_left(receive))
-        try:
-            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                facts["left"] = True
-                self._desk.metrics.client_left()
-        finally:
-            for task in (work, left):
-                task.cancel()
-            await asyncio.gather(work, left, return_exceptions=True)
+        await ended_or_left(work, receive, facts, self._desk.metrics)
         if work.cancelled():
             return
         if (error := work.exception()) is not None:

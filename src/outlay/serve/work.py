@@ -63,16 +63,7 @@ class Work(Response):
         facts = scope["outlay"]
         facts |= {"model": self._asked.hosted.name, "method": self._asked.method.label, "stream": self._stream}
         work = asyncio.create_task(self._work(facts, send))
-        left = asyncio.create_task(client_left(receive))
-        try:
-            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                facts["left"] = True
-                self._desk.metrics.client_left()
-        finally:
-            for task in (work, left):
-                task.cancel()
-            await asyncio.gather(work, left, return_exceptions=True)
+        await ended_or_left(work, receive, facts, self._desk.metrics)
         if not work.cancelled() and (error := work.exception()) is not None:
             raise error
 
@@ -204,7 +195,21 @@ class _Clock:
         self._last[index] = now
 
 
-async def client_left(receive: Receive) -> None:
+async def ended_or_left(work: asyncio.Task[Any], receive: Receive, facts: dict[str, Any], metrics: Metrics) -> None:
+    """Waits until a request's work has ended, or cancels it when the client leaves first."""
+    left = asyncio.create_task(_client_left(receive))
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            facts["left"] = True
+            metrics.client_left()
+    finally:
+        for task in (work, left):
+            task.cancel()
+        await asyncio.gather(work, left, return_exceptions=True)
+
+
+async def _client_left(receive: Receive) -> None:
     """Returns when the client has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
