@@ -12,7 +12,7 @@ from outlay import UsageError
 from outlay.bench.hydragen.ours import Ours
 from outlay.bench.hydragen.peers import IkLlamaCppCopies, TorchAttention, TransformersCopies
 from outlay.bench.hydragen.plot import lines, write_plot
-from outlay.bench.hydragen.report import TABLES, report
+from outlay.bench.hydragen.report import TABLES, report, texts
 from outlay.bench.hydragen.suite import SUITE, participants
 from outlay.bench.hydragen.tasks import AttentionAlone, Planting, Sharing, Texts, decode_values
 from outlay.bench.interleave import Measurements
@@ -43,6 +43,7 @@ def test_both_sides_write_the_same_texts_and_hold_what_the_closed_forms_say(side
     task = Texts(rows=5, prefix=40, new=6)
     shared, copies = (side.measure(task) for side in sides[kv])
     assert shared["tokens"] == copies["tokens"]
+    assert shared["alone"]
     assert shared["held_bytes"] * 5 * (40 + 5) == copies["held_bytes"] * (40 + 5 * 5)
     assert shared["tokens_per_second"] > 0
 
@@ -124,8 +125,9 @@ def answers(each, task):
     slow = 3.0 if "copy" in each.name else 1.0
     length = getattr(task, "prefix", 0)
     if isinstance(task, Texts):
-        step = slow * (1 + length / 32)
-        return {"tokens_per_second": 4000 / step, "step_ms": step, "held_bytes": slow * 1e6, "tokens": 7.0}
+        step = slow * (1 + slow * length / 32)
+        values = {"tokens_per_second": 4000 / step, "step_ms": step, "held_bytes": slow * 1e6, "tokens": 7.0}
+        return values if "copy" in each.name else values | {"alone": float("int8" not in each.name)}
     if isinstance(task, AttentionAlone):
         return {"ms": 6.0 if "torch" in each.name else 1.0}
     if isinstance(task, Planting):
@@ -137,8 +139,10 @@ def test_the_report_compares_side_by_side_and_names_who_is_missing(monkeypatch):
     found = measured(monkeypatch, answers)
     said = report(found)
     for words in (
-        "3.00x (3.00-3.00)",
+        "5.00x (5.00-5.00)",  # 3 x (1 + 3 x 16 / 32) over 1 + 16 / 32
         "6.00x (6.00-6.00)",
+        "0.70x (0.70-0.70)",  # (1 + 1) / (1 + 1 / 4) over (1 + 3) / (1 + 3 / 4)
+        "as alone",
         "1/3.0",
         "yes",
         "never",
@@ -146,6 +150,10 @@ def test_the_report_compares_side_by_side_and_names_who_is_missing(monkeypatch):
     ):
         assert words in said
     assert "llama-cpp-python: not measured: not installed" in said
+    ends = {tuple(row[0].split(", ")): row[-2:] for row in texts(found)[1] if row[2] == "16"}
+    assert ends["hydragen", "float32"] == ["yes", "yes"]
+    assert ends["hydragen", "int8"] == ["yes", "no"]
+    assert ends["a copy for each", "int8"] == ["", ""]
     assert SUITE.failure(found) is None
     assert all(table(found).startswith("|") for table in TABLES.values())
     assert SUITE.failure(found | {"failures": {"hydragen, int8": "no memory"}}) == "no memory"

@@ -44,7 +44,9 @@ class Ours(Participant):
 
     @torch.inference_mode()
     def measure(self, task: Texts | AttentionAlone | Planting | Sharing) -> Values:
-        """Returns `tokens_per_second`, `step_ms`, `held_bytes`, a digest of `tokens`; or `ms`; or lengths by rows."""
+        """Returns `tokens_per_second`, `step_ms`, `held_bytes`, a digest of `tokens`, and without copies whether the
+        last text is what it is `alone`; or `ms`; or lengths by rows.
+        """
         if isinstance(task, Texts):
             return self._texts(task)
         if isinstance(task, Planting):
@@ -61,13 +63,18 @@ class Ours(Participant):
         room = (task.rows + 1) * (task.prefix + task.new + 64)
         lm = LM(self._model, Engine(kv_dtype=KV_DTYPES[self.kv], prefix_cache=False, cache_tokens=room))
         prompt = prefix_of(task.prefix, self._model.decoder.config.vocab_size)
-        result = lm.generate(prompt, method=method, temperature=0.8, max_tokens=task.new, ignore_eos=True)
+        options: dict[str, Any] = {"temperature": 0.8, "max_tokens": task.new, "ignore_eos": True}
+        result = lm.generate(prompt, method=method, **options)
+        found = {}
+        if not self.copies:
+            alone = lm.generate(prompt, method="sample", seed=task.rows - 1, **options)
+            found["alone"] = float(alone.tokens == result.alternatives[-1].tokens)
         lm.engine.close()
         del lm
         gc.collect()  # a cache of gigabytes, before the others take their turn
         written = str([each.tokens for each in result.alternatives])
         digest = float(zlib.crc32(written.encode()))
-        return decode_values(method.times, task) | {"held_bytes": float(method.held), "tokens": digest}
+        return decode_values(method.times, task) | {"held_bytes": float(method.held), "tokens": digest} | found
 
     def _planting(self, task: Planting) -> Values:
         worker = ModelWorker(

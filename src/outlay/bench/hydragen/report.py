@@ -40,7 +40,7 @@ def heading(found: Mapping[str, Any]) -> str:
 
 def texts(found: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """Tokens a second, over a copy for each, the bytes held, and what a longer prefix costs."""
-    header = ["", "texts", "prefix", "tokens/s", "over copies", "MB held", "of copies", "same tokens"]
+    header = ["", "texts", "prefix", "tokens/s", "over copies", "MB held", "of copies", "same tokens", "as alone"]
     rows: list[Row] = []
     for each in _of(found, "Texts"):
         name, task = each["name"], (each["rows"], each["prefix"])
@@ -50,6 +50,7 @@ def texts(found: Mapping[str, Any]) -> tuple[Row, list[Row]]:
         over = times(paired_ratio(speed, _values(copy, "tokens_per_second"))) if ours and copy else ""
         less = middle(_values(copy, "held_bytes")) if ours and copy else None
         same = _values(each, "tokens") == _values(copy, "tokens") if ours and copy else None
+        alone = [value for value in _values(each, "alone") if value is not None]
         rows.append(
             [
                 name,
@@ -60,23 +61,34 @@ def texts(found: Mapping[str, Any]) -> tuple[Row, list[Row]]:
                 "" if held is None else number(held / 1e6),
                 f"1/{less / held:.1f}" if less and held else "",
                 "" if same is None else "yes" if same else "no",
+                "" if not alone else "yes" if all(alone) else "no",
             ]
         )
     return header, rows
 
 
 def slowdown(found: Mapping[str, Any]) -> tuple[Row, list[Row]]:
-    """What a token takes after the longest prefix over what it takes after the shortest."""
+    """A token after the longest prefix over one after the shortest, and that over the same with copies."""
     settings = found["settings"]
     short, long = settings["prefixes"][0], settings["prefixes"][-1]
     rows: list[Row] = []
     for rows_at_once in settings["rows"]:
         for name in dict.fromkeys(each["name"] for each in _of(found, "Texts")):
-            one, other = (_series(found, name, "Texts", (rows_at_once, length)) for length in (long, short))
-            if one and other:
-                ratio = paired_ratio(_values(one, "step_ms"), _values(other, "step_ms"))
-                rows.append([name, str(rows_at_once), times(ratio)])
-    return ["", "texts", f"a token after {long:,} over one after {short:,}"], rows
+            ends = [_steps(found, name, (rows_at_once, length)) for length in (long, short)]
+            if not all(ends):
+                continue
+            other = f"a copy for each, {_kv(name)}"
+            copies = [_steps(found, other, (rows_at_once, length)) for length in (long, short)]
+            over = name.startswith("hydragen") and all(copies)
+            rows.append(
+                [
+                    name,
+                    str(rows_at_once),
+                    times(paired_ratio(*ends)),
+                    times(paired_ratio(_quotients(*ends), _quotients(*copies))) if over else "",
+                ]
+            )
+    return ["", "texts", f"a token after {long:,} over one after {short:,}", "over that with copies"], rows
 
 
 def attention(found: Mapping[str, Any]) -> tuple[Row, list[Row]]:
@@ -125,6 +137,14 @@ def _series(found: Mapping[str, Any], name: str, task: str, place: tuple[int, in
 
 def _values(each: Mapping[str, Any] | None, metric: str) -> list[float | None]:
     return [values and values.get(metric) for values in each["values"]] if each else []
+
+
+def _steps(found: Mapping[str, Any], name: str, place: tuple[int, int]) -> list[float | None]:
+    return _values(_series(found, name, "Texts", place), "step_ms")
+
+
+def _quotients(above: Sequence[float | None], below: Sequence[float | None]) -> list[float | None]:
+    return [one / other if one and other else None for one, other in zip(above, below, strict=True)]
 
 
 def _kv(name: str) -> str:
