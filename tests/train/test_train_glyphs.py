@@ -113,6 +113,29 @@ def test_transformers_opens_the_folder_and_writes_the_same_captions(trained, tmp
     )
 
 
+def test_a_training_starts_from_another_models_weights_with_finer_patches(trained, tmp_path):
+    same = GlyphTraining(GlyphRecipe(**TINY | {"start": str(trained.out)}), tmp_path)
+    for ours, theirs in zip(same.net.parameters(), trained.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    fine = GlyphTraining(GlyphRecipe(**TINY | {"start": str(trained.out), "tokens": 256}), tmp_path)
+    coarse, finer = (each.net.vision_tower.embeddings for each in (trained, fine))
+    even = torch.randn(1, 3, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)  # each patch of one colour
+    expected = coarse.patch_embedding(even).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(finer.patch_embedding(even), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        finer.position_embedding.weight[1:].mean(0), coarse.position_embedding.weight[1:].mean(0), atol=1e-6, rtol=0
+    )
+    assert torch.equal(finer.position_embedding.weight[0], coarse.position_embedding.weight[0])
+    assert torch.equal(fine.net.language_model.norm.weight, trained.net.language_model.norm.weight)
+
+
+def test_a_start_of_another_shape_is_refused(trained, tmp_path):
+    with pytest.raises(UsageError, match=r"can't start from .*: it has no .*class_embedding of \[32\]"):
+        GlyphTraining(GlyphRecipe(**TINY | {"hidden": 32, "start": str(trained.out)}), tmp_path)
+    with pytest.raises(UsageError, match="can't start from outlay/tiny-crate"):
+        GlyphTraining(GlyphRecipe(**TINY | {"start": "outlay/tiny-crate"}), tmp_path)
+
+
 def test_recipes_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="64 or 256 visual tokens, not 100"):
         GlyphRecipe(tokens=100)

@@ -18,11 +18,12 @@ import numpy as np
 import tokenizers
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from outlay.errors import FailureError, UsageError
 from outlay.metrics import Chair, chair
+from outlay.models import hub
 from outlay.problems.glyphs import CELL, GRID, QUESTION, SCALE, SIDE, WORDS, ZERO, GlyphWorld, Kind, Scene
 from outlay.progress import ShowProgress
 from outlay.train.checkpoint import Checkpoint
@@ -75,6 +76,8 @@ class GlyphRecipe:
     """Share of the steps over which it rises."""
     seed: int = 0
     """Fixes the weights at the start and the scenes."""
+    start: str | None = None
+    """A model of the same shape, of 64 or 256 visual tokens, whose weights it starts from; None: random ones."""
 
     def __post_init__(self) -> None:
         if self.tokens not in (64, 256):
@@ -130,6 +133,8 @@ class GlyphTraining:
         self.end, image = (self.tokenizer.encode(text).ids[0] for text in (END, IMAGE))
         self.image_at = self.prompt.index(image)
         self.net = GlyphNet(recipe, self.tokenizer.get_vocab_size())
+        if recipe.start is not None:
+            start_from(self.net, recipe.start)
         self.patch_head = nn.Linear(recipe.hidden, len(CLASSES) + 1)
         """Tells the class of each patch, the last one where there is none; for training alone."""
 
@@ -296,6 +301,30 @@ def pixel_values(scenes: Sequence[Scene]) -> Tensor:
     """Returns pictures as the tower reads them, float32 [batch, 3, 32, 32]."""
     images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
     return (images.float() - ZERO) / SCALE
+
+
+@torch.no_grad()
+def start_from(net: GlyphNet, source: str) -> None:
+    """Sets the weights of `net` to those of another model; the patches' kernels and positions are resized to its own.
+
+    Raises:
+        UsageError: `source` is no model of the glyph world, or of another shape.
+    """
+    path = hub.resolve(source, None) / WEIGHTS
+    held = load_file(path) if path.is_file() else {}
+    for name, weight in net.named_parameters():
+        found = held.get(checkpoint_name(name))
+        if found is not None and name.endswith("patch_embedding.weight"):
+            grown = found.shape[-1] / weight.shape[-1]  # fewer pixels weigh more, so that the sums stay as large
+            found = F.interpolate(found, weight.shape[2:], mode="area") * grown**2
+        elif found is not None and name.endswith("position_embedding.weight"):
+            grid = found[1:].T.unflatten(1, [int((len(found) - 1) ** 0.5)] * 2)[None]  # after that of the class token
+            side = int((len(weight) - 1) ** 0.5)
+            grid = F.interpolate(grid, (side, side), mode="bilinear")
+            found = torch.cat([found[:1], grid[0].flatten(1).T])
+        if found is None or found.shape != weight.shape:
+            raise UsageError(f"can't start from {source}: it has no {checkpoint_name(name)} of {list(weight.shape)}")
+        weight.copy_(found)
 
 
 class _Projector(nn.Module):

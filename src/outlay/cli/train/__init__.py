@@ -21,7 +21,7 @@ WHAT = {
     "diffusion": "a small masked-diffusion model, of texts, of prompts with answers, or of generated problems",
     "distill": "a small encoder-decoder, distilled from a decoder-only model on pairs of yours",
     "reasoner": "outlay/tiny-reasoner and outlay/tiny-verifier, for searches on the problems `chains`",
-    "glyphs": "outlay/glyphs, a small vision-language model of pictures of glyphs, in LLaVA's form",
+    "glyphs": "outlay/glyphs: small vision-language models of pictures of glyphs, in LLaVA's form",
     "crate": "a small CRATE over the bytes of a text, or its twin, a GPT-2 of the same shape",
 }
 DESCRIPTION = (

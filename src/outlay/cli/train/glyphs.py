@@ -1,4 +1,4 @@
-"""`outlay train glyphs`: outlay/glyphs, a small vision-language model of the glyph world in LLaVA's form."""
+"""`outlay train glyphs`: outlay/glyphs and outlay/glyphs-256, small vision-language models in LLaVA's form."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder that is written")
     parser.add_argument("--tokens", type=int, choices=(64, 256), default=64,
                         help="visual tokens of a picture (%(default)s)")  # fmt: skip
+    parser.add_argument("--start", metavar="MODEL", help="a model of the same shape to start from, of 64 or 256 tokens")
     for name, default, what in (
         ("steps", 1000, "training steps"),
         ("batch", 48, "scenes of a step, half of each kind"),
@@ -40,7 +41,7 @@ def train(args: argparse.Namespace) -> int:
     if (args.out / WEIGHTS).exists():
         raise UsageError(f"{args.out} is there already: remove it to train it anew, or name another folder with --out")
     torch.set_num_threads(args.threads)
-    names = ("tokens", "steps", "batch", "hidden", "layers", "tower", "seed")
+    names = ("tokens", "steps", "batch", "hidden", "layers", "tower", "seed", "start")
     training = GlyphTraining(GlyphRecipe(**{name: getattr(args, name) for name in names}), args.out)
     with terminal.Progress(quiet=args.quiet) as progress:
         training.fit(progress)
