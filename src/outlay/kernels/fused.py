@@ -254,58 +254,70 @@ class FusedDecoder:
         Raises:
             ValueError: Where shapes or indices do not fit: the kernels would read and write wherever they point.
         """
-        residual = inputs if isinstance(inputs, Tensor) else None
-        tokens, embeds = (None, None) if isinstance(inputs, Tensor) else self._checked_inputs(inputs)
-        n = len(inputs) if isinstance(inputs, Tensor) else len(inputs.tokens)
-        self._check_residual(residual, n)
         plans = (plan,) if isinstance(plan, AttentionPlan) else tuple(plan)
-        self._check_plans(plans, n)
+        rows = self._rows(inputs, positions, slots, lm_head_rows)
+        self._check_plans(plans, rows.n)
+        begin, end = self._checked_layers(layers)
+        outputs = self._outputs(rows.m if logits or top_k or draws else 0, logits, top_k, lse, picks, draws)
+        heads = len(self._layers), self.weights.num_heads
+        receivers, stride = weight_addresses(weights or {}, rows.n, heads, *plans[: self._n_plans])
+        task = PassStruct(
+            n_plans=len(plans),
+            plans=(AttentionPlanStruct * len(plans))(*(each.struct for each in plans)),
+            layer_begin=begin, layer_end=end, n_draws=len(draws), draws=draw_structs(draws),
+            hidden_states=self._hidden_states_address, weights=_address(receivers), weight_stride=stride,
+        )  # fmt: skip
+        rows.fill(task)
+        outputs.fill(task)
+        check(self._library.outlay_pass(byref(self._model), byref(task)))
+        return outputs.results()
+
+    def _rows(
+        self, inputs: Tensor | PassInputs, positions: Indices, slots: Indices, lm_head_rows: Indices | None
+    ) -> _Rows:
+        """Returns the rows of a pass, checked."""
+        if isinstance(inputs, Tensor):
+            residual, tokens, embeds, n = inputs, None, None, len(inputs)
+            self._check_residual(residual, n)
+        else:
+            residual, n = None, len(inputs.tokens)
+            tokens, embeds = self._checked_inputs(inputs)
+        return _Rows(
+            n,
+            residual,
+            tokens,
+            embeds,
+            _indices(positions, n, self._positions),
+            _indices(slots, n, self._capacity),
+            None if lm_head_rows is None else _indices(lm_head_rows, len(lm_head_rows), n),
+        )
+
+    def _outputs(
+        self,
+        m: int,
+        logits: bool,
+        top_k: int,
+        lse: bool,
+        picks: Tensor | None,
+        draws: Sequence[tuple[int, TokenDraw]],
+    ) -> _Outputs:
+        """Returns the memory for what is wanted of the m rows that go through the LM head."""
+        if not 0 <= top_k <= self._vocab:
+            raise ValueError(f"expected the top 0..{self._vocab} logits, not {top_k}")
+        _indices([row for row, _ in draws], len(draws), m)
+        return _Outputs(
+            m,
+            torch.empty(m, self._vocab) if logits else None,
+            _empty_top(m, top_k, lse, picks) if top_k else None,
+            None if picks is None or not top_k else self._checked_picks(picks, m),
+            array("q", bytes(8 * len(draws))),
+        )
+
+    def _checked_layers(self, layers: tuple[int, int] | None) -> tuple[int, int]:
         begin, end = layers or (0, len(self._layers))
         if not 0 <= begin <= end <= len(self._layers):
             raise ValueError(f"expected layers within 0..{len(self._layers)}")
-        if not 0 <= top_k <= self._vocab:
-            raise ValueError(f"expected the top 0..{self._vocab} logits, not {top_k}")
-
-        read_positions, written = _indices(positions, n, self._positions), _indices(slots, n, self._capacity)
-        rows = None if lm_head_rows is None else _indices(lm_head_rows, len(lm_head_rows), n)
-        m = (n if rows is None else len(rows)) if logits or top_k or draws else 0
-        all_logits = torch.empty(m, self._vocab) if logits else None
-        picked_tokens = None if picks is None or not top_k else self._checked_picks(picks, m)
-        top = _empty_top(m, top_k, lse, picks) if top_k else None
-        drawn = array("q", bytes(8 * len(draws)))
-        _indices([row for row, _ in draws], len(draws), m)
-        receivers, stride = weight_addresses(
-            weights or {}, n, (len(self._layers), self.weights.num_heads), *plans[: self._n_plans]
-        )
-        task = PassStruct(
-            n=n,
-            residual=address(residual),
-            tokens=_address(tokens),
-            inputs_embeds=_address(embeds),
-            positions=_address(read_positions),
-            slots=_address(written),
-            plans=(AttentionPlanStruct * len(plans))(*(each.struct for each in plans)),
-            n_plans=len(plans),
-            layer_begin=begin,
-            layer_end=end,
-            n_lm_head_rows=m,
-            lm_head_rows=_address(rows),
-            logits=address(all_logits),
-            n_draws=len(draws),
-            draws=draw_structs(draws),
-            drawn=_address(drawn),
-            hidden_states=self._hidden_states_address,
-            weights=_address(receivers),
-            weight_stride=stride,
-        )
-        if top is not None:
-            task.top_k, task.top_tokens, task.top_logits = top_k, address(top.tokens), address(top.logits)
-            task.lse = address(top.lse)
-            if top.picked is not None:
-                task.n_picks = top.picked.shape[1]
-                task.picks, task.picked = _address(picked_tokens), address(top.picked)
-        check(self._library.outlay_pass(byref(self._model), byref(task)))
-        return PassResults(all_logits, top, drawn.tolist())
+        return begin, end
 
     def _checked_inputs(self, inputs: PassInputs) -> tuple[array[int], array[int] | None]:
         """Returns the tokens and the addresses of the input embeddings."""
@@ -343,6 +355,56 @@ class FusedDecoder:
         if picks.dim() != 2:
             raise ValueError(f"expected picks to be int64 [{m}, n], not {list(picks.shape)}")
         return _indices(picks.flatten(), m * picks.shape[1], self._vocab)
+
+
+class _Rows(NamedTuple):
+    """What a pass reads of its rows; the structures hold bare pointers to it."""
+
+    n: int
+    residual: Tensor | None
+    tokens: array[int] | None
+    embeds: array[int] | None
+    """Addresses."""
+    positions: array[int]
+    slots: array[int]
+    lm_head_rows: array[int] | None
+
+    @property
+    def m(self) -> int:
+        """How many rows go through the LM head where logits are wanted."""
+        return self.n if self.lm_head_rows is None else len(self.lm_head_rows)
+
+    def fill(self, task: PassStruct) -> None:
+        """Sets the fields of the native call's structure."""
+        task.n, task.residual = self.n, address(self.residual)
+        task.tokens, task.inputs_embeds = _address(self.tokens), _address(self.embeds)
+        task.positions, task.slots = _address(self.positions), _address(self.slots)
+        task.lm_head_rows = _address(self.lm_head_rows)
+
+
+class _Outputs(NamedTuple):
+    """What a pass writes of its m rows that go through the LM head; the structures hold bare pointers to it."""
+
+    m: int
+    logits: Tensor | None
+    top: Top | None
+    picks: array[int] | None
+    drawn: array[int]
+
+    def fill(self, task: PassStruct) -> None:
+        """Sets the fields of the native call's structure."""
+        task.n_lm_head_rows, task.logits, task.drawn = self.m, address(self.logits), _address(self.drawn)
+        top = self.top
+        if top is not None:
+            task.top_k, task.lse = top.tokens.shape[1], address(top.lse)
+            task.top_tokens, task.top_logits = address(top.tokens), address(top.logits)
+            if top.picked is not None:
+                task.n_picks = top.picked.shape[1]
+                task.picks, task.picked = _address(self.picks), address(top.picked)
+
+    def results(self) -> PassResults:
+        """Returns what was written."""
+        return PassResults(self.logits, self.top, self.drawn.tolist())
 
 
 def _empty_top(m: int, k: int, lse: bool, picks: Tensor | None) -> Top:
