@@ -225,62 +225,24 @@ class LM:
         `prefix` is what is held of the prompt's beginning: `SharedPrefix` gives it. `rules` hold in place of those of
         an encoder-decoder's checkpoint, and say what its decoder starts with.
         """
-        sampling = Sampling(
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            dict(logit_bias or {}),
-        )
-        self._check(max_tokens, logprobs, sampling)
+        penalties = repetition_penalty, presence_penalty, frequency_penalty
+        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, dict(logit_bias or {}))
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if "" in stops:
-            raise UsageError("a stop string must not be empty")
-        if method is None:
-            method = self._default_method(temperature)
-        chosen = catalog.parse(method) if isinstance(method, str) else method
-        policy = catalog.parse_policy(cache) if isinstance(cache, str) else cache
-        if policy is not None and chosen.cache_policy is not None:
-            raise UsageError(
-                f"{chosen.about.name} is a cache policy itself; give it as cache= beside a method, or alone"
-            )
-        policy = policy or chosen.cache_policy
+        self._check(max_tokens, logprobs, sampling, stops)
+        chosen, policy = self._chosen(method, cache, temperature)
         if receipt:
             self._check_receipt(scorer, constraint, budget)
-        prompts = prompt.leaves() if isinstance(prompt, PromptTree) else [prompt]
-        encoded = [
-            each
-            if isinstance(each, Clip)
-            else self.encode(
-                each,
-                images=images,
-                chat=chat,
-                special_tokens=special_tokens,
-                tools=tools,
-                template=template,
-                continue_final_message=continue_final_message,
-            )
-            for each in prompts
-        ]
-        if receipt and any(placed_in(each) for each in encoded if isinstance(each, list)):
-            raise UsageError("a receipt holds no images; leave receipt= out")
-        if max_tokens is None:
-            max_tokens = self._default_length(max(map(len, encoded)))
-        options = RunOptions(max_tokens, sampling, stops, budget or Budget(), seed, logprobs, ignore_eos, receipt)
-        counted = chosen.about.counts if policy is None else {**chosen.about.counts, **policy.about.counts}
-        options.budget.check(chosen.about.name, counted)
-        compiled = None if constraint is None else self._compiled(constraint, chosen)
-        draft_source, rated, named = self.draft(draft, chosen), self.scorer(scorer), self._named_models(chosen)
-        leaves = [each for each in encoded if isinstance(each, list)] if isinstance(prompt, PromptTree) else ()
-        asked = question or question_of(prompts[0])
-        kept = self.model.rules if rules is None else rules
-        parts = {"prompt": encoded[0]} if kept is None else {"prompt": kept.start, "input": encoded[0]}
+        encoded = self._encode_each(
+            prompt, receipt, images=images, chat=chat, special_tokens=special_tokens, tools=tools, template=template,
+            continue_final_message=continue_final_message,
+        )  # fmt: skip
+        length = self._default_length(max(map(len, encoded))) if max_tokens is None else max_tokens
+        options = RunOptions(length, sampling, stops, budget or Budget(), seed, logprobs, ignore_eos, receipt)
+        options.budget.check(chosen.about.name, _counts(chosen, policy))
         submission = Submission(
-            self.model, options=options, draft=draft_source, scorer=rated, constraint=compiled, models=named,
-            question=asked, leaves=leaves, prefix=prefix, rules=rules, cache=policy, **parts,
+            self.model, options=options, constraint=self._compiled(constraint, chosen), draft=self.draft(draft, chosen),
+            scorer=self.scorer(scorer), models=self._named_models(chosen), question=question or question_of(prompt),
+            prefix=prefix, rules=rules, cache=policy, **_read_by_run(prompt, encoded, rules or self.model.rules),
         )  # fmt: skip
         return self.engine.submit(chosen, submission, trace=trace)
 
@@ -478,7 +440,29 @@ class LM:
         room = self.model.decoder.config.max_positions - prompt
         return max(1, min(MAX_TOKENS, room)) if self.model.writes_canvas else MAX_TOKENS
 
-    def _check(self, max_tokens: int | None, logprobs: int | None, sampling: Sampling) -> None:
+    def _chosen(
+        self, method: str | Method | None, cache: str | CachePolicy | None, temperature: float
+    ) -> tuple[Method, CachePolicy | None]:
+        """Returns the method and the cache policy of a request. Raises `UsageError` where they do not go together."""
+        if method is None:
+            method = self._default_method(temperature)
+        chosen = catalog.parse(method) if isinstance(method, str) else method
+        policy = catalog.parse_policy(cache) if isinstance(cache, str) else cache
+        if policy is not None and chosen.cache_policy is not None:
+            raise UsageError(
+                f"{chosen.about.name} is a cache policy itself; give it as cache= beside a method, or alone"
+            )
+        return chosen, policy or chosen.cache_policy
+
+    def _encode_each(self, prompt: Prompt | PromptTree | Clip, receipt: bool, **options: Any) -> list[Clip | list[int]]:
+        """Returns the token ids of each prompt of a request, a recording as it is; `options` are those of `encode`."""
+        prompts = prompt.leaves() if isinstance(prompt, PromptTree) else [prompt]
+        encoded = [each if isinstance(each, Clip) else self.encode(each, **options) for each in prompts]
+        if receipt and any(placed_in(each) for each in encoded if isinstance(each, list)):
+            raise UsageError("a receipt holds no images; leave receipt= out")
+        return encoded
+
+    def _check(self, max_tokens: int | None, logprobs: int | None, sampling: Sampling, stops: Sequence[str]) -> None:
         vocab = self.model.decoder.config.vocab_size
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
@@ -487,6 +471,8 @@ class LM:
         strange = next((token for token in sampling.logit_bias if not 0 <= token < vocab), None)
         if strange is not None:
             raise UsageError(f"logit_bias names token {strange}, but the vocabulary goes from 0 to {vocab - 1}")
+        if "" in stops:
+            raise UsageError("a stop string must not be empty")
 
     def _check_receipt(self, scorer: Any, constraint: Any, budget: Budget | None) -> None:
         """Raises `UsageError` for what a receipt can't hold, and for a model whose bits are others elsewhere."""
@@ -498,8 +484,10 @@ class LM:
                 "receipt takes another model, such as the default one"
             )
 
-    def _compiled(self, constraint: Any, method: Method) -> Compiled:
-        """Returns a constraint over this model's tokens. Raises `UsageError` where the method takes none."""
+    def _compiled(self, constraint: Any, method: Method) -> Compiled | None:
+        """Returns a constraint over this model's tokens, if any. Raises `UsageError` where the method takes none."""
+        if constraint is None:
+            return None
         if "constraint" not in (*method.about.needs, *method.about.takes):
             raise UsageError(
                 f"{method.about.name} takes no constraint; leave constraint= out, or choose a method that takes one"
@@ -625,13 +613,33 @@ def _exact(source: str) -> Model:
     return exact_model(catalog.made(DENOISERS[name], "model", name, written), source)
 
 
+def _read_by_run(
+    prompt: Prompt | PromptTree | Clip, encoded: Sequence[Clip | list[int]], rules: GenerationRules | None
+) -> dict[str, Any]:
+    """Returns the `prompt` of a submission, the `input` of an encoder-decoder, and the `leaves` of a tree."""
+    leaves = [each for each in encoded if isinstance(each, list)] if isinstance(prompt, PromptTree) else ()
+    if rules is None:
+        return {"prompt": encoded[0], "leaves": leaves}
+    return {"prompt": rules.start, "input": encoded[0], "leaves": leaves}
+
+
+def _counts(method: Method, policy: CachePolicy | None) -> Mapping[str, str]:
+    """Returns what a method and its cache policy count in the ledger beside its entries."""
+    return method.about.counts if policy is None else {**method.about.counts, **policy.about.counts}
+
+
 def are_tokens(prompt: Sequence[Any]) -> TypeGuard[Sequence[int]]:
     """Tells whether a prompt is token ids; by the types in it, since it may be long."""
     return all(issubclass(kind, int) for kind in {*map(type, prompt)})
 
 
-def question_of(prompt: Prompt | Clip) -> str:
-    """Returns what a prompt asks, as text, for scorers: the last message of a user; "" for token ids and sound."""
+def question_of(prompt: Prompt | PromptTree | Clip) -> str:
+    """Returns what a prompt asks, as text, for scorers: the last message of a user; "" for token ids and sound.
+
+    A tree asks what the first of its prompts asks.
+    """
+    if isinstance(prompt, PromptTree):
+        prompt = prompt.leaves()[0]
     if isinstance(prompt, Clip):
         return ""
     if isinstance(prompt, str):
