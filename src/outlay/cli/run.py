@@ -56,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to `parser`."""
     parser.usage = "outlay run [PROMPT] [options]"
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help='the prompt; "-" reads it from standard input')
+    _add_prompts(parser)
+    _add_model_and_method(parser)
+    _add_text(parser)
+    _add_constraints(parser)
+    _add_output(parser)
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("prompts")
     source.add_argument("--file", metavar="FILE", help="read the prompt from a file")
     source.add_argument("--prefix-file", metavar="FILE", help="a text that goes before every prompt, such as a "
@@ -75,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--continue-final-message", action="store_true", help="go on with the last message of each "
                         "prompt, which is the assistant's")  # fmt: skip
 
+
+def _add_model_and_method(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("model and method")
     how.add_argument("--model", metavar="M", help="an alias (see `outlay models`), a folder, a .gguf file or a hub id")
     how.add_argument("--method", metavar="NAME[:k=v,...]", help="how to decode; `outlay methods` lists them "
@@ -92,6 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="cpu", metavar="D", help="a device of torch (default: cpu)")
     how.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
 
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("text")
     text.add_argument("--max-tokens", type=number(1, whole=True), metavar="N", help="new tokens at most (default: 256)")
     text.add_argument("--stop", action="append", default=[], metavar="S", help="end before this text; repeatable")
@@ -111,6 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--n", type=number(1, whole=True), default=1, metavar="N",
                       help="samples of each prompt, with the seeds from --seed on (default: 1)")  # fmt: skip
 
+
+def _add_constraints(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("constraints").add_mutually_exclusive_group()
     limits.add_argument("--json-schema", metavar="FILE", help="write JSON that this schema describes")
     limits.add_argument("--regex", metavar="PATTERN", help="write what this regular expression matches whole")
@@ -119,6 +133,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--constraint", metavar="NAME", help="json, or python:FILE, which defines complete_ok(data) "
                         "and may define prefix_ok(data), over the bytes so far")  # fmt: skip
 
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object for each prompt instead of the text")
     output.add_argument("--logprobs", type=number(0, whole=True), metavar="N",

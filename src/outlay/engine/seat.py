@@ -303,12 +303,25 @@ class Seats:
         worker = self.workers.model(model, role)
         if hidden_states:
             worker.keep_hidden_states()
-        if policy is not None:
-            policed = Policed(policy, self.account, max_tokens)
-            tree = worker.plant_policed(tokens, prompt, reserve, policed)
+        if policy is None:
+            seat = self._planted(worker, tokens, reserve, block, raw_logits, held, input)
+        else:
+            tree = worker.plant_policed(tokens, prompt, reserve, Policed(policy, self.account, max_tokens))
             seat = Seat(self.account, worker, tree, raw_logits=raw_logits)
-            self._seats.append(seat)
-            return seat
+        self._seats.append(seat)
+        return seat
+
+    def _planted(
+        self,
+        worker: ModelWorker,
+        tokens: Sequence[int],
+        reserve: int,
+        block: int,
+        raw_logits: bool,
+        held: HeldPrefix | None,
+        input: Sequence[int] | Clip,
+    ) -> Seat:
+        """Returns a seat whose tree shares what the cache holds of its tokens, and reads `input`."""
         memory = worker.open_memory(input) if worker.memories is not None else None
         try:
             tree, cached = worker.plant(tokens, reserve, block=block, held=held, memory=memory)
@@ -319,9 +332,7 @@ class Seats:
         owed: list[Node] = []
         if worker.cache.hidden_states is not None and tree.tip is not None:
             owed = [node for node in tree.tip.path() if node.computed and not node.has_state]
-        seat = Seat(self.account, worker, tree, cached, raw_logits=raw_logits, owed=owed, memory=memory)
-        self._seats.append(seat)
-        return seat
+        return Seat(self.account, worker, tree, cached, raw_logits=raw_logits, owed=owed, memory=memory)
 
     @property
     def models(self) -> set[ModelWorker]:
