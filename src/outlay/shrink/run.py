@@ -105,62 +105,124 @@ def run(
         FailureError: Where the folder can't be written.
     """
     started = time.perf_counter()
-    if only is not None and only not in ONLY:
-        raise UsageError(f"only {only!r} is not known; it is one of {', '.join(ONLY)}")
-    chosen = make(method, bits) if isinstance(method, str) else method
-    planned = {pattern: None if text == "keep" else make(text, None) for pattern, text in (plan or {}).items()}
-    _check_one_form([chosen, *(each for each in planned.values() if each is not None)])
+    methods = _Methods.of(method, bits, plan or {}, only)
     opened = open_model(model, progress)
     source = Source(opened)
     sequences, text = _sequences(model, opened, calib, tokens, seed, progress)
-    digest = sha256(json.dumps(sequences).encode()).hexdigest()
     settings = {
-        "model": opened.fingerprint, "method": chosen.label, "plan": dict(plan or {}), "only": only,
-        "sequential": sequential, "text": digest, **({} if tune is None else {"tune": asdict(tune)}),
+        "model": opened.fingerprint, "method": methods.usual.label, "plan": dict(plan or {}), "only": only,
+        "sequential": sequential, "text": sha256(json.dumps(sequences).encode()).hexdigest(),
+        **({} if tune is None else {"tune": asdict(tune)}),
     }  # fmt: skip
     folder = ShrunkFolder(Path(out), settings, opened.config.num_layers)
-    hidden = Hidden(opened.builder, sequences)
-
-    def method_of(place: Place) -> Shrinker | None:
-        if only is not None and place.part not in ONLY[only]:
-            return None
-        return next((each for pattern, each in planned.items() if fnmatchcase(place.module, pattern)), chosen)
-
-    rows: list[dict[str, Any]] = []
-    for i in range(opened.config.num_layers):
-        progress("shrinking", i, opened.config.num_layers)
-        done, layer = folder.rows_of(i), opened.builder.layer(i)
-        places = [place for place in source.places(i) if method_of(place) is not None]
-        if done is None:
-            moments, after = hidden.moments(i, layer)
-            tensors, done = _shrink_layer(places, source, moments, method_of)
-            if tune is not None and places:
-                shrunk = {row["module"]: row["config"] for row in done}
-                block = hidden.block(i, layer, after, *_floats(i, source, shrunk), shrunk)
-                tensors, done = _tune_layer(chosen.tune(block, tensors, tune), source, i, moments, done)
-            folder.write_layer(i, tensors, done)
-        else:
-            after = hidden.after(i, layer)
-        if sequential:
-            form = form_of(
-                {"quantization_config": _quantization(chosen, {row["module"]: row["config"] for row in done})}
-            )
-            assert form is not None
-            norms_of = None if tune is None else source.norms(i)
-            after = hidden.after(i, _rebuilt(layer, i, source, Held(folder.tensors_of(i)), form, norms_of))
-        hidden.advance(after)
-        source.release()
-        rows += done
-        on_layer(done)
-    modules = {row["module"] for row in rows}
-    if not modules:
+    layers = _Layers(opened, source, folder, Hidden(opened.builder, sequences), methods, sequential, tune)
+    rows = layers.shrink(progress, on_layer)
+    if not rows:
         raise UsageError("the plan keeps every matrix as it is, so there is nothing to shrink")
-    norms = set() if tune is None else {name for i in range(opened.config.num_layers) for name in source.norms(i)}
-    norms &= {name.removesuffix(".weight") for name in folder.names()}  # not those of layers that were kept
-    others = folder.write_rest(source.rest(modules | norms)) + len(norms) * opened.config.hidden_size
-    own = {row["module"]: row.pop("config") for row in rows if row.get("config")}
-    source.write_about(folder.part, _quantization(chosen, own))
-    return _finish(folder, chosen, rows, others, (hidden.tokens, text), started)
+    others = layers.write_rest(rows)
+    return _finish(folder, methods.usual, rows, others, (layers.hidden.tokens, text), started)
+
+
+@dataclass(frozen=True)
+class _Methods:
+    """Which method shrinks each matrix."""
+
+    usual: Shrinker
+    """The method of what the plan does not name."""
+    planned: Mapping[str, Shrinker | None]
+    """By patterns of module names, the first that fits counts; None leaves a matrix as it is."""
+    only: str | None
+    """The part of a layer that is shrunk; None: all."""
+
+    @classmethod
+    def of(cls, method: str | Shrinker, bits: float | None, plan: Mapping[str, str], only: str | None) -> _Methods:
+        """Makes the methods that `run` was given. Raises `UsageError` for what can't be used."""
+        if only is not None and only not in ONLY:
+            raise UsageError(f"only {only!r} is not known; it is one of {', '.join(ONLY)}")
+        usual = make(method, bits) if isinstance(method, str) else method
+        planned = {pattern: None if text == "keep" else make(text, None) for pattern, text in plan.items()}
+        _check_one_form([usual, *(each for each in planned.values() if each is not None)])
+        return cls(usual, planned, only)
+
+    def of_matrix(self, place: Place) -> Shrinker | None:
+        """Returns the method of a matrix; None where it stays as it is."""
+        if self.only is not None and place.part not in ONLY[self.only]:
+            return None
+        return next((each for pattern, each in self.planned.items() if fnmatchcase(place.module, pattern)), self.usual)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a model, which are shrunk in turn: what each reads is what those before it give."""
+
+    opened: Opened
+    source: Source
+    folder: ShrunkFolder
+    hidden: Hidden
+    methods: _Methods
+    sequential: bool
+    tune: Tuning | None
+
+    def shrink(
+        self, progress: ShowProgress, on_layer: Callable[[Sequence[Mapping[str, Any]]], None]
+    ) -> list[dict[str, Any]]:
+        """Shrinks all layers and returns the rows of their matrices."""
+        rows: list[dict[str, Any]] = []
+        for i in range(self.opened.config.num_layers):
+            progress("shrinking", i, self.opened.config.num_layers)
+            done = self._advance(i)
+            rows += done
+            on_layer(done)
+        return rows
+
+    def _advance(self, i: int) -> list[dict[str, Any]]:
+        """Shrinks layer i, or takes it from the folder where it is done, and returns its rows."""
+        layer, rows = self.opened.builder.layer(i), self.folder.rows_of(i)
+        if rows is None:
+            rows, after = self._shrink(i, layer)
+        else:
+            after = self.hidden.after(i, layer)
+        if self.sequential:
+            after = self.hidden.after(i, self._written(i, layer, rows))
+        self.hidden.advance(after)
+        self.source.release()
+        return rows
+
+    def write_rest(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Writes what was not shrunk, and about the form; returns the number of those weights."""
+        norms = self._tuned_norms()
+        others = self.folder.write_rest(self.source.rest({row["module"] for row in rows} | norms))
+        own = {row["module"]: row.pop("config") for row in rows if row.get("config")}
+        self.source.write_about(self.folder.part, _quantization(self.methods.usual, own))
+        return others + len(norms) * self.opened.config.hidden_size
+
+    def _shrink(self, i: int, layer: Layer) -> tuple[list[dict[str, Any]], list[Tensor]]:
+        """Shrinks layer i, tunes it if wanted, and writes it; returns its rows and what the float layer gives."""
+        places = [place for place in self.source.places(i) if self.methods.of_matrix(place) is not None]
+        moments, after = self.hidden.moments(i, layer)
+        tensors, rows = _shrink_layer(places, self.source, moments, self.methods.of_matrix)
+        if self.tune is not None and places:
+            shrunk = {row["module"]: row["config"] for row in rows}
+            block = self.hidden.block(i, layer, after, *_floats(i, self.source, shrunk), shrunk)
+            tuned = self.methods.usual.tune(block, tensors, self.tune)
+            tensors, rows = _tune_layer(tuned, self.source, i, moments, rows)
+        self.folder.write_layer(i, tensors, rows)
+        return rows, after
+
+    def _written(self, i: int, layer: Layer, rows: Sequence[Mapping[str, Any]]) -> Layer:
+        """Returns layer i as the folder holds it."""
+        config = _quantization(self.methods.usual, {row["module"]: row["config"] for row in rows})
+        form = form_of({"quantization_config": config})
+        assert form is not None
+        norms_of = None if self.tune is None else self.source.norms(i)
+        return _rebuilt(layer, i, self.source, Held(self.folder.tensors_of(i)), form, norms_of)
+
+    def _tuned_norms(self) -> set[str]:
+        """Returns the modules of the norms that were written with their layers."""
+        if self.tune is None:
+            return set()
+        norms = {name for i in range(self.opened.config.num_layers) for name in self.source.norms(i)}
+        return norms & {name.removesuffix(".weight") for name in self.folder.names()}
 
 
 def _sequences(
