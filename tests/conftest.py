@@ -5,6 +5,7 @@ the CPU seconds that each family of tests takes.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
 from functools import cache
@@ -17,6 +18,9 @@ import torch
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: two workers share the cores
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW_SECONDS = 3600  # that a slow test may take
 SLOWEST_PROCESSOR = 4  # times the seconds that a test may take where others compute too
 CPU_SECONDS = "cpu_seconds"  # the property of a report

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,50 @@ def start():
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def on_a_terminal(monkeypatch):
+    """Runs the command line on a pseudo-terminal of 80 columns, in this process, or in one of its own with `start`.
+
+    Returns all that it wrote there.
+    """
+
+    def run(*words, start=None):
+        screen, end = pty.openpty()
+        written = []
+        reader = threading.Thread(target=lambda: written.append(_all_of(screen)))
+        reader.start()
+        if start is None:
+            with os.fdopen(end, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
+                for name, value in (("TERM", "xterm"), ("COLUMNS", "80")):
+                    patch.setenv(name, value)
+                for name in ("stdout", "stderr"):
+                    patch.setattr(sys, name, stream)
+                status = main([str(word) for word in words])
+        else:
+            process = start(*words, stdout=end, stderr=end, env={"TERM": "xterm", "COLUMNS": "80"})
+            os.close(end)
+            status = process.wait(60)
+        reader.join()
+        os.close(screen)
+        assert status == 0
+        return written[0].decode()
+
+    return run
+
+
+def _all_of(screen):
+    """Reads a pseudo-terminal until its other end is closed."""
+    written = b""
+    while True:
+        try:
+            part = os.read(screen, 4096)
+        except OSError:  # how Linux says that the other end is closed
+            return written
+        if not part:
+            return written
+        written += part
 
 
 @pytest.fixture

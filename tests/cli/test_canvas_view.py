@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from cli.test_terminal import Screen, on_a_terminal
+from cli.test_terminal import Screen
 
 from outlay.cli import canvas_view
 from outlay.cli.canvas_view import CanvasView, window, wrapped
@@ -65,16 +65,16 @@ def test_of_a_long_canvas_the_lines_around_the_first_mask_are_shown():
     assert window([[("x", 1)]] * 9, 4) == [[("x", 1)]] * 4
 
 
-def test_the_text_stands_there_at_the_end_and_elsewhere_it_is_plain(start, outlay):
+def test_the_text_stands_there_at_the_end_and_elsewhere_it_is_plain(on_a_terminal, outlay):
     status, out, _ = outlay(*WORDS)
     assert status == 0
     assert "\x1b" not in out
-    written = on_a_terminal(start, *WORDS)
+    written = on_a_terminal(*WORDS)
     assert "░" in written
     assert COLOUR.sub("", written.rpartition("\x1b[J")[2]).replace("\r", "") == out
 
 
-def test_a_trace_is_written_beside_it(start, tmp_path):
+def test_a_trace_is_written_beside_it(on_a_terminal, tmp_path):
     trace = tmp_path / "run.jsonl"
-    on_a_terminal(start, *WORDS, "--trace", os.fspath(trace))
+    on_a_terminal(*WORDS, "--trace", os.fspath(trace))
     assert '"event": "fill"' in trace.read_text()

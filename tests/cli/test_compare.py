@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
-import time
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from outlay import catalog
 from outlay.compare import folder, plots
+from outlay.compare.journal import Journal
 from outlay.decode.greedy import Greedy
 from outlay.engine.method import About, Method
 from outlay.errors import UsageError
 
+SRC = Path(__file__).parents[2] / "src"
 PROMPTS = [{"prompt": f"Prompt number {number}", "answer": "b"} for number in range(4)]
 METHODS = "greedy,sample:temperature=0.9,top_k=50,beam:width=2"
 SHORT = ("--max-tokens", 8, "--repeat", 2, "--quiet")
@@ -31,14 +36,15 @@ def prompts(tmp_path):
 
 
 @pytest.fixture
-def compare(outlay, tiny, prompts, tmp_path):
-    """Compares the tiny model with itself into `tmp_path / "out"`; later options replace earlier ones."""
+def given(tiny, prompts, tmp_path):
+    """Compare the tiny model with itself into `tmp_path / "out"`."""
+    return "--methods", METHODS, "--prompts", prompts, "--model", tiny, *SHORT, "--out", tmp_path / "out"
 
-    def run(*words):
-        given = ("--methods", METHODS, "--prompts", prompts, "--model", tiny, *SHORT, "--out", tmp_path / "out")
-        return outlay("compare", *given, *words)
 
-    return run
+@pytest.fixture
+def compare(outlay, given):
+    """Compares what is `given`; later options replace earlier ones."""
+    return lambda *words: outlay("compare", *given, *words)
 
 
 def rows(path):
@@ -126,36 +132,57 @@ def test_the_table_shows_each_method_and_where_the_files_are(outlay, tiny, promp
     assert str(tmp_path / "out" / "report.html") in out
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_what_was_stopped_goes_on_where_it_was(start, outlay, tiny, prompts, tmp_path, kill):
-    out = tmp_path / "out"
-    words = ("compare", "--methods", METHODS, "--prompts", prompts, "--model", tiny, *SHORT, "--out", out, "--seeds", 6,
-             "--max-tokens", 60)  # fmt: skip
-    process = start(*words)
-    journal = out / "runs.jsonl"
-    until = time.monotonic() + 60
-    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 5):
-        assert time.monotonic() < until
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(kill)
-    err = process.communicate(timeout=60)[1].decode()
-    before = journal.read_bytes()
-    assert 5 <= before.count(b"\n") < 144
-    if kill == signal.SIGKILL:
+STOPPED_AFTER = 5  # runs
+KILLED = f"""
+import os, signal, sys
+from outlay.cli import main
+from outlay.compare.journal import Journal
+add = Journal.add
+def add_or_die(journal, rows):
+    add(journal, rows)
+    if len(journal.done) >= {STOPPED_AFTER}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.add = add_or_die
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_what_was_stopped_goes_on_where_it_was(compare, given, tmp_path, monkeypatch, number):
+    words = ("--seeds", 2, "--max-tokens", 20)
+    journal = tmp_path / "out" / "runs.jsonl"
+    if number == signal.SIGKILL:
+        command = [sys.executable, "-c", KILLED, "compare", *map(str, (*given, *words))]
+        environment = os.environ | {"PYTHONPATH": str(SRC)}
+        assert subprocess.run(command, env=environment, timeout=60).returncode == -signal.SIGKILL
+        before = journal.read_bytes()
         journal.write_bytes(before + b'{"method":"greedy","bud')
     else:
-        assert process.returncode == 128 + kill
-        assert err == f"outlay: stopped; what was done is in {out}, and the same command goes on from there\n"
-    assert outlay(*words)[0] == 0
+        add = Journal.add
+
+        def add_and_stop(journal, rows):
+            add(journal, rows)
+            if len(journal.done) >= STOPPED_AFTER:
+                os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "add", add_and_stop)
+            status, _, err = compare(*words)
+        assert status == 128 + number
+        assert (
+            err == f"outlay: stopped; what was done is in {journal.parent}, and the same command goes on from there\n"
+        )
+        before = journal.read_bytes()
+    assert STOPPED_AFTER <= before.count(b"\n") < 48
+    assert compare(*words)[0] == 0
     assert journal.read_bytes().startswith(before)
-    assert outlay(*words, "--out", tmp_path / "whole")[0] == 0
+    assert compare(*words, "--out", tmp_path / "whole")[0] == 0
     resumed, whole = rows(journal), rows(tmp_path / "whole" / "runs.jsonl")
     assert sorted(map(key, resumed)) == sorted(map(key, whole))
-    assert len({key(row) for row in resumed}) == len(resumed) == 144
+    assert len({key(row) for row in resumed}) == len(resumed) == 48
     texts = [{key(row): row["tokens"] for row in found if "tokens" in row} for found in (resumed, whole)]
     assert texts[0] == texts[1]
-    assert not any(contender["unsteady"] for contender in results(out)["contenders"])
+    assert not any(contender["unsteady"] for contender in results(tmp_path / "out")["contenders"])
 
 
 def test_a_finished_comparison_takes_no_new_runs_and_may_be_rated_by_another_metric(compare, tmp_path):

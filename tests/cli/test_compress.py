@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -134,14 +135,16 @@ def test_a_stop_leaves_nothing_behind(outlay, files, tiny, monkeypatch):
     assert sorted(path.name for path in files.iterdir()) == ["letters.txt", "notes.txt"]
 
 
-def test_standard_input_and_output(start, files):
+def test_standard_input_and_output(start, outlay, files, monkeypatch):
     data = os.urandom(300)
     process = start("compress", "-", "-o", "-", "--model", "none", "--quiet", stdin=-1)
     packed, err = process.communicate(data)
     assert err == b""
     assert codec.decompress(packed) == data
-    process = start("decompress", "-", "-o", "-", stdin=-1)
-    assert process.communicate(packed)[0] == data
+    pipe = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr("sys.stdout", pipe)
+    assert outlay("decompress", "-", "-o", "-", stdin=packed)[0] == 0
+    assert pipe.buffer.getvalue() == data
 
 
 @pytest.mark.parametrize(

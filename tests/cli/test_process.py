@@ -87,7 +87,7 @@ def test_text_can_be_piped(start, tiny):
 
 def test_a_full_disk_gets_one_line(start):
     with open("/dev/full", "w") as full:
-        process = start("methods", stdout=full)
+        process = start("--help", stdout=full)
         err = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 1
     assert err.count("\n") == 1

@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from cli.test_terminal import on_a_terminal
 
 from outlay.cli import terminal
 
@@ -46,10 +45,10 @@ def painted(run, colour):
     return "".join(f"{colour}{letter}{RESET}" if origin else letter for letter, origin in letters)
 
 
-def test_on_a_terminal_the_tokens_that_were_drafted_are_coloured(start, generated, tiny):
+def test_on_a_terminal_the_tokens_that_were_drafted_are_coloured(on_a_terminal, generated, tiny):
     run = generated(*LOOKUP)
     assert 0 < run["origins"].count("lookup") == run["ledger"]["accepted"] < 60
-    written = on_a_terminal(start, *WORDS, "--model", tiny, *LOOKUP, "--show-drafts")
+    written = on_a_terminal(*WORDS, "--model", tiny, *LOOKUP, "--show-drafts")
     text, legend, rule, *_ = written.rpartition("\r\x1b[K")[2].splitlines()
     assert text == painted(run, CYAN)
     assert "─────" in rule

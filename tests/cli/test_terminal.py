@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 
 import pytest
 
@@ -108,27 +106,8 @@ def test_quiet_shows_nothing():
     assert screen.getvalue() == ""
 
 
-def on_a_terminal(start, *words, **env):
-    """Runs the command line on a pseudo-terminal of 80 columns; returns all that it wrote there."""
-    screen, end = pty.openpty()
-    process = start(*words, stdout=end, stderr=end, env={"TERM": "xterm", "COLUMNS": "80", **env})
-    os.close(end)
-    written = b""
-    while True:
-        try:
-            part = os.read(screen, 4096)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not part:
-            break
-        written += part
-    os.close(screen)
-    assert process.wait(60) == 0
-    return written.decode()
-
-
-def test_on_a_terminal_there_is_a_bar_then_the_text_a_rule_and_the_ledger(start, tiny):
-    written = on_a_terminal(start, "run", "Hi", "--model", tiny, "--max-tokens", 5)
+def test_on_a_terminal_there_is_a_bar_then_the_text_a_rule_and_the_ledger(start, on_a_terminal, tiny):
+    written = on_a_terminal("run", "Hi", "--model", tiny, "--max-tokens", 5, start=start)
     before, _, after = written.rpartition("\r\x1b[K")
     assert "starting" in before
     assert "loading ━" in before
@@ -139,7 +118,8 @@ def test_on_a_terminal_there_is_a_bar_then_the_text_a_rule_and_the_ledger(start,
     assert ledger[1].startswith("\x1b[2mtarget passes")
 
 
-def test_no_color_leaves_the_bar_and_takes_the_colour(start, tiny):
-    written = on_a_terminal(start, "run", "Hi", "--model", tiny, "--max-tokens", 5, NO_COLOR="1")
+def test_no_color_leaves_the_bar_and_takes_the_colour(on_a_terminal, tiny, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    written = on_a_terminal("run", "Hi", "--model", tiny, "--max-tokens", 5)
     assert "loading ━" in written
     assert "\x1b[2m" not in written
