@@ -3,12 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
-from outlay.budget import Account
+from outlay.budget import Account, Ledger
 from outlay.engine.accounting import split_evenly
+from outlay.tree.cache import Cache
+from outlay.tree.canvas import Canvas
+from outlay.tree.memory import Memories, Memory
 from outlay.tree.token_tree import Tree
 
 Stretch = tuple[int, int]  # slots [begin, end)
+
+
+class Holdings:
+    """What the runs that have a seat at a model hold there, and the most that each of them ever held."""
+
+    def __init__(self, cache: Cache, memories: Memories | None) -> None:
+        """Begins without a seat.
+
+        Args:
+            cache: The model's KV cache.
+            memories: What its encoder read, if it has one.
+        """
+        self._cache, self._memories = cache, memories
+        self._seats: list[tuple[Account, list[Tree], list[Canvas]]] = []
+        self._most: WeakKeyDictionary[Account, int] = WeakKeyDictionary()
+
+    @property
+    def seats(self) -> int:
+        """How many seats there are at present."""
+        return len(self._seats)
+
+    def open(self, account: Account, trees: list[Tree], canvases: list[Canvas]) -> None:
+        """Counts from now on what is in these lists, which grow and shrink, as held by an account."""
+        self._seats.append((account, trees, canvases))
+
+    def close(self, account: Account, trees: list[Tree], canvases: list[Canvas]) -> None:
+        """Counts it no more."""
+        self._seats.remove((account, trees, canvases))
+
+    def add_to(self, costs: Mapping[Account, Ledger]) -> None:
+        """Adds to what a pass costs each run the bytes by which it holds more than it ever did here."""
+        trees: dict[Account, list[Tree]] = {}
+        cells: dict[Account, int] = {}
+        for account, own, canvases in self._seats:
+            cells[account] = cells.get(account, 0) + sum(map(len, canvases))
+            own[1:] = [tree for tree in own[1:] if tree.tip is not None]  # one that was released holds nothing
+            trees.setdefault(account, []).extend(own)
+        held = held_bytes(trees, self._cache.bytes_per_slot)
+        memories = self._memory_bytes()
+        for account, cost in costs.items():
+            alone = cells.get(account, 0) * self._cache.bytes_per_slot  # nobody shares a canvas
+            segments = {s for tree in trees.get(account, ()) if tree.stored is not None for s in tree.stored.segments}
+            alone += sum(segment.bytes for segment in segments)  # nor what a policy holds
+            total = held.get(account, 0) + alone + memories.get(account, 0)
+            cost.kv_held = max(0, total - self._most.get(account, 0))
+
+    def settle(self, costs: Mapping[Account, Ledger]) -> None:
+        """Takes in what a pass that was done has added to the bytes that runs held at most."""
+        for account, cost in costs.items():
+            self._most[account] = self._most.get(account, 0) + cost.kv_held
+
+    def _memory_bytes(self) -> dict[Account, int]:
+        """Returns the bytes of memories that each account holds; those that several hold are split evenly."""
+        if self._memories is None:
+            return {}
+        readers: dict[Memory, dict[Account, None]] = {}
+        for account, trees, _ in self._seats:
+            if trees and (memory := trees[0].memory) is not None:
+                readers.setdefault(memory, {})[account] = None
+        held: dict[Account, int] = {}
+        for memory, accounts in readers.items():
+            total = len(memory) * self._memories.cache.bytes_per_slot
+            for account, part in split_evenly(total, list(accounts)).items():
+                held[account] = held.get(account, 0) + part
+        return held
 
 
 def held_bytes(trees: Mapping[Account, Sequence[Tree]], bytes_per_slot: int) -> dict[Account, int]:

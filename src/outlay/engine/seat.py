@@ -57,7 +57,7 @@ class Seat:
         self._trees = [tree]
         self._canvases: list[Canvas] = []
         self._planted = PrefixCache()  # what this run shares among its trees where requests share nothing
-        worker.holders.append((account, self._trees, self._canvases))
+        worker.holdings.open(account, self._trees, self._canvases)
 
     @property
     def model(self) -> Model:
@@ -239,7 +239,7 @@ class Seat:
             tip = tip.parent
         if remember and tip is not None and self.tree.stored is None:
             self._worker.remember(tip, self.memory)
-        self._worker.holders.remove((self._account, trees, canvases))
+        self._worker.holdings.close(self._account, trees, canvases)
         self._planted.clear()
         for canvas in canvases:
             canvas.release()

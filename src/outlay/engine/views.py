@@ -111,7 +111,7 @@ class ViewWorker(Worker):
         while due:
             rows = [Row(request, self._model.cache) for request in due]
             costs = self._costs(rows)
-            self._model.add_held(costs)
+            self._model.holdings.add_to(costs)
             over = {account: cap for account, cost in costs.items() if (cap := account.first_over(cost))}
             if not over:
                 return self._run(rows, costs)
@@ -142,7 +142,7 @@ class ViewWorker(Worker):
         for account, cost in costs.items():
             account.charge(cost)
             self.ledger += cost
-        self._model.settle_held(costs)
+        self._model.holdings.settle(costs)
         computed: dict[Account, list[Node]] = {account: [] for account in costs}
         for row in rows:
             if row.depth == layers:

@@ -7,17 +7,16 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from outlay.budget import Account, Ledger
-from outlay.engine.accounting import PassCost, PassRows, split_evenly
+from outlay.engine.accounting import PassCost, PassRows
 from outlay.engine.denoise import Denoise
 from outlay.engine.encode import Encode, EncoderOutputs, EncoderPasses, MemoryPasses, Read, TowerPasses
 from outlay.engine.forward import Forward, uncomputed, wanted_by
-from outlay.engine.held import held_bytes
+from outlay.engine.held import Holdings
 from outlay.engine.held_prefix import HeldPrefix
 from outlay.engine.passes import ALL_LOGITS, LogitsWanted, PassOutput, output_of, pass_for
 from outlay.engine.request import PassReport, Request, Served, Worker
@@ -50,11 +49,10 @@ class ModelWorker(Worker):
     """Holds one model's KV cache and serves `Forward` and `Denoise` requests, all of a tick's in one pass.
 
     `ledger` sums what the worker did; it equals the sum of the ledgers of the runs that it worked for. `passes` counts
-    physical passes, in which several runs take part, and `last` is the last of them. `holders` are the runs that
-    have a seat here at present, each with its trees and canvases; `promised` tokens of cache are left to them when
-    another one begins. `memories` hold what an encoder read, for a model that has one; `visuals` what its vision tower
-    made of images. `shared_state` is what runs
-    share from one to the next.
+    physical passes, in which several runs take part, and `last` is the last of them. `holdings` are what
+    the runs that have a seat here hold; `promised` tokens of cache are left to them when another one begins. `memories`
+    hold what an encoder read, for a model that has one; `visuals` what its vision tower made of images. `shared_state`
+    is what runs share from one to the next.
     """
 
     def __init__(
@@ -101,8 +99,7 @@ class ModelWorker(Worker):
         self.shared_state: dict[Hashable, Any] = {}
         self._last_logits: dict[Node, Tensor] = {}  # of the ends of prefixes that are held
         self.last = PassReport(0, 0, 0, 0.0, 0)
-        self.holders: list[tuple[Account, list[Tree], list[Canvas]]] = []
-        self._most_held: WeakKeyDictionary[Account, int] = WeakKeyDictionary()
+        self.holdings = Holdings(self.cache, self.memories)
         self.promised = 0
         self.ledger = Ledger()
         self.pass_seconds = 0.0
@@ -110,7 +107,7 @@ class ModelWorker(Worker):
     @property
     def seated(self) -> int:
         """How many seats there are here at present."""
-        return len(self.holders)
+        return self.holdings.seats
 
     @property
     def passes(self) -> int:
@@ -326,7 +323,7 @@ class ModelWorker(Worker):
             for account, cost in costs.items():
                 if rewrites.get(account):
                     cost.extras["rewrites"] = rewrites[account]
-            self.add_held(costs)
+            self.holdings.add_to(costs)
             if not self._refused(costs, forwards):
                 run = partial(policies.run, list(planned.groups.items()))
                 return self._run_pass(planned, costs, run)
@@ -348,7 +345,7 @@ class ModelWorker(Worker):
             forward.fail(error)
             return None
         cost += read.cost
-        self.add_held({account: cost})
+        self.holdings.add_to({account: cost})
         if cap := account.first_over(cost):
             cost.kv_held = 0  # nothing is kept
             forward.refuse(cap)
@@ -386,7 +383,7 @@ class ModelWorker(Worker):
                 return None
             planned = _Planned(shares, canvases, self.cache, self.decoder.config.windows, self.sharing)
             costs = self._cost.split(planned.rows, planned.plan)
-            self.add_held(costs)
+            self.holdings.add_to(costs)
             if not self._refused(costs, requests):
                 return self._run_pass(planned, costs, self._pass)
 
@@ -439,43 +436,6 @@ class ModelWorker(Worker):
         rows = request.pending or [*request.owed, *uncomputed(request.nodes)]
         embeds = [node.input_embed for node in rows]
         return list(dict.fromkeys(embed.visual for embed in embeds if isinstance(embed, VisualToken)))
-
-    def add_held(self, costs: Mapping[Account, Ledger]) -> None:
-        """Adds to what a pass costs each run the bytes by which it holds more than it ever did here."""
-        holding: dict[Account, list[Tree]] = {}
-        slots: dict[Account, int] = {}
-        for account, trees, canvases in self.holders:
-            slots[account] = slots.get(account, 0) + sum(map(len, canvases))
-            trees[1:] = [tree for tree in trees[1:] if tree.tip is not None]  # one that was released holds nothing
-            holding.setdefault(account, []).extend(trees)
-        held = held_bytes(holding, self.cache.bytes_per_slot)
-        memories = self._held_memories()
-        for account, cost in costs.items():
-            own = slots.get(account, 0) * self.cache.bytes_per_slot  # nobody shares a canvas
-            segments = {s for tree in holding.get(account, ()) if tree.stored is not None for s in tree.stored.segments}
-            own += sum(segment.bytes for segment in segments)  # nor what a policy holds
-            own += memories.get(account, 0)
-            cost.kv_held = max(0, held.get(account, 0) + own - self._most_held.get(account, 0))
-
-    def settle_held(self, costs: Mapping[Account, Ledger]) -> None:
-        """Takes in what a pass that was done has added to the bytes that runs held at most."""
-        for account, cost in costs.items():
-            self._most_held[account] = self._most_held.get(account, 0) + cost.kv_held
-
-    def _held_memories(self) -> dict[Account, int]:
-        """Returns the bytes of memories that each account holds; those that several hold are split evenly."""
-        if self.memories is None:
-            return {}
-        readers: dict[Memory, dict[Account, None]] = {}
-        for account, trees, _ in self.holders:
-            if trees and (memory := trees[0].memory) is not None:
-                readers.setdefault(memory, {})[account] = None
-        held: dict[Account, int] = {}
-        for memory, accounts in readers.items():
-            total = len(memory) * self.memories.cache.bytes_per_slot
-            for account, part in split_evenly(total, list(accounts)).items():
-                held[account] = held.get(account, 0) + part
-        return held
 
     def _begin_or_update(self, forward: Forward) -> None:
         if forward.begun:
@@ -562,7 +522,7 @@ class ModelWorker(Worker):
         for account, cost in costs.items():
             account.charge(cost)
             self.ledger += cost
-        self.settle_held(costs)
+        self.holdings.settle(costs)
 
 
 class _Planned:
