@@ -19,7 +19,7 @@ from outlay.batching.memory import MemoryModel, Probe
 from outlay.errors import FailureError, UsageError
 
 Step = Callable[[int, float, float], object]
-"""Takes one training step over a batch of so many examples of these two lengths."""
+"""Takes one training step, by the size of its batch and the two lengths of its examples."""
 
 SHARE = 0.9  # of a device's memory that steps may take
 OUT_OF_MEMORY = ("CUFFT_INTERNAL_ERROR", "out of memory")  # in the texts of errors that are no OutOfMemoryError
@@ -49,7 +49,7 @@ class AllocatorFits:
             torch.cuda.set_per_process_memory_fraction(self.share, torch.device(self.device))
 
     def __call__(self, batch: int, input: float, output: float) -> bool:
-        """Tells whether a step over so many examples fits."""
+        """Tells whether a step over a batch of this size fits."""
         try:
             self.step(batch, input, output)
         except (torch.OutOfMemoryError, MemoryError):
@@ -77,7 +77,7 @@ class MemoryFits:
             raise UsageError("the limit of memory must be above 0, and share above 0 and at most 1")
 
     def __call__(self, batch: int, input: float, output: float) -> bool:
-        """Tells whether a step over so many examples fits."""
+        """Tells whether a step over a batch of this size fits."""
         return self.model.bytes(batch, input, output) <= self.share * self.limit
 
 
@@ -90,7 +90,7 @@ class StepTimeFits:
     limit: float
     """Seconds that a step may take."""
     repeats: int = 2
-    """Steps of which the fastest counts; the first of a shape is often slower."""
+    """Steps that are timed; the fastest counts, as the first of a shape is often slower."""
     clock: Callable[[], float] = time.process_time
     """Processor time by default, since the wall clock also shows what else a machine does."""
 
@@ -99,7 +99,7 @@ class StepTimeFits:
             raise UsageError("the limit of a step's seconds must be above 0, and repeats 1 or more")
 
     def __call__(self, batch: int, input: float, output: float) -> bool:
-        """Tells whether a step over so many examples is fast enough."""
+        """Tells whether a step over a batch of this size is fast enough."""
         for _ in range(self.repeats):
             started = self.clock()
             self.step(batch, input, output)

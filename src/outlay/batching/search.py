@@ -9,7 +9,7 @@ from outlay.batching.buckets import Bin, Buckets
 from outlay.errors import UsageError
 
 Fits = Callable[[int, float, float], bool]
-"""Tells whether a training step over a batch of so many examples of these two lengths fits."""
+"""Tells whether a training step fits, by the size of its batch and the two lengths of its examples."""
 
 
 @dataclass(frozen=True)

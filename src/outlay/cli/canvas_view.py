@@ -87,7 +87,7 @@ class CanvasView:
 
 
 def wrapped(letters: Iterator[Painted], columns: int) -> Iterator[list[Painted]]:
-    """Breaks characters into lines of so many columns at most, and at each newline."""
+    """Breaks characters into lines of at most `columns`, and at each newline."""
     line: list[Painted] = []
     taken = 0
     for letter, number in letters:

@@ -213,7 +213,7 @@ class TextModel:
     """
 
     def __init__(self, model: Model, kv_dtype: str = "int8", lanes: int = LANES, block: int = BLOCK) -> None:
-        """Takes a model, with room for so many lanes of so many symbols. Raises `UsageError` as `TextCodec` does."""
+        """Takes a model, with room for lanes of `block` symbols. Raises `UsageError` as `TextCodec` does."""
         refuse_other_arithmetic(model)
         self.model, self._vocab = model, model.decoder.config.vocab_size
         decoder = model.decoder

@@ -67,7 +67,7 @@ class PictureDeclaration:
     """The method that the others are measured against; None is the first."""
     repeats: int = 3
     limit: int | None = None
-    """The first so many pictures."""
+    """How many pictures, from the first on."""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:

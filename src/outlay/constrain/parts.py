@@ -150,7 +150,7 @@ class _Part(State):
 
 
 class _Free(_Part):
-    """Free text, of which `tail` may begin the mark."""
+    """Free text, whose `tail` may be the beginning of the mark."""
 
     def __init__(self, owner: After, vocabulary: Vocabulary, tail: bytes, may_end: bool) -> None:
         super().__init__(owner, vocabulary)

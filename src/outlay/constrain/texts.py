@@ -34,7 +34,7 @@ class Choice(Constraint):
 
 
 class _ChoiceState(State):
-    """The texts that are still possible, of which `at` bytes are written."""
+    """The texts that are still possible, after `at` bytes."""
 
     def __init__(self, vocabulary: Vocabulary, texts: tuple[bytes, ...], at: int, first: bool) -> None:
         self._vocabulary, self._texts, self._at, self._first = vocabulary, texts, at, first

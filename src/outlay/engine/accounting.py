@@ -105,7 +105,7 @@ class PassCost:
     def _ledger(
         self, nodes: Sequence[Hashable], keys: Sequence[int], wanted: Collection[Hashable], weight: int, kv: int
     ) -> Ledger:
-        """Returns the cost of some rows, each of which attends to so many `keys` over all layers."""
+        """Returns the cost of some rows, each attending to `keys` keys over all layers."""
         config = self._decoder.config
         heads = sum(node in wanted for node in nodes)
         passes: dict[str, Any] = {f"{self._role}_passes": 1, f"{self._role}_tokens": len(nodes)}

@@ -129,7 +129,7 @@ class EncoderPasses(Generic[Kind]):
             self._add_rows(costs, payers, self._encoder.stem.multiplies, self._encoder.stem.nbytes)
 
     def _add_rows(self, costs: dict[Account, Ledger], payers: Sequence[Account], multiplies: int, nbytes: int) -> None:
-        """Adds the cost of rows, each of so many multiply-adds, by weights of so many bytes in all."""
+        """Adds the cost of rows: the multiply-adds of each, and the bytes of the weights in all."""
         weights = split_evenly(nbytes, payers)
         for account, count in Counter(payers).items():
             costs[account].flops += 2 * count * multiplies

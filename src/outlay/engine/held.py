@@ -1,4 +1,4 @@
-"""What each run holds in a model's KV cache: its slots, of which those that several runs hold are split to the byte."""
+"""What each run holds in a model's KV cache: its slots, where those that several runs hold are split to the byte."""
 
 from __future__ import annotations
 

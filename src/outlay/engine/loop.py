@@ -242,7 +242,7 @@ class RunLoop:
         return True
 
     def _put_back(self, live: Live) -> None:
-        """Has a run begin anew when there is room: it writes the same text, of which nothing is delivered again."""
+        """Has a run begin anew when there is room: it writes the same text, and delivers no part of it again."""
         models = live.seats.models
         before = {worker: worker.cache.in_use for worker in models}
         self.live.remove(live)

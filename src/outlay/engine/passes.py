@@ -270,7 +270,7 @@ def runs_whole(decoder: Decoder) -> bool:
 
 
 def _watched(plan: PassPlan, rows: Sequence[int], wanted: LogitsWanted, decoder: Decoder) -> AttentionRows | None:
-    """Returns what receives the attention of the rows of which it is wanted; None where there is none."""
+    """Returns what receives the attention weights of the rows that want them; None where none does."""
     asked = [row for row, is_asked in zip(rows, wanted.attention, strict=False) if is_asked]
     return AttentionRows(plan, asked, decoder.config, decoder.device) if asked else None
 

@@ -92,7 +92,7 @@ def _timed(times: Timestamps, logits: Tensor, text: Sequence[int], end: int) -> 
 def _forced(
     rules: GenerationRules, prompt: Sequence[int], text: Sequence[int], max_tokens: int
 ) -> Collection[int] | None:
-    """Returns the tokens of which one comes next, whatever the model says; None where it is asked."""
+    """Returns the tokens that may come next whatever the model says; None where the model decides."""
     if len(text) == max_tokens - 1 and rules.forced_eos:
         return rules.forced_eos
     if rules.forced_bos is not None and len(prompt) + len(text) == 1:

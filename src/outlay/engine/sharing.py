@@ -30,7 +30,7 @@ ROWS = (2, 4, 8, 16, 32, 64)
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)  # shared keys; beyond the last nobody gains who didn't before
 OWN = 32  # keys that each row reads alone
 LAYERS = 4  # that are timed, of all that a pass has
-TURNS = 5  # of each side, the fastest of which counts
+TURNS = 5  # of each side; the fastest counts
 PROCESSES = 3  # that measure; the middle one of what they found counts
 
 

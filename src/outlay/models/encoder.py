@@ -1,4 +1,4 @@
-"""The encoder of an encoder-decoder: layers of which each row sees all rows of its own input.
+"""The encoder of an encoder-decoder: layers in which each row sees all rows of its own input.
 
 It is a decoder's stack without an LM head, so that the passes that run decoders run it: a pass writes keys and values
 of a layer before it reads them, and its plan says that a row reads its whole input. A flat pass takes any number of

@@ -37,7 +37,7 @@ class FastConformerConfig:
     kernel: int
     """Frames that a block's convolution reads."""
     steps: int
-    """Strided convolutions at the beginning, each of which halves the frames."""
+    """Strided convolutions at the beginning; each halves the frames."""
     subsampling_kernel: int
     """Width of these, in time and in bands."""
     bias: bool
@@ -48,7 +48,7 @@ class FastConformerConfig:
     """Multiplies the first block's input."""
 
     def frames(self, mels: int) -> int:
-        """Returns how many frames there are of so many of the spectrogram."""
+        """Returns how many frames the encoder makes of the spectrogram's."""
         for _ in range(self.steps):
             mels = (mels + 2 * ((self.subsampling_kernel - 1) // 2) - self.subsampling_kernel) // 2 + 1
         return max(0, mels)

@@ -118,7 +118,7 @@ class NativeLinear(Linear):
 
 
 class SplitLinear(Linear):
-    """Parts that are held in different formats, one below the other, of which torch multiplies at least one."""
+    """Parts that are held in different formats, one below the other; torch multiplies at least one of them."""
 
     def __init__(self, parts: Sequence[Linear]) -> None:
         self.parts = tuple(parts)

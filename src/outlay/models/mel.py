@@ -69,7 +69,7 @@ class ParakeetMel:
     """The share of a sample that is taken from the next."""
 
     def frames(self, samples: int) -> int:
-        """Returns the frames of so many samples."""
+        """Returns how many frames a number of samples gives."""
         return samples // self.hop
 
     @cached_property

@@ -76,7 +76,7 @@ def convert_moonshine(source: Path, folder: Path) -> None:
 
 
 def read_pieces(data: bytes) -> list[bytes]:
-    """Returns the pieces of a tokenizer, each of which stands behind its length.
+    """Returns the pieces of a tokenizer, each stored after its length.
 
     Args:
         data: The file: a length takes one byte below 128, else two, the second of which counts 128s; 0 is no piece.

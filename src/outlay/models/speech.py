@@ -77,7 +77,7 @@ class Convolution(NamedTuple):
 
 
 def moonshine_frames(samples: int) -> int:
-    """Returns how many frames Moonshine's convolutions make of so many samples."""
+    """Returns how many frames Moonshine's convolutions make of a number of samples."""
     for width, stride in zip(KERNELS, STRIDES, strict=True):
         samples = max(0, (samples - width) // stride + 1)
     return samples

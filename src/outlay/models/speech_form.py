@@ -73,7 +73,7 @@ class SpeechForm:
     window: float
     """Seconds of the longest clip; a longer recording is cut."""
     frames: Callable[[int], int]
-    """How many frames the encoder reads of so many samples."""
+    """How many frames the encoder reads for a number of samples."""
     stem: Callable[[Weights], Stem]
     """Makes what makes frames."""
     tokens_per_second: float | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-SUMMARY = "keys of a dictionary, each with four phrases of which one is drawn"
+SUMMARY = "keys of a dictionary, each with four phrases; one is drawn"
 LETTERS = "abcdefghijklmnopqrst"
 KEYS = "ABCDEFGHIJKLMNOP"
 

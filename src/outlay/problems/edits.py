@@ -1,4 +1,4 @@
-"""Copies with an edit: a line of words, of which one is to be replaced."""
+"""Copies with an edit: a line of words, one of them to be replaced."""
 
 from __future__ import annotations
 

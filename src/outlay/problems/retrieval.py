@@ -16,7 +16,7 @@ def make(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def lookup(draw: random.Random, pairs: int) -> dict[str, Any]:
-    """Returns a look-up among so many pairs."""
+    """Returns a look-up among a number of pairs."""
     keys = [first + second for first in string.ascii_lowercase for second in string.ascii_lowercase]
     held = {key: f"{draw.randrange(100):02d}" for key in draw.sample(keys, pairs)}
     asked = draw.choice(list(held))

@@ -65,7 +65,7 @@ class LayerCosts:
     """Measured times, in seconds."""
 
     layer: PassCosts
-    """Of one layer of self-attention and MLP, over so many rows."""
+    """Of one layer of self-attention and MLP, by its rows."""
     head: PassCosts
     """Of the rest of a pass: embedding, LM head, and what a pass costs at all."""
 

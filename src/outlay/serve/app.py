@@ -135,7 +135,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/responses", dependencies=ready, responses=_answered("response", "output"))
     async def responses(body: ResponseRequest) -> Response:
-        """Answers a conversation, of which nothing is kept."""
+        """Answers a conversation and stores nothing of it."""
         asked = ask_response(body, models, settings)
         return Work(desk, asked, ResponseWriter(asked, body), bool(body.stream))
 

@@ -1,4 +1,4 @@
-"""The objects of `/v1/responses`: text and function calls, of which the server keeps nothing."""
+"""The objects of `/v1/responses`: text and function calls; the server stores none of them."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def text_of(file: Path, opened: Opened, tokens: int) -> list[list[int]]:
 
 
 def _first(sequences: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    """Returns the first sequences, the last one cut, of so many tokens in all."""
+    """Returns the first sequences, the last one cut, up to a number of tokens in all."""
     found, left = [], tokens
     for sequence in sequences:
         if left > 0:

@@ -29,7 +29,7 @@ from outlay.tree.token_tree import Tree
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SHORT, LONG = 64, 448  # tokens of text before the passes that are measured
-TURNS, IN_A_ROW = 2, 3  # pieces of each width, and passes of a piece, the fastest of which counts
+TURNS, IN_A_ROW = 2, 3  # pieces of each width, and passes of a piece; the fastest counts
 BYTES_PER_SECOND, FLOPS, OVERHEAD = 1e10, 1.1e11, 3e-4  # of the estimate; the last in seconds
 PROCESSES = 3  # that measure: to the first, the machine may have been busy, as it is after an installation
 
@@ -45,7 +45,7 @@ class PassCosts:
     slope: float
 
     def __call__(self, rows: float, context: float = SHORT) -> float:
-        """Returns the seconds of a pass over so many rows, each after so much text."""
+        """Returns the seconds of a pass by its rows and the tokens before each."""
         widths, seconds = self.widths, self.seconds
         right = min(max(bisect_right(widths, rows), 1), len(widths) - 1)
         left = right - 1

@@ -122,7 +122,7 @@ class Chains:
 
 
 class ReasonerTraining:
-    """One training run, of which two checkpoints are kept.
+    """One training run that writes two checkpoints.
 
     Args:
         recipe: How it is trained.

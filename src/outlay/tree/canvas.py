@@ -1,4 +1,4 @@
-"""A canvas: positions of a text of which some are filled and the others masked, in slots of the cache.
+"""A canvas: positions of a text, some filled and the others masked, in slots of the cache.
 
 It lies beside the token tree, behind the trunk of one, which may be empty. Its positions see all of the trunk and each
 other: the whole canvas, or the blocks up to the end of their own (block-causal attention). A position's key and value

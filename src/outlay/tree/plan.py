@@ -49,7 +49,7 @@ class BreakEven:
         return at >= 0 and length >= self.lengths[at]
 
     def said(self, rows: int) -> str:
-        """Returns from where on it pays, for so many rows or more, in words."""
+        """Returns, in words, from how many texts and shared tokens on it pays, for `rows` rows."""
         pairs = [(least, length) for least, length in zip(self.rows, self.lengths, strict=True) if length < NEVER]
         some = [pair for pair in pairs if pair[0] <= rows][-1:] or pairs[:1]
         return f"from {some[0][0]} texts and {some[0][1]} tokens on" if some else "at no length"
@@ -185,7 +185,7 @@ def embed_of(row: Row) -> Tensor | None:
 
 
 def plan_inputs(lengths: Sequence[int], start: int = 0, windows: Sequence[int | None] = (None,)) -> PassPlan:
-    """Plans a pass of an encoder over several inputs side by side, each row of which sees its own input.
+    """Plans a pass of an encoder over several inputs side by side, where each row sees its own input.
 
     Args:
         lengths: the length of each input.
@@ -339,7 +339,7 @@ def _plan_tentative(tree: Tree, group: Sequence[Node], first: int) -> list[KVSpa
 
 
 def _share(readers: list[_Reader], sharing: BreakEven, begin: int = 0) -> list[KVSpan]:
-    """Cuts spans that start alike, of which each reader sees a beginning, so that shared keys are read once.
+    """Cuts spans that start alike, where each reader sees a beginning, so that shared keys are read once.
 
     Where all end together nothing is cut, and sharing costs nothing, unless a run asks otherwise.
     """
@@ -412,7 +412,7 @@ def _within(
 def _trimmed(span: KVSpan, mask: NDArray[np.bool_]) -> list[KVSpan]:
     """Returns a span as a mask [rows, length] shows it, without rows, first and last keys that nobody sees.
 
-    A mask that hides nothing is left out; a span of which nothing is left is, too.
+    A mask that hides nothing is left out; so is a span of which nothing remains.
     """
     reads = np.flatnonzero(mask.any(1)).tolist()
     if not reads:

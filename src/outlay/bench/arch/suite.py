@@ -57,7 +57,7 @@ class ArchSuite(Suite[ArchSettings]):
             ("decoder", 3, "decoder layers"),
             ("hidden", 512, "width of the hidden states"),
             ("vocab", 8192, "entries of the vocabulary"),
-            ("rounds", 3, "of which the least counts"),
+            ("rounds", 3, "and the least of them counts"),
         ):
             parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (%(default)s)")
         parser.add_argument("--inputs", type=_lengths, default=(128, 512), metavar="N,N", help="tokens in (128,512)")

@@ -56,7 +56,7 @@ def measured(model: Path, progress: ShowProgress) -> dict[str, Any]:
 
 
 def passes(decoder: Decoder) -> dict[str, Callable[[], Any]]:
-    """Returns passes: "one" row of a text, the "whole" canvas, a "block" of so many rows, "side" blocks together."""
+    """Returns passes: "one" row of a text, the "whole" canvas, a "block" of rows, "side" blocks together."""
     cache = Cache(decoder.config, decoder.dtype, decoder.device, limit=(SIDE + 2) * (PROMPT + CANVAS) + 64)
     run, mask = pass_for(decoder, cache), decoder.config.vocab_size - 1
     tokens = [*range(10, 10 + PROMPT), *[mask] * CANVAS]

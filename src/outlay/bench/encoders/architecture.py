@@ -13,7 +13,7 @@ from outlay.progress import ShowProgress
 from outlay.train.distill import MuConfig
 
 HIDDEN, HEAD, VOCAB = 256, 64, 512
-FRAMES, TOKENS, SECONDS = 125, 40, 10.0  # encoder places and tokens of an utterance of so many seconds
+FRAMES, TOKENS, SECONDS = 125, 40, 10.0  # encoder places and tokens of an utterance, and its seconds
 SPLITS = {"12/12": (12, 12), "24/2": (24, 2)}
 """Layers of encoder and decoder."""
 BATCHES = (1, 16)

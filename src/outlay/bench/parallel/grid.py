@@ -24,7 +24,7 @@ class Way:
     block: str
     """Positions of a block, or "all"."""
     method: Callable[[int], str]
-    """Returns the method for a canvas of so many positions."""
+    """Returns the method for a canvas of a number of positions."""
 
     def __str__(self) -> str:
         if self.kind == "method":

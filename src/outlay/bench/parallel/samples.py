@@ -30,7 +30,7 @@ class Task:
     canvas: int
     """Positions of the canvas."""
     draw: Callable[[int, tuple[int, int], int], Sequence[Sample]]
-    """Returns so many samples, of lists from so many items to so many, from a seed."""
+    """Returns samples from a seed, of lists whose number of items lies in a range."""
 
 
 def one_shot(question: str, answer: str, asked: str) -> list[dict[str, Any]]:

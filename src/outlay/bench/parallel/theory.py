@@ -27,7 +27,7 @@ def total_correlation(task: str, n: int) -> float:
 
 
 def lower_bound(task: str, n: int, sizes: Sequence[int]) -> float:
-    """Returns how far texts are from the data at least, as KL divergence in bits, where rounds fill so many tokens.
+    """Returns how far texts are from the data at least, as KL divergence in bits, by the tokens that each round fills.
 
     Args:
         task: One of `TASKS`.
@@ -48,7 +48,7 @@ def lower_bound(task: str, n: int, sizes: Sequence[int]) -> float:
 
 
 def best_lower_bound(task: str, n: int, rounds: int) -> float:
-    """Returns the lowest bound of any partition into so many rounds, in bits; it falls with the rounds (Theorem 2)."""
+    """Returns the lowest bound of any partition into rounds, in bits; it falls with the rounds (Theorem 2)."""
     return min(lower_bound(task, n, sizes) for sizes in _partitions(n, rounds))
 
 
@@ -117,7 +117,7 @@ def _greedy_one_replaced(n: int, k: int) -> float:
 
 
 def _partitions(n: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Yields the ways to write n as a sum of so many positive numbers, in all orders."""
+    """Yields the compositions of n: its sums of a number of positive integers, in all orders."""
     if parts == 1:
         yield (n,)
         return

@@ -102,7 +102,7 @@ class OurSearch(SearchContender):
 
 
 def batched(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[Sequence[Mapping[str, Any]]]:
-    """Yields rows in groups of `size`, the last of which may be smaller."""
+    """Yields rows in groups of `size`; the last may be smaller."""
     for begin in range(0, len(rows), size):
         yield rows[begin : begin + size]
 

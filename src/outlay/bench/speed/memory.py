@@ -15,7 +15,7 @@ ROWS, OUT, IN = 240, 256, 1024  # of the layer: its weights and inputs fit into 
 
 
 class MachineLimit(Participant):
-    """Sums a large buffer, of which the best of a few repeats counts; multiplies with a small layer."""
+    """Sums a large buffer, where the best of a few repeats counts; multiplies with a small layer."""
 
     name = "memory"
 

@@ -160,7 +160,7 @@ class SpeedReport:
             cells.append(_share(self.limit_ms(name, threads, prompt.length, 1), took))
             if set(cells) != {"-"}:
                 rows.append([name, *cells])
-        title = f"Efficiency, {_threads(threads)}: the machine's limit over the time of a pass of so many rows"
+        title = f"Efficiency, {_threads(threads)}: the machine's limit over the time of a pass, by its rows"
         return _section(title, ["", *map(str, widths), f"prompt of {prompt.length}"], rows)
 
     def limit_ms(self, name: str, threads: int, rows: int, head_rows: int) -> float | None:

@@ -178,7 +178,7 @@ def pack_streams(streams: list[bytes]) -> bytes:
 
 
 def unpack_streams(data: bytes, count: int) -> list[Words]:
-    """Returns so many streams. Raises `CorruptStream` where the bytes hold others."""
+    """Returns the expected number of streams. Raises `CorruptStream` where the bytes hold another."""
     cursor, found = Cursor(data), []
     for _ in range(count - 1):
         found.append(unpack_words(cursor.take(cursor.varint(len(data) + 1))))

@@ -30,7 +30,7 @@ class Recipe:
     epochs: int = 20
     """Times that the data are gone through in mini-batches."""
     final_epochs: int = 1
-    """Steps over all data at the end, each of which gives the counts whole."""
+    """Steps at the end, each over all data."""
     batch: int = 1000
     """Samples of a mini-batch."""
     cpu_seconds: float | None = None

@@ -169,7 +169,7 @@ class Circuit:
         return float(self._log({each: torch.tensor([value]) for each, value in evidence.items()}, 1).exp())
 
     def begin(self, lanes: int) -> CircuitState:
-        """Returns samples of which nothing is known."""
+        """Returns unconditional samples."""
         return CircuitState(lanes)
 
     def next_pmf(self, state: CircuitState) -> Tensor:

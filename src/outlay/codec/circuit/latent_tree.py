@@ -211,7 +211,7 @@ class LatentTree:
 
 
 def hidden_markov(initial: Tensor, transition: Tensor, emission: Tensor, steps: int) -> LatentTree:
-    """Returns a hidden Markov model of so many steps: a chain whose tables are tied.
+    """Returns a hidden Markov model with a number of steps: a chain whose tables are tied.
 
     Args:
         initial: [M]

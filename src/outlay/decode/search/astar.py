@@ -22,7 +22,7 @@ from outlay.search.agreement import agreed
 from outlay.search.answers import answer_of, vote
 from outlay.search.steps import COUNTS, Leaf, Steps, StepSearch
 
-IDLE = 8  # a beginning is not re-opened after so many expansions in a row that brought no new step
+IDLE = 8  # expansions in a row without a new step, after which a beginning is not re-opened
 COSTS = ("drop", "pathmax", "length", "none")
 
 

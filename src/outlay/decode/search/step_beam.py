@@ -1,7 +1,7 @@
 """Beam search over steps with a scorer, and diverse verifier tree search (Beeching et al. 2024, HuggingFace).
 
 Beam search: of n steps drawn after the n / width best beginnings, the n / width with the highest rewards go on. DVTS
-runs n / width beginnings apart from each other, each of which goes on with the best of its own `width` steps.
+runs n / width beginnings apart from each other, and each goes on with the best of its own `width` steps.
 """
 
 from __future__ import annotations

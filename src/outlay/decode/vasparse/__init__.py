@@ -88,7 +88,7 @@ class VASparse(Method):
             raise UsageError(f"vasparse needs a contrast of {CONTRASTS}, not {self.contrast!r}")
 
     def depth(self, layers: int) -> int:
-        """Returns the layers of the branch, in a model of so many."""
+        """Returns the layers of the branch, in a model with `layers` of them."""
         if self.contrast == "embedding":
             return 0
         return layers if self.contrast == "full" else int(self.contrast.partition(":")[2])

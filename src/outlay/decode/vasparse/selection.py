@@ -35,7 +35,7 @@ def selection_value(attention: Tensor, saliency: Tensor, lam: float) -> Tensor:
 def best(value: Tensor, count: int) -> Tensor:
     """Returns the places of the `count` tokens of largest value, the last one always, int64 [layers, count] ascending.
 
-    Among all sets of so many tokens with the last, they have the largest sum; of equals the first are taken.
+    Among all sets of this size that hold the last token, they have the largest sum; among equals the first are taken.
     """
     value = value.clone()
     value[:, -1] = torch.inf

@@ -57,7 +57,7 @@ class Markov(_Sequence):
         return rows[0], rows[1:]
 
     def entropy(self, length: int) -> float:
-        """Returns the entropy of a text of so many letters, in nats."""
+        """Returns the entropy of a text by its number of letters, in nats."""
         first, steps = self.chain
         total, law = -float((first * np.log(first)).sum()), first
         for _ in range(length - 1):
@@ -134,7 +134,7 @@ class Phrase(_Sequence):
         return total
 
     def entropy(self, slots: int) -> float:
-        """Returns the entropy of so many slots, in nats, where no letter is noise and no two phrases are alike."""
+        """Returns the entropy of a number of slots, in nats, where no letter is noise and no two phrases are alike."""
         with np.errstate(divide="ignore", invalid="ignore"):
             row = -np.nan_to_num(self.steps * np.log(self.steps)).sum(1)
         law, total = np.full(self.phrases, 1 / self.phrases), float(np.log(self.phrases))

@@ -137,7 +137,7 @@ def gptq_tensors(q: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, bits:
         bits: one of `BITS`.
 
     Raises:
-        UsageError: Where the form has no place for so many inputs or outputs.
+        UsageError: Where the form has no place for a layer of this shape.
     """
     for name, size in (("outputs", q.shape[0]), ("inputs", q.shape[1])):
         if size * bits % 32:

@@ -49,7 +49,7 @@ class PvqCode:
         return pyramid.index_bits(self.group, self.pulses)
 
     def levels(self, inputs: int) -> Tensor:
-        """Returns the levels of amplitudes for so many inputs, float32 [2^amp_bits], rising."""
+        """Returns the levels of amplitudes for a number of inputs, float32 [2^amp_bits], rising."""
         return torch.from_numpy(levels(self.group, inputs, self.amp_bits, self.amp_mode)).float()
 
     def file_bits(self, outputs: int, inputs: int) -> int:

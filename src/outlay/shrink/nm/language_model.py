@@ -158,7 +158,7 @@ class _TrainedLayer(nn.Module):
 
 
 def _split(linear: Linear, rows: Sequence[int] | None = None) -> list[nn.Linear]:
-    """Returns a layer's parts of so many rows each (None: the whole) as layers with parameters."""
+    """Returns a layer's parts, by the rows of each (None: the whole), as layers with parameters."""
     weight, bias = weight_of(linear), getattr(linear, "bias", None)
     sizes, found, begin = rows or [len(weight)], list[nn.Linear](), 0
     for size in sizes:

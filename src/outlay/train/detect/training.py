@@ -342,7 +342,7 @@ def _watched(detector: Detector, names: list[str]) -> Iterator[None]:
 
 
 def with_classes(detector: Detector, classes: int) -> tuple[Detector, tuple[str, ...]]:
-    """Returns a detector for so many classes with the weights of another, and the parts that are made anew.
+    """Returns a detector for a number of classes with the weights of another, and the parts that are made anew.
 
     The heads of scores, and the embedding of denoised labels, are as at a beginning where the number is another.
     """

@@ -70,7 +70,7 @@ class Choice:
     again: Ledger | None
     """The winner's cost when it was measured a second time; None where nothing was timed."""
     front: Sequence[Priced]
-    """Ways of which none is both cheaper and better, the cheapest first."""
+    """The Pareto front of the ways, the cheapest first."""
     every: Sequence[Priced]
     """All whose quality was measured; counts and intervals of those on the front alone."""
     basis: str

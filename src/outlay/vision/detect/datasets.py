@@ -19,7 +19,7 @@ from outlay.pictures import read_picture
 Bad = Literal["repair", "refuse"]
 """What is done with boxes that lie outside of their picture, or are inverted or empty."""
 HELD_OUT = 10
-"""Every so many pictures of a COCO file, one is held out where nothing else is named."""
+"""Of this many pictures of a COCO file, one is held out where nothing else is named."""
 SHOWN = 5
 GENERATED = "digits"
 

@@ -242,7 +242,7 @@ def resized(picture: npt.NDArray[np.uint8], side: int) -> Tensor:
 def _found(
     logits: Tensor, boxes: Tensor, size: Sequence[int], threshold: float, names: tuple[str, ...], ledger: Ledger
 ) -> Detections:
-    """Returns the best classes of all queries, none of which is suppressed by another."""
+    """Returns the best classes of all queries, without suppression."""
     classes = logits.shape[1]
     scores, best = logits.sigmoid().flatten().topk(len(logits))
     kept = scores >= threshold

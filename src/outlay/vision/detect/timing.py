@@ -87,7 +87,7 @@ def least(
     drop: Callable[[dict[Key, Times]], set[Key]] = lambda known: set(),
     progress: ShowProgress = silent,
 ) -> dict[Key, Times]:
-    """Returns the least times of some rounds, each of which calls all in turn, after a round that isn't timed.
+    """Returns the least times of some rounds, which call all in turn, after a round that isn't timed.
 
     Args:
         keys: What is called.

@@ -152,7 +152,7 @@ def nothing_fits(priced: Sequence[Priced], budget: Budget) -> FailureError:
 
 
 def pareto(priced: Sequence[Priced], budget: Budget) -> list[Priced]:
-    """Returns the ways of which none is both cheaper by the budget's first cap and better, the cheapest first."""
+    """Returns the Pareto front by the budget's first cap and the quality, the cheapest first."""
     name = next(iter(budget.caps))
     found: list[Priced] = []
     for each in sorted(priced, key=lambda each: (each.ledger.amount(name), -(each.quality or 0))):

@@ -1,7 +1,7 @@
 """Prompt tokens: trained vectors behind the newest token, at which a model guesses the tokens after the next one (PPD,
 Chen et al. 2024, section 3).
 
-The i-th prompt token behind a node stands where the i-th token after it will stand, so its logits predict the one after
+The i-th prompt token after a node stands where the i-th token after it will stand, so its logits predict the one after
 that. They see the text and the prompt tokens before them, and nothing sees them. With several copies of each (an
 ensemble), a copy sees its own kind only, and the logits of all copies are averaged.
 """

@@ -47,7 +47,7 @@ class Distribution(Protocol):
 
 
 class TopTokens:
-    """A distribution of which the most probable tokens are known; all others together are one candidate.
+    """A distribution whose most probable tokens are known; all others together are one candidate.
 
     That candidate's mass is an estimate, so tokens are drawn from a distribution q near p, and `log_ratio` corrects for
     it.
