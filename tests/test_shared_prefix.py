@@ -69,7 +69,7 @@ def test_many_batches_are_drawn_from_one_prefill_whose_last_logits_are_kept():
 
 def test_what_is_held_is_never_evicted_and_what_follows_it_is_read_as_one_span(monkeypatch):
     monkeypatch.setattr(sharing, "_KNOWN", {})
-    monkeypatch.setattr(sharing, "read_kept", lambda path: None)
+    monkeypatch.setattr(sharing, "read_measured", lambda path: None)
     monkeypatch.setattr(sharing, "ASSUMED", BreakEven((2,), (NEVER,)))
     lm = lm_of(cache_tokens=400)
     with lm.shared(DOCUMENT) as p:

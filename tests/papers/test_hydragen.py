@@ -39,7 +39,7 @@ def assumed(monkeypatch):
     """Nothing is measured, so that what is read does not depend on this machine."""
     monkeypatch.setattr("outlay.engine.sharing._KNOWN", {})
     monkeypatch.setattr("outlay.engine.sharing.PROCESSES", 0)
-    monkeypatch.setattr("outlay.engine.sharing.read_kept", lambda path: None)
+    monkeypatch.setattr("outlay.engine.sharing.read_measured", lambda path: None)
 
 
 def exactly(q, k, v):

@@ -109,7 +109,7 @@ class EncoderPasses(Generic[Kind]):
             input.output = input.output or self._find(input)
 
     def _made(self, states: Tensor) -> Tensor:
-        """Returns what is kept of an encoder's output for an input, [rows, hidden_size]."""
+        """Returns what is stored of the encoder's output for an input, [rows, hidden_size]."""
         return states
 
     def _add_made(

@@ -62,7 +62,7 @@ class Engine:
 
         Args:
             cache_tokens: Tokens whose keys and values each model holds at most; None: a context, 16,384 at least.
-            prefix_cache: Whether prompts and texts are kept for later requests.
+            prefix_cache: Whether prompts and texts are cached for later requests.
             max_runs: Runs that are worked on at a time.
             max_waiting: Submissions that wait at most; those beyond are refused.
             kv_dtype: How keys and values are held: a float dtype or int8; None: as the model's activations.
@@ -166,7 +166,7 @@ class Engine:
             self._lock.wait_for(lambda: self._settled or self._thread is None)
 
     def clear(self, *, learned: bool = True) -> None:
-        """Forgets the prefixes kept for reuse, and what methods have learned. What running requests hold stays."""
+        """Forgets the cached prefixes, and what methods have learned. What running requests hold stays."""
         with self._ticking:
             for worker in self._workers.models:
                 if learned:

@@ -31,7 +31,7 @@ class Forward(Request):
     trees: Sequence[Tree] = ()
     """The trees of the run that asks. Each node is in the tree that grew it, or in one of these."""
     owed: Sequence[Node] = ()
-    """Computed nodes whose hidden states were not kept, and are to be."""
+    """Computed nodes whose hidden states were not stored, and are to be."""
     layer_states: bool = False
     attention: bool = False
     topk: int = 0
@@ -50,7 +50,7 @@ class Forward(Request):
     """Rows of a prompt that were read in this turn."""
 
     raw_logits: dict[Node, Tensor] = field(default_factory=dict, init=False)
-    """The logits [vocab] of each of `nodes`, where they are kept."""
+    """The logits [vocab] of each of `nodes`, where they are stored."""
 
     _rows: dict[Node, tuple[PassOutput, int]] = field(default_factory=dict, init=False)
 

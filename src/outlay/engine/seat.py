@@ -35,9 +35,9 @@ class Seat:
     """The token `tree` of a run at one model.
 
     `cached` counts the tokens of its beginning that were in the cache already. `raw_logits` says whether the logits of
-    each pass are kept for the run's log-probabilities. `memory` is what an encoder reads for all trees here, which the
-    seat closes. `owed` are nodes that were computed before hidden states were
-    kept: the first pass computes them anew.
+    each pass are stored for the run's log-probabilities. `memory` is what an encoder reads for all trees here, which
+    the seat closes. `owed` are nodes that were computed before hidden states were stored: the first pass computes them
+    anew.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Seat:
         They are there for the nodes of a run that reads them, as soon as it no longer `owes_states`.
         """
         store = self._worker.cache.hidden_states
-        assert store is not None, "hidden states are kept where a draft head starts from them"
+        assert store is not None, "hidden states are stored where a draft head starts from them"
         if not all(node.has_state for node in nodes):
             raise ValueError("hidden states are there after the pass that computes their nodes, not before")
         return [store[node.slot] for node in nodes]
@@ -228,7 +228,7 @@ class Seat:
         """Frees everything that this run holds in the model's cache, once.
 
         Args:
-            remember: Whether the path to the tree's tip, as far as it is computed, is kept for requests to come.
+            remember: Whether the path to the tree's tip, as far as it is computed, is cached for requests to come.
         """
         trees, self._trees = self._trees, []
         if not trees:
@@ -285,7 +285,7 @@ class Seats:
             tokens: What the seat's tree holds to begin with; what is already in the cache is shared.
             reserve: Tokens of text for which the cache makes room at once; more comes when it is needed.
             block: Tokens that see each other, in whole blocks; 1 is causal.
-            raw_logits: Whether the logits of each pass are kept for the run's log-probabilities.
+            raw_logits: Whether the logits of each pass are stored for the run's log-probabilities.
             hidden_states: Whether the model's cache keeps hidden states from now on.
             held: What is held of the tokens' beginning.
             input: What the model's encoder reads, if it has one.
@@ -340,7 +340,7 @@ class Seats:
         return {seat.worker for seat in self._seats}
 
     def release(self, *, remember: bool) -> None:
-        """Frees everything that the run holds, once. `remember`: whether its texts are kept for requests to come."""
+        """Frees everything that the run holds, once. `remember`: whether its texts are cached for requests to come."""
         seats, self._seats = self._seats, []
         for seat in seats:
             seat.release(remember=remember)

@@ -1,5 +1,5 @@
 """From how many rows and shared keys on a pass gains by reading apart what its rows share: measured by the first few
-processes whose runs share, and kept in the user's cache beside the costs of passes.
+processes whose runs share, and stored in the user's cache beside the costs of passes.
 
 Reading a shared beginning apart costs each row one more span, and saves the keys that are not read again. What is
 compared is attention alone, over all layers and with the plan that it is told: rows that read a span together and then
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from outlay.budget import Ledger
-from outlay.engine.kept import kept_file, read_kept, write_kept
+from outlay.engine.measured import measured_file, read_measured, write_measured
 from outlay.engine.request import Served, Worker
 from outlay.models.decoder import Decoder
 from outlay.tree.attention import attention_of
@@ -52,7 +52,7 @@ class MeasuredSharing:
     def add(self, lengths: Sequence[int]) -> None:
         """Takes in what this process found, and keeps it."""
         self.found, self.settled = [*self.found, tuple(lengths)], True
-        write_kept(self.path, {"rows": ROWS, "measured": self.found})
+        write_measured(self.path, {"rows": ROWS, "measured": self.found})
 
 
 _KNOWN: dict[Path, MeasuredSharing] = {}
@@ -63,9 +63,9 @@ def sharing_of(decoder: Decoder, kv_dtype: torch.dtype) -> MeasuredSharing:
     config = decoder.config
     shape = [config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim, config.attention_softcap]
     timed = [ROWS, LENGTHS, OWN, LAYERS, TURNS]
-    path = kept_file("sharing", shape, kv_dtype, decoder.dtype, decoder.device, timed)
+    path = measured_file("sharing", shape, kv_dtype, decoder.dtype, decoder.device, timed)
     if path not in _KNOWN:
-        found = _found(read_kept(path))
+        found = _found(read_measured(path))
         settled = len(found) >= PROCESSES or not config.num_layers  # an exact denoiser attends to nothing
         _KNOWN[path] = MeasuredSharing(path, found, settled)
     return _KNOWN[path]

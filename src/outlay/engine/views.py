@@ -65,7 +65,7 @@ class ViewedForward(Request):
     """The position that the model reads the token at: the node's own, or that of a token that it stands for."""
     keep_raw_logits: bool = False
     raw_logits: dict[Node, Tensor] = field(default_factory=dict, init=False)
-    """The logits, where they are kept."""
+    """The logits, where they are stored."""
 
 
 class ViewWorker(Worker):
@@ -99,7 +99,7 @@ class ViewWorker(Worker):
             view: What it sees.
             depth: Layers that are run; None: all.
             position: The position that it is read at; None: its own.
-            keep_raw_logits: Whether its logits are kept for the run's log-probabilities.
+            keep_raw_logits: Whether its logits are stored for the run's log-probabilities.
         """
         layers = self._model.decoder.config.num_layers
         at, run = node.position if position is None else position, layers if depth is None else depth

@@ -268,7 +268,7 @@ class ModelWorker(Worker):
             prefixes.insert(node)
 
     def clear(self) -> None:
-        """Forgets all prefixes that are kept for reuse."""
+        """Forgets all cached prefixes and inputs."""
         for kept in (self.prefixes, self.memories, self.visuals):
             if kept is not None:
                 kept.clear()

@@ -1,4 +1,4 @@
-"""The SHA-256 of a model's weights, all of them: computed once for each file and kept beside the cache of models."""
+"""The SHA-256 of a model's weights, all of them: computed once for each file and cached beside the models."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import torch
 
 from outlay.budget import Account, Budget, Ledger
 from outlay.engine.forward import Forward
-from outlay.engine.kept import kept_file, read_kept, write_kept
+from outlay.engine.measured import measured_file, read_measured, write_measured
 from outlay.engine.request import Served, Worker
 from outlay.engine.run import Run
 from outlay.engine.worker import ModelWorker
@@ -186,7 +186,7 @@ class Known:
         if measurement.done:
             self.found, self.begun, self.settled = [*self.found, measurement.costs()], [], True
         measured = [[each.seconds, each.slope] for each in self.found]
-        write_kept(self.path, {"widths": WIDTHS, "measured": measured, "begun": self.begun})
+        write_measured(self.path, {"widths": WIDTHS, "measured": measured, "begun": self.begun})
 
     def complete(self, model: Model) -> PassCosts:
         """Measures the costs of the model's passes at once, where they still should be, and returns them."""
@@ -245,9 +245,9 @@ _KNOWN: dict[Path, Known] = {}
 def known_of(model: Model) -> Known:
     """Returns what is known of a model's passes with the threads in use."""
     measured = [WIDTHS, TURNS, IN_A_ROW, SHORT, LONG]
-    path = kept_file(model.fingerprint, model.format, model.decoder.device, measured)
+    path = measured_file(model.fingerprint, model.format, model.decoder.device, measured)
     if path not in _KNOWN:
-        found, begun = _found(read_kept(path))
+        found, begun = _found(read_measured(path))
         _KNOWN[path] = Known(path, estimate(model), found, begun, settled=len(found) >= PROCESSES)
     return _KNOWN[path]
 

@@ -2,7 +2,7 @@
 
 The table maps contexts of 1 to `order` - 1 tokens to what followed them in a corpus. It is sorted arrays in a
 safetensors file, which the system maps into memory and shares between processes: nothing is read before it is needed.
-Contexts are kept as 64-bit hashes, two of which are equal by chance in one of 10^7 tables of a million contexts.
+Contexts are stored as 64-bit hashes; two are equal by chance in one of 10^7 tables of a million contexts.
 """
 
 from __future__ import annotations

@@ -86,13 +86,13 @@ class Cache:
 
     Attributes:
         layers: keys and values of each layer, [num_kv_heads, capacity, head_dim]; one tensor where they are the same.
-        hidden_states: float32 [capacity, hidden_size], what the model's LM head read for the token in each slot; kept
+        hidden_states: float32 [capacity, hidden_size], what the model's LM head read for the token in each slot; stored
             from `keep_hidden_states` on, for drafts that start from them.
         positions: int64 [capacity], the position of the token in each slot.
         capacity: slots that are allocated.
         in_use: slots that hold a token.
         stored_bytes: what policies hold beside the slots (`outlay.tree.stored`), which counts against the limit.
-        reclaim: called when the cache is full; may free slots that are kept for reuse, and tells whether it did.
+        reclaim: called when the cache is full; may free slots of cached prefixes, and tells whether it did.
         rescue: called when there is no slot at all, not even one to reclaim; may take some from a run that is at work,
             and tells whether it did.
     """
@@ -231,7 +231,7 @@ class Cache:
         insort(self._free, (start, size))
 
     def has_room(self, size: int) -> bool:
-        """Tells whether `size` more tokens can be held, freeing slots that are kept for reuse if need be."""
+        """Tells whether `size` more tokens can be held, freeing slots of cached prefixes if need be."""
         stored = -(-self.stored_bytes // self.bytes_per_slot) if self.stored_bytes else 0
         while self.limit - self.in_use - stored < size:
             if self.reclaim is None or not self.reclaim():

@@ -27,7 +27,7 @@ class Cell:
         position: how many tokens precede it in its text.
         slot: where its key and value lie in the cache.
         computed: whether they lie there.
-        has_state: whether its hidden state was kept when it was computed.
+        has_state: whether its hidden state was stored when it was computed.
         version: what the canvas held when its key and value were computed: `Canvas.version`.
     """
 

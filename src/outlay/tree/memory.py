@@ -34,7 +34,7 @@ class Memory:
         computed: whether they lie there already.
         output: what the encoder made of it, for other models with the same encoder.
         readers: how many hold it.
-        prefixes: beginnings of texts below this memory that are kept for reuse; None where nothing is.
+        prefixes: cached prefixes of the texts below this memory; None where nothing is cached.
     """
 
     def __init__(self, input: EncoderInput, regions: Sequence[Region], prefixes: PrefixCache | None) -> None:
@@ -56,7 +56,7 @@ class Memory:
         return KVSpan(0, self.slots[0], len(self.slots), tuple(rows), slots)
 
     def free(self) -> None:
-        """Frees its slots, the encoder's output and what is kept below it."""
+        """Frees its slots, the encoder's output and the prefixes that are cached below it."""
         self.output = None
         if self.prefixes is not None:
             self.prefixes.clear()
@@ -116,11 +116,11 @@ class Memories:
             memory.free()
 
     def evict(self) -> bool:
-        """Evicts a beginning of a text that is kept below a memory; tells whether there was one."""
+        """Evicts a cached prefix of a text below a memory; tells whether there was one."""
         return any(memory.prefixes.evict() for memory in self if memory.prefixes is not None)
 
     def clear(self) -> None:
-        """Forgets all beginnings of texts that are kept."""
+        """Forgets all cached prefixes of texts."""
         for memory in self:
             if memory.prefixes is not None:
                 memory.prefixes.clear()

@@ -37,7 +37,7 @@ class Node:
         position: how many tokens precede it in its text.
         slot: where its key and value lie in the cache; -1 where they were dropped.
         computed: whether they lie there already.
-        has_state: whether its hidden state was kept when it was computed.
+        has_state: whether its hidden state was stored when it was computed.
         origin: what proposed the token; empty for the model's own choice.
         head: the first node of the stretch that ends here: nodes below one another in slots side by side.
         input_embed: input embedding [hidden_size] that the model reads with the token or in its place, if any: see

@@ -66,7 +66,7 @@ class Visuals:
         Args:
             rows: how many rows of the tower's pass read a tile.
             count: how many visual tokens a tile has.
-            limit: how many visual tokens' embeddings are kept; 0: as long as a request needs them.
+            limit: how many visual tokens' embeddings are cached; 0: as long as a request needs them.
         """
         self._rows, self._count, self._limit = rows, count, limit
         self._by_tile: WeakValueDictionary[Tile, Visual] = WeakValueDictionary()

@@ -139,7 +139,7 @@ class AdaptiveTable:
     Args:
         table: The table to begin with.
         cap: The most that a weight can become.
-        size: How many contexts are kept, those that were raised last.
+        size: How many contexts the table holds, those that were raised last.
         decay: What learned weights are multiplied by in each `fade`.
     """
 

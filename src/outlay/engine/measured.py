@@ -14,14 +14,14 @@ from outlay.machine import processor
 from outlay.models import hub
 
 
-def kept_file(*about: object) -> Path:
+def measured_file(*about: object) -> Path:
     """Returns the file for what depends on these things, and on the processor, its instructions and the threads."""
     threads = kernels.threads() if kernels.available() else torch.get_num_threads()
     key = "\n".join(map(str, [*about, kernels.isa(), threads, processor()]))
     return hub.cache_folder().parent / "costs" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def read_kept(path: Path) -> Any:
+def read_measured(path: Path) -> Any:
     """Returns what a file holds; None where it can't be read."""
     try:
         return json.loads(path.read_text())
@@ -29,7 +29,7 @@ def read_kept(path: Path) -> Any:
         return None
 
 
-def write_kept(path: Path, held: Any) -> None:
+def write_measured(path: Path, held: Any) -> None:
     """Writes a file; where the cache can't be written, what it would hold is measured again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
