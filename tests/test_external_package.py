@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 from engine.policies import source_of_the_page
@@ -93,6 +94,16 @@ class Signs(Shrinker):
         return {"quant_method": "gptq", "bits": 2, "group_size": self.group, "sym": False, "desc_act": False}
 '''
 
+COMMANDS = """
+import contextlib, io, json, sys
+from outlay.cli import main
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(json.loads(line))
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
 PROPERTIES = """
 from outlay.testing import MethodProperties, tiny_lm
 from second_best import SecondBest
@@ -147,11 +158,34 @@ def run(environment, *arguments):
     )
 
 
-def test_it_is_in_the_catalogue(environment):
-    listed = run(environment, "outlay", "methods")
-    assert "second_best" in listed.stdout
-    one = run(environment, "outlay", "methods", "second_best")
-    assert "k-th most probable" in one.stdout
+@dataclass(frozen=True)
+class Answer:
+    """What a command wrote, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def outlay(environment):
+    """Runs commands in one process that sees the package: `answer = outlay("methods")`."""
+    command = [sys.executable, "-c", COMMANDS]
+    with subprocess.Popen(
+        command, env=environment[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+
+        def run(*words):
+            process.stdin.write(json.dumps(words) + "\n")
+            return Answer(*json.loads(process.stdout.readline()))
+
+        yield run
+        process.stdin.close()
+
+
+def test_it_is_in_the_catalogue(outlay):
+    assert "second_best" in outlay("methods").out
+    assert "k-th most probable" in outlay("methods", "second_best").out
 
 
 def test_it_runs_from_the_command_line(environment, default_path):
@@ -164,18 +198,18 @@ def test_it_runs_from_the_command_line(environment, default_path):
     assert len(result["tokens"]) == result["ledger"]["target_passes"] == 4
 
 
-def test_its_policy_is_in_the_catalogue_and_runs_from_the_command_line(environment, default_path):
-    assert "the first tokens and the last ones" in run(environment, "outlay", "methods", "first_and_last").stdout
-    asked = ("outlay", "run", "Tell me of the sea", "--model", str(default_path), "--max-tokens", "4", "--json")
-    answer = run(environment, *asked, "--cache", "first_and_last:first=1,last=3")
-    assert answer.returncode == 0, answer.stderr
-    result = json.loads(answer.stdout)
+def test_its_policy_is_in_the_catalogue_and_runs_from_the_command_line(outlay, default_path):
+    assert "the first tokens and the last ones" in outlay("methods", "first_and_last").out
+    asked = ("run", "Tell me of the sea", "--model", str(default_path), "--max-tokens", "4", "--json")
+    answer = outlay(*asked, "--cache", "first_and_last:first=1,last=3")
+    assert answer.status == 0, answer.err
+    result = json.loads(answer.out)
     assert len(result["tokens"]) == 4
     held, dense = (result["ledger"]["extras"][name] for name in ("kv_payload", "kv_dense"))
     assert 0 < held < dense
-    wrong = run(environment, *asked, "--cache", "first_and_lost")
-    assert wrong.returncode == 2
-    assert "did you mean 'first_and_last'" in wrong.stderr
+    wrong = outlay(*asked, "--cache", "first_and_lost")
+    assert wrong.status == 2
+    assert "did you mean 'first_and_last'" in wrong.err
 
 
 def test_it_has_the_properties_that_ship_with_the_package(environment):
@@ -185,21 +219,20 @@ def test_it_has_the_properties_that_ship_with_the_package(environment):
     assert "25 passed" in outcome.stdout
 
 
-def test_a_method_that_shrinks_is_listed_and_writes_a_folder_that_runs(environment, tmp_path):
-    listed = run(environment, "outlay", "methods")
-    assert "signs and mean sizes" in listed.stdout, listed.stderr
+def test_a_method_that_shrinks_is_listed_and_writes_a_folder_that_runs(outlay, tmp_path):
+    assert "signs and mean sizes" in outlay("methods").out
     (tmp_path / "text").write_text("Begin with 12. Add 5. " * 40)
     small = str(tmp_path / "small")
-    shrunk = run(
-        environment, "outlay", "shrink", "outlay/tiny-reasoner", "--method", "signs:group=64", "--out", small,
+    shrunk = outlay(
+        "shrink", "outlay/tiny-reasoner", "--method", "signs:group=64", "--out", small,
         "--calib", str(tmp_path / "text"), "--tokens", "64", "--json",
     )  # fmt: skip
-    assert shrunk.returncode == 0, shrunk.stderr
-    report = json.loads(shrunk.stdout)
+    assert shrunk.status == 0, shrunk.err
+    report = json.loads(shrunk.out)
     assert report["method"] == "signs:group=64"
     assert 0 < report["error"] < 1
-    checked = run(environment, "outlay", "shrink", "--check", small)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    answer = run(environment, "outlay", "run", "Begin with 12.", "--model", small, "--max-tokens", "4", "--json")
-    assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout)["tokens"]
+    checked = outlay("shrink", "--check", small)
+    assert checked.status == 0, checked.out + checked.err
+    answer = outlay("run", "Begin with 12.", "--model", small, "--max-tokens", "4", "--json")
+    assert answer.status == 0, answer.err
+    assert json.loads(answer.out)["tokens"]

@@ -18,9 +18,9 @@ from outlay.compare.session import compare
 
 
 @pytest.fixture
-def declaration(default_path):
+def declaration():
     methods = ("greedy", "sample:temperature=0.9", "best_of:temperature=0.9,n=2")
-    return Declaration(methods, str(default_path), max_tokens=6, repeats=1, threads=1, metric="number")
+    return Declaration(methods, "outlay/tiny-reasoner", max_tokens=6, repeats=1, threads=1, metric="number")
 
 
 def test_workers_write_what_one_process_writes_and_a_lost_one_costs_only_its_shard(declaration, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def test_above_temperature_zero_it_writes_what_sample_writes(prompts_file, model
         assert lm.generate(prompt, method=PPD(prompts=str(prompts_file), rows=10), **warm).tokens == plain
 
 
-@pytest.mark.parametrize("runs", [800, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_it_has_the_targets_distribution(tmp_path, runs):
     """On a Markov chain, with prompt tokens that guess whatever they like."""
     lm = markov_lm(4, 11)

@@ -24,14 +24,14 @@ def chains():
 
 
 @pytest.mark.parametrize("method", SHAPES, ids=lambda method: method.label)
-@pytest.mark.parametrize("runs", [800, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_its_first_three_tokens_have_the_targets_distribution(chains, method, runs):
     lm, draft = chains
     assert_exact(lm, method, runs, draft=draft, temperature=1.0)
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.6}, {"temperature": 1.0, "top_p": 0.8}])
-@pytest.mark.parametrize("runs", [800, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_temperature_and_truncation_are_those_of_the_target(chains, sampling, runs):
     lm, draft = chains
     for method in (SHAPES[0], SHAPES[2]):
@@ -65,7 +65,7 @@ def test_one_sibling_is_plain_speculative_sampling():
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 6])
-@pytest.mark.parametrize("runs", [800, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_a_tree_has_at_most_the_nodes_that_it_may_have(chains, nodes, runs):
     lm, draft = chains
     for variant in ("c", "s"):

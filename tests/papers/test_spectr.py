@@ -19,7 +19,7 @@ def chains():
 
 
 @pytest.mark.parametrize("method", SHAPES, ids=lambda method: method.label)
-@pytest.mark.parametrize("runs", [800, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_its_first_three_tokens_have_the_targets_distribution(chains, method, runs):
     lm, draft = chains
     assert_exact(lm, method, runs, draft=draft, temperature=1.0)
@@ -38,7 +38,7 @@ def test_three_drafts_that_are_equal_have_no_better_place_than_others(chains):
     assert_exact(lm, SHAPES[0], 20_000, draft=draft, temperature=1.0)
 
 
-@pytest.mark.parametrize("runs", [800, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_temperature_and_truncation_are_those_of_the_target(chains, runs):
     lm, draft = chains
     assert_exact(lm, SHAPES[0], runs, draft=draft, temperature=0.6)
@@ -83,7 +83,7 @@ def test_all_drafts_that_agree_with_the_text_stay_candidates(chains):
     assert second(wide) > second(chain)
 
 
-@pytest.mark.parametrize("runs", [800, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_specinfer_is_exact_too(chains, runs):
     lm, draft = chains
     assert_exact(lm, SpecInfer(branching=(3, 2)), runs, draft=draft, temperature=1.0)

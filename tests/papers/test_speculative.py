@@ -18,7 +18,7 @@ def chains():
     return markov_lm(4, 5), markov_lm(4, 6).model
 
 
-@pytest.mark.parametrize("runs", [800, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.6, "top_p": 0.9}])
 def test_a_chain_has_the_targets_distribution(chains, runs, sampling):
     lm, draft = chains

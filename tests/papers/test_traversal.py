@@ -109,7 +109,7 @@ def test_texts_are_distributed_as_the_targets_own_by_enumeration(branching, monk
         assert chance == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("runs", [800, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [400, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("branching", [(2, 2, 1), (1, 1, 1)])
 def test_texts_are_distributed_as_the_targets_own(branching, runs):
     """By chi-square against exact probabilities, with the false-alarm rate of `papers.distributions`."""
