@@ -105,7 +105,7 @@ def nlls(method, source, samples, **options):
     return np.array([Markov().nll(ids("^" + handle.result(60).text)) for handle in handles])
 
 
-@pytest.mark.parametrize("samples", [40, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [100, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["first_hitting:block=all", "first_hitting:block=8", "llada:score_from=marginal"])
 def test_samples_have_the_entropy_of_the_source(method, samples):
     """One position a round, chosen apart from the drawn tokens; false alarms in 3 of 1000 runs of another seed."""

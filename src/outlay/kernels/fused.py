@@ -258,7 +258,8 @@ class FusedDecoder:
         rows = self._rows(inputs, positions, slots, lm_head_rows)
         self._check_plans(plans, rows.n)
         begin, end = self._checked_layers(layers)
-        outputs = self._outputs(rows.m if logits or top_k or draws else 0, logits, top_k, lse, picks, draws)
+        m = (rows.n if lm_head_rows is None else len(lm_head_rows)) if logits or top_k or draws else 0
+        outputs = self._outputs(m, logits, top_k, lse, picks, draws)
         heads = len(self._layers), self.weights.num_heads
         receivers, stride = weight_addresses(weights or {}, rows.n, heads, *plans[: self._n_plans])
         task = PassStruct(
@@ -304,7 +305,8 @@ class FusedDecoder:
         """Returns the memory for what is wanted of the m rows that go through the LM head."""
         if not 0 <= top_k <= self._vocab:
             raise ValueError(f"expected the top 0..{self._vocab} logits, not {top_k}")
-        _indices([row for row, _ in draws], len(draws), m)
+        if draws:
+            _indices([row for row, _ in draws], len(draws), m)
         return _Outputs(
             m,
             torch.empty(m, self._vocab) if logits else None,
@@ -314,7 +316,9 @@ class FusedDecoder:
         )
 
     def _checked_layers(self, layers: tuple[int, int] | None) -> tuple[int, int]:
-        begin, end = layers or (0, len(self._layers))
+        if layers is None:
+            return 0, len(self._layers)
+        begin, end = layers
         if not 0 <= begin <= end <= len(self._layers):
             raise ValueError(f"expected layers within 0..{len(self._layers)}")
         return begin, end
@@ -368,11 +372,6 @@ class _Rows(NamedTuple):
     positions: array[int]
     slots: array[int]
     lm_head_rows: array[int] | None
-
-    @property
-    def m(self) -> int:
-        """How many rows go through the LM head where logits are wanted."""
-        return self.n if self.lm_head_rows is None else len(self.lm_head_rows)
 
     def fill(self, task: PassStruct) -> None:
         """Sets the fields of the native call's structure."""
