@@ -49,6 +49,21 @@ def test_calls_that_never_agree_end_and_say_so():
     assert count == 1 + 9
 
 
+def test_calls_that_agree_in_a_slow_second_are_called_for_as_long_as_is_asked():
+    calls = []
+
+    def once(key):
+        calls.append(key)
+        return Times(0.02 if len(calls) <= 20 else 0.01, 0.01)
+
+    assert settled(["a"], once, Patience())["a"].times.seconds == 0.02
+    calls.clear()
+    assert settled(["a"], once, Patience(span=0.5))["a"].times.seconds == 0.01
+    calls.clear()
+    settled(["a"], once, Patience(calls=12, span=0.5))
+    assert len(calls) == 1 + 12
+
+
 def test_long_calls_are_called_as_few_times_as_may_be():
     calls = []
 

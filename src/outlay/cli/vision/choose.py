@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NOTES = """MODEL is what `outlay vision detect` takes. Each is tried with its layers, with all, three quarters, half
 and a quarter of its queries, with pictures of its own size and smaller ones, and with one thread and several; the
 options give other values. Ways that are over the budget in some calls, all in turn, are dropped before quality is
-measured. Those in front are then called in turn until their three fastest calls agree within 3 %, and the winner once
-more. `outlay vision detect --measure` measures in that way, too.
+measured. Those in front are then called in turn until their three fastest calls agree within 3 %, and the winner twice
+more, for two seconds each. `outlay vision detect --measure` measures in that way, too.
 
 Without --data, quality is what the authors publish for COCO, of weights that are not yours.
 
@@ -134,9 +134,8 @@ def _table(found: Choice, budget: Budget) -> str:
             f"{1e3 * found.winner.ledger.seconds:.1f} ms"
         )
         if found.unsettled:
-            lines.append(
-                f"the fastest calls of {len(found.unsettled)} ways never agreed: the machine is busy with other work"
-            )
+            ways = "1 way" if len(found.unsettled) == 1 else f"{len(found.unsettled)} ways"
+            lines.append(f"the fastest calls of {ways} never agreed: the machine is busy with other work")
     lines.append(found.winner.way.command())
     return "\n".join(lines)
 

@@ -41,8 +41,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--names", type=Path, metavar="FILE", help="the classes' names, one a line")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write the pictures with their boxes")
     parser.add_argument("--threads", type=number(1, whole=True), metavar="N", help="threads to compute with")
-    parser.add_argument("--measure", action="store_true", help="call again and again, a picture at a time, until the "
-                        "fastest calls agree, and say what a picture takes")  # fmt: skip
+    parser.add_argument("--measure", action="store_true", help="call again and again, a picture at a time, for two "
+                        "seconds at least and until the fastest calls agree, and say what a picture takes")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
 
 

@@ -2,7 +2,7 @@
 
 What costs too much is dropped before quality is looked at: by counts, which shapes tell, then by a few timed calls. One
 look at the pictures measures all layers and numbers of queries of a size. Those in front are timed until their fastest
-calls agree, and the winner once more.
+calls agree, and the winner twice more, for longer.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def choose(
     once = once or caller(models, data.examples[0].pixels())
     options = options or Options()
     ways = [way for name, loaded in models.items() for way in ways_of(name, loaded, options)]
-    inside = _inside(_counted(ways, models, budget), without_times(budget))
+    inside = _inside(_counted(ways, models, budget, progress), without_times(budget))
     hopeful, dropped = _hopeful(inside, budget, rounds, once, progress)
     graded = _graded(hopeful, models, data, progress)
     found = _settled(graded, budget, once, progress, data.source)
@@ -196,11 +196,26 @@ def _run(loaded: Loaded, way: Way, picture: npt.NDArray[np.uint8]) -> list[Detec
     )
 
 
-def _counted(ways: Sequence[Way], models: Mapping[str, Loaded], budget: Budget) -> list[Priced]:
-    """Returns the ways with their counts where the budget caps one, for counting hundreds of ways takes a while."""
-    if without_times(budget).caps:
-        return [Priced(way, counted_way(models[way.model], way)) for way in ways]
-    return [Priced(way, Ledger()) for way in ways]
+def _counted(ways: Sequence[Way], models: Mapping[str, Loaded], budget: Budget, progress: ShowProgress) -> list[Priced]:
+    """Returns the ways with their counts where the budget caps one, for counting hundreds of ways takes a while.
+
+    Raises:
+        FailureError: Where not even the way with the least of everything, of no model, fits.
+    """
+    counts = without_times(budget)
+    if not counts.caps:
+        return [Priced(way, Ledger()) for way in ways]
+    smallest = [min((way for way in ways if way.model == name), key=_extent) for name in models]
+    _inside([Priced(way, counted_way(models[way.model], way)) for way in smallest], counts)
+    priced = []
+    for place, way in enumerate(ways):
+        progress("counting", place, len(ways))
+        priced.append(Priced(way, counted_way(models[way.model], way)))
+    return priced
+
+
+def _extent(way: Way) -> tuple[int, int, int]:
+    return way.side, way.layers, way.queries
 
 
 def _inside(priced: Sequence[Priced], budget: Budget, room: float = 1.0) -> list[Priced]:
@@ -373,10 +388,11 @@ def _settled(graded: Sequence[Priced], budget: Budget, once: Once, progress: Sho
     while left:
         winner = _best(left, budget)
         first, second = _twice(winner, once, progress)
-        if second.over(budget) <= 1:
+        over = max(first.over(budget), second.over(budget))
+        if over <= 1:
             left[left.index(winner)] = every[every.index(winner)] = first
             return Choice(first, second.ledger, pareto(left, budget), every, basis, dropped, unsettled)
-        dropped.append(f"{winner.way.label}: {second.over(budget):.2f} times the budget when measured again")
+        dropped.append(f"{winner.way.label}: {over:.2f} times the budget when measured again")
         left.remove(winner)
     raise FailureError(
         f"{len(dropped)} ways were inside the budget, and over it when measured again; the machine's speed changes too "
@@ -385,7 +401,7 @@ def _settled(graded: Sequence[Priced], budget: Budget, once: Once, progress: Sho
 
 
 def _twice(winner: Priced, once: Once, progress: ShowProgress) -> tuple[Priced, Priced]:
-    """Returns a way as it was measured, and as it is measured again.
+    """Returns a way as it is measured, with patience, and measured again.
 
     Other work only adds to a time, so of two that are far apart the longer one is taken once more, whichever it is.
     """
@@ -394,8 +410,8 @@ def _twice(winner: Priced, once: Once, progress: ShowProgress) -> tuple[Priced, 
         times = settled([winner.way], once, PATIENT, progress)[winner.way].times
         return replace(winner, ledger=with_times(winner.ledger, times))
 
-    first, second = winner, measured()
-    for _ in range(PATIENCE - 1):
+    first, second = measured(), measured()
+    for _ in range(PATIENCE - 2):
         if abs(second.ledger.seconds / first.ledger.seconds - 1) <= NEAR:
             break
         if second.ledger.seconds > first.ledger.seconds:

@@ -48,9 +48,12 @@ class Patience:
     """Calls at most; where the machine is never quiet for long enough, the fastest are taken as they are."""
     seconds: float = 2.0
     """After so much time in its calls, what they waited included, nothing is called more than `least` times."""
+    span: float = 0.0
+    """Seconds of calls at least, or as many calls as there may be: a machine that is shared is slow for seconds, in
+    which all calls agree."""
 
 
-PATIENT = Patience(seconds=20.0)
+PATIENT = Patience(calls=500, seconds=20.0, span=2.0)
 """For one way, whose time is what is told: the fastest calls of a busy machine are rare."""
 
 
@@ -148,7 +151,9 @@ def _enough(calls: Sequence[Times], patience: Patience) -> bool:
     if len(calls) < patience.least:
         return False
     spent = sum(each.seconds + each.waited for each in calls)
-    return _agree(calls, patience) or len(calls) >= patience.calls or spent >= patience.seconds
+    if len(calls) >= patience.calls or spent >= patience.seconds:
+        return True
+    return spent >= patience.span and _agree(calls, patience)
 
 
 def _agree(calls: Sequence[Times], patience: Patience) -> bool:
