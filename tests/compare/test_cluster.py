@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("ray.data")
 
 from outlay.compare import cluster
-from outlay.compare.comparison import Comparison
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import read_items
 from outlay.compare.session import compare
+from outlay.compare.texts import TextComparison
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def declaration():
 
 def test_workers_write_what_one_process_writes_and_a_lost_one_costs_only_its_shard(declaration, tmp_path, monkeypatch):
     items, _ = read_items("arithmetic:count=6")
-    comparison, log = Comparison(declaration, items, "arithmetic"), tmp_path / "log"
+    comparison, log = TextComparison(declaration, items, "arithmetic"), tmp_path / "log"
 
     class Mortal(cluster.ShardWorker):
         """Dies once, in the middle of a shard."""
@@ -42,7 +43,7 @@ def test_workers_write_what_one_process_writes_and_a_lost_one_costs_only_its_sha
 
     alone = compare(comparison, tmp_path / "alone")
     monkeypatch.setattr(cluster, "ShardWorker", Mortal)
-    spread = compare(comparison, tmp_path / "spread", workers=2)
+    spread = compare(replace(comparison, workers=2), tmp_path / "spread")
     assert spread["texts"] == alone["texts"]
     assert spread["runs"] == alone["runs"]
     assert [row["errors"] for row in spread["contenders"]] == [0, 0, 0]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from outlay import cli
-from outlay.compare.detection import PictureDeclaration, compare_pictures, contenders
+from outlay.compare.detection import PictureComparison, PictureDeclaration, contenders
+from outlay.compare.session import compare
 from outlay.errors import UsageError
 from outlay.vision import detect
 from outlay.vision.detect.datasets import Dataset, Example
@@ -50,11 +51,11 @@ def data(model, monkeypatch):
 
 def declared(model, **options):
     methods = tuple(f"deimv2:model={model},layers={layers}" for layers in (2, 1))
-    return PictureDeclaration(methods, "made", **{"repeats": 2, **options})
+    return PictureComparison(PictureDeclaration(methods, "made", **{"repeats": 2, **options}))
 
 
 def test_a_comparison_measures_each_picture_in_turn_and_goes_on_where_it_was(model, data, tmp_path):
-    found = compare_pictures(declared(model), tmp_path / "out")
+    found = compare(declared(model), tmp_path / "out")
     two, one = found["contenders"]
     assert two["quality"]["mean"] > 0.9  # not 1: what is found beside the truth in one picture beats it in another
     assert one["quality"]["mean"] < two["quality"]["mean"]
@@ -78,11 +79,11 @@ def test_a_comparison_measures_each_picture_in_turn_and_goes_on_where_it_was(mod
     assert "data:image/jpeg;base64," in page
     assert (tmp_path / "out" / "pareto.svg").exists()
     before = (tmp_path / "out" / "runs.jsonl").read_bytes()
-    again = compare_pictures(declared(model), tmp_path / "out")
+    again = compare(declared(model), tmp_path / "out")
     assert (tmp_path / "out" / "runs.jsonl").read_bytes() == before
     assert again["contenders"] == found["contenders"]
     with pytest.raises(UsageError, match="holds another comparison"):
-        compare_pictures(declared(model, repeats=3), tmp_path / "out")
+        compare(declared(model, repeats=3), tmp_path / "out")
 
 
 def test_budgets_make_contenders_of_their_own(model, data):

@@ -17,7 +17,8 @@ def test_the_harness_takes_at_most_three_percent_of_a_run(default_path, tmp_path
     prepared = prepare(Declaration(("greedy",), str(default_path), max_tokens=24, repeats=2, threads=1), items)
     runner = prepared.runner()
     started = time.perf_counter()
-    run_shards(prepared, tmp_path, runner.run_all, lambda phase, done, total: None)
+    plan = prepared.declaration
+    run_shards(tmp_path, plan, prepared.keys, len(items), runner.run_all, lambda phase, done, total: None)
     seconds = time.perf_counter() - started
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert len(rows) == 16

@@ -12,7 +12,8 @@ from outlay import catalog
 from outlay.compare.contenders import contenders, references, tried
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
-from outlay.compare.runner import Runner, Shard, shards, turns
+from outlay.compare.runner import Runner
+from outlay.compare.turns import Shard, shards, turns
 from outlay.decode.greedy import Greedy
 from outlay.engine.method import About, Method
 from outlay.errors import FailureError, UsageError
@@ -74,7 +75,7 @@ def test_shards_take_every_prompt_in_each_repeat_with_each_seed():
     found = shards(declared("greedy", batch=3, repeats=2, seeds=(0, 1)), 4)
     assert [shard.number for shard in found] == list(range(8))
     assert found[0] == Shard(0, 0, 0, (0, 1, 2))
-    assert found[1].prompts == (3,)
+    assert found[1].items == (3,)
     assert [shard.repeat for shard in found] == [0] * 4 + [1] * 4
 
 
@@ -128,7 +129,7 @@ def test_every_method_runs_under_every_budget_and_is_measured_against_the_refere
     assert [contender.label for contender in every] == [
         "greedy [target_passes=4]", "greedy", "beam [target_passes=4]", "beam",
     ]  # fmt: skip
-    assert references(every, "beam") == [2, 3, 2, 3]
+    assert references([each.key for each in every], "beam") == [2, 3, 2, 3]
     rows = run_all(declaration)
     assert rows["greedy", "target_passes=4", 0, 0, 0]["finish_reason"] == "budget"
     assert rows["greedy", "", 0, 0, 0]["finish_reason"] == "length"

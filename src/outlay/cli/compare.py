@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from outlay.errors import UsageError
 
 if TYPE_CHECKING:
     from outlay.compare.comparison import Comparison
+    from outlay.compare.texts import TextComparison
 
 DESCRIPTION = "Runs the same prompts under several methods, in turn, and shows what each spends and what it gives."
 EXAMPLES = """examples:
@@ -102,18 +104,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    if args.task == "detect":
-        return _run_pictures(args)
-    if args.images is not None:
-        raise UsageError("--images are compared with --task detect")
-    comparison = _again(args) if args.manifest is not None else _declared(args)
     out = Path(args.out)
+    comparison = _of_pictures(args) if args.task == "detect" else _of_texts(args)
     with terminal.Progress(quiet=args.quiet) as progress:
         progress("starting", 0, 0)
         from outlay.compare.session import compare
 
         try:
-            found = compare(comparison, out, command=["outlay", *sys.argv[1:]], workers=args.ray, progress=progress)
+            found = compare(comparison, out, command=["outlay", *sys.argv[1:]], progress=progress)
         except KeyboardInterrupt as stopped:
             status = 143 if isinstance(stopped, Terminated) else 130
         else:
@@ -129,10 +127,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_pictures(args: argparse.Namespace) -> int:
-    """Compares detectors; returns the exit status."""
-    from outlay.compare.detection import PictureDeclaration, compare_pictures, declared_by
-    from outlay.compare.summary import summary
+def _of_texts(args: argparse.Namespace) -> Comparison:
+    """Returns the comparison of texts that the options or a manifest declare."""
+    if args.images is not None:
+        raise UsageError("--images are compared with --task detect")
+    return replace(_again(args) if args.manifest is not None else _declared(args), workers=args.ray)
+
+
+def _of_pictures(args: argparse.Namespace) -> Comparison:
+    """Returns the comparison of detectors that the options or a manifest declare."""
+    from outlay.compare.detection import PictureComparison, PictureDeclaration, declared_by
     from outlay.compare.sweep import split_methods, swept, swept_budgets
 
     for name in ("methods", "images") if args.manifest is None else ():
@@ -142,29 +146,24 @@ def _run_pictures(args: argparse.Namespace) -> int:
                     if getattr(args, name) is not None), None)  # fmt: skip
     if foreign is not None:
         raise UsageError(f"--{foreign} is for texts; leave it out with --task detect")
-    declaration = declared_by(Path(args.manifest)) if args.manifest is not None else PictureDeclaration(
+    if args.manifest is not None:
+        return PictureComparison(declared_by(Path(args.manifest)))
+    return PictureComparison(PictureDeclaration(
         tuple(text for method in split_methods(args.methods) for text in swept(method)), args.images,
         args.metric or "coco", ("",) if args.budget is None else tuple(swept_budgets(args.budget)), args.reference,
         args.repeat or 3, args.limit,
-    )  # fmt: skip
-    out = Path(args.out)
-    with terminal.Progress(quiet=args.quiet) as progress:
-        found = compare_pictures(declaration, out, command=["outlay", *sys.argv[1:]], progress=progress)
-    if not args.quiet:
-        print(summary(found))
-        print(_where(out))
-    return 0
+    ))  # fmt: skip
 
 
-def _declared(args: argparse.Namespace) -> Comparison:
+def _declared(args: argparse.Namespace) -> TextComparison:
     """Returns the comparison that the options declare; prints which lines of the prompts were left out."""
     for name in ("methods", "prompts"):
         if getattr(args, name) is None:
             raise UsageError(f"--{name} is missing; see `outlay compare --help`")
-    from outlay.compare.comparison import Comparison
     from outlay.compare.declaration import Declaration
     from outlay.compare.items import read_items
     from outlay.compare.sweep import split_methods, swept, swept_budgets
+    from outlay.compare.texts import TextComparison
     from outlay.lm import DEFAULT_MODEL
 
     options: dict[str, Any] = {
@@ -185,15 +184,15 @@ def _declared(args: argparse.Namespace) -> Comparison:
     for reason in skipped:
         print(f"outlay: left out: {reason}", file=sys.stderr)
     declaration = Declaration(**{name: value for name, value in options.items() if value is not None})
-    return Comparison(declaration, items[: args.limit], args.prompts)
+    return TextComparison(declaration, items[: args.limit], args.prompts)
 
 
-def _again(args: argparse.Namespace) -> Comparison:
+def _again(args: argparse.Namespace) -> TextComparison:
     """Returns the comparison of a manifest, with the prompts that lie beside it."""
     given = next((name for name in DECLARED if getattr(args, name) is not None), None)
     if given is not None:
         raise UsageError(f"--from takes everything from the manifest; leave out --{given.replace('_', '-')}")
-    from outlay.compare.folder import reopen
+    from outlay.compare.texts import reopen
 
     return reopen(Path(args.manifest))
 

@@ -18,7 +18,7 @@ from typing import Any
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
 from outlay.compare.prepare import Prepared, prepare
-from outlay.compare.runner import Pending, Rows, Shard
+from outlay.compare.turns import Pending, Rows, Shard
 from outlay.errors import FailureError, UsageError
 
 
@@ -40,8 +40,8 @@ class ShardWorker:
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the rows of one shard, as JSON in the column `turns`."""
         pending = json.loads(row["pending"])
-        shard = Shard(**pending["shard"] | {"prompts": tuple(pending["shard"]["prompts"])})
-        done = {(contender, prompt) for contender, prompt in pending["done"]}
+        shard = Shard(**pending["shard"] | {"items": tuple(pending["shard"]["items"])})
+        done = {(contender, item) for contender, item in pending["done"]}
         return {"turns": json.dumps(list(self._runner.run(shard, done)))}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from outlay import catalog
 from outlay.budget import Budget
+from outlay.compare.comparison import Key
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
 from outlay.constrain import constraint_of
@@ -38,7 +39,7 @@ class Contender:
         return f"{self.name} [{self.budget}]" if self.budget else self.name
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """Identifies its runs in a journal."""
         return self.name, self.budget
 
@@ -66,24 +67,28 @@ class Contender:
 def contenders(declaration: Declaration) -> list[Contender]:
     """Returns every method under every budget. Raises `UsageError` for a method that can't be read or occurs twice."""
     methods = [_parse(text, declaration) for text in declaration.methods]
-    names = [method.name for method in methods]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice} is among the methods twice; leave one of them out")
-    if declaration.reference is not None and declaration.reference not in names:
-        raise UsageError(
-            f"the reference {declaration.reference!r} is not among the methods"
-            f"{nearest(declaration.reference, names)}; they are {', '.join(names)}"
-        )
+    refuse_names([method.name for method in methods], declaration.reference)
     budgets = [canonical(budget) for budget in declaration.budgets]
     return [Contender(method.name, method.method, method.sampling, budget) for method in methods for budget in budgets]
 
 
-def references(every: Sequence[Contender], reference: str | None) -> list[int]:
+def refuse_names(names: Sequence[str], reference: str | None) -> None:
+    """Raises `UsageError` where a method is named twice, or the reference is none of them."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is among the methods twice; leave one of them out")
+    if reference is not None and reference not in names:
+        raise UsageError(
+            f"the reference {reference!r} is not among the methods{nearest(reference, names)}; "
+            f"they are {', '.join(names)}"
+        )
+
+
+def references(keys: Sequence[Key], reference: str | None) -> list[int]:
     """Returns for each contender the index of its reference, which runs under the same budget."""
-    name = reference or every[0].name
-    at = {contender.budget: index for index, contender in enumerate(every) if contender.name == name}
-    return [at[contender.budget] for contender in every]
+    named = reference or keys[0][0]
+    at = {budget: index for index, (name, budget) in enumerate(keys) if name == named}
+    return [at[budget] for _, budget in keys]
 
 
 def refuse_extras(items: Sequence[Item], every: Sequence[Contender]) -> None:

@@ -1,7 +1,4 @@
-"""Detectors side by side: the same pictures under each, in turn, with what each costs and what it finds.
-
-The journal, the turns, the intervals, the paired ratios, the plots and the report are those of comparisons of texts.
-"""
+"""A comparison of detectors: the same pictures under each, with what each costs and what it finds."""
 
 from __future__ import annotations
 
@@ -10,12 +7,11 @@ import hashlib
 import io
 import json
 import time
-from array import array
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +20,15 @@ import torch
 import outlay
 from outlay import machine
 from outlay.budget import Budget
-from outlay.compare import folder, journal, plots, results
-from outlay.compare.contenders import canonical
-from outlay.compare.journal import Journal
+from outlay.compare import folder
+from outlay.compare.comparison import Answers, Comparison, Display, Key, Ready
+from outlay.compare.contenders import canonical, references, refuse_names
 from outlay.compare.manifest import PACKAGES
 from outlay.compare.results import Answer, Tally
-from outlay.compare.runner import turns
-from outlay.compare.table_file import write_csv
+from outlay.compare.turns import Pending, Rows, Shard, turns_left
 from outlay.errors import OutlayError, UsageError, nearest, one_line
-from outlay.progress import ShowProgress, silent
-from outlay.viewer.report import PICTURES, write_report
+from outlay.progress import ShowProgress
+from outlay.viewer.report import PICTURES
 from outlay.vision.detect import Detections, Loaded, cost_of, detect, load
 from outlay.vision.detect.datasets import Dataset, Example, read_dataset
 from outlay.vision.detect.detections import at_side, chosen_effort
@@ -69,6 +64,11 @@ class PictureDeclaration:
     limit: int | None = None
     """How many pictures, from the first on."""
 
+    seeds: ClassVar[tuple[int, ...]] = (0,)
+    """A detector draws nothing."""
+    batch: ClassVar[int] = 1
+    """A picture's cost is measured alone."""
+
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise UsageError(
@@ -88,6 +88,11 @@ class Contender:
     queries: int | None = None
     threads: int = 1
     dtype: str = "float32"
+
+    @property
+    def key(self) -> Key:
+        """Identifies its runs in a journal."""
+        return self.name, self.budget
 
     @property
     def label(self) -> str:
@@ -117,12 +122,7 @@ def contenders(declaration: PictureDeclaration) -> list[Contender]:
     """
     loaded: dict[str, Loaded] = {}
     made = [_contender(text, loaded) for text in declaration.methods]
-    names = [each.name for each in made]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice} is among the methods twice; leave one of them out")
-    if declaration.reference is not None and declaration.reference not in names:
-        raise UsageError(f"the reference {declaration.reference!r} is not among the methods {', '.join(names)}")
+    refuse_names([each.name for each in made], declaration.reference)
     every = [replace(each, budget=canonical(budget)) for each in made for budget in declaration.budgets]
     for each in every:
         chosen_effort(each.loaded, Budget.parse(each.budget) if each.budget else Budget(), each.layers, each.queries)
@@ -177,47 +177,130 @@ def _contender(text: str, loaded: dict[str, Loaded]) -> Contender:
     )  # fmt: skip
 
 
-def compare_pictures(
-    declaration: PictureDeclaration, out: Path, *, command: Sequence[str] = (), progress: ShowProgress = silent
-) -> dict[str, Any]:
-    """Runs a comparison of detectors, or goes on with one that was stopped.
+@dataclass(frozen=True)
+class PictureComparison(Comparison):
+    """Detectors on pictures."""
 
-    Args:
-        declaration: What is compared, on which pictures.
-        out: The folder for all that comes out.
-        command: The command line, for the manifest.
-        progress: Is told how far the work is.
+    declaration: PictureDeclaration
 
-    Returns:
-        The results, as `results.json` has them.
+    @cached_property
+    def every(self) -> list[Contender]:
+        """The detectors, loaded."""
+        return contenders(self.declaration)
 
-    Raises:
-        UsageError: The comparison can't be run, or the folder can't be used.
-    """
-    every = contenders(declaration)
-    data = read_dataset(declaration.images)
-    if declaration.limit is not None:
-        data = replace(data, examples=list(data.examples[: declaration.limit]))
-    for each in every:
-        places_of(each.loaded.names, data)
-    with folder.locked(out):
-        manifest = _manifest(declaration, every, data, command)
-        folder.join(out, manifest, _written(data))
-        _run(declaration, every, data, out, progress)
-        progress("summing up", 0, 0)
-        found = _summed_up(declaration, every, data, out)
-        folder.write(out / folder.RESULTS, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
-        write_csv(out)
-        write_report(found, out / folder.REPORT, PICTURES)
-        if plots.available():
-            plots.write_plots(found, out, COSTS, (SPEED, "pictures per second"))
-        return found
+    @cached_property
+    def data(self) -> Dataset:
+        """The pictures."""
+        data, limit = read_dataset(self.declaration.images), self.declaration.limit
+        return data if limit is None else replace(data, examples=list(data.examples[:limit]))
+
+    def check(self) -> None:
+        """Loads the detectors, which are small, and reads the boxes. As `Comparison.check`."""
+        for each in self.every:
+            places_of(each.loaded.names, self.data)
+
+    def prepare(self, progress: ShowProgress) -> _Pictures:
+        """Has each detector look at the first picture."""
+        every, data = self.every, self.data
+        for done, each in enumerate(every):
+            progress(f"warming up {each.label}", done, len(every))
+            each.answer(data.examples[0].pixels())
+        return _Pictures(self.declaration, every, data)
 
 
-def _references(every: Sequence[Contender], reference: str | None) -> list[int]:
-    name = reference or every[0].name
-    at = {each.budget: index for index, each in enumerate(every) if each.name == name}
-    return [at[each.budget] for each in every]
+class _Pictures(Ready):
+    def __init__(self, declaration: PictureDeclaration, every: Sequence[Contender], data: Dataset) -> None:
+        self._declaration, self._every, self._data = declaration, every, data
+
+    @property
+    def plan(self) -> PictureDeclaration:
+        return self._declaration
+
+    @property
+    def keys(self) -> Sequence[Key]:
+        return [each.key for each in self._every]
+
+    @property
+    def count(self) -> int:
+        return len(self._data.examples)
+
+    def manifest(self, command: Sequence[str]) -> dict[str, Any]:
+        return _manifest(self._declaration, self._every, self._data, command)
+
+    def written(self) -> str:
+        return _written(self._data)
+
+    def run(self, pending: Sequence[Pending]) -> Iterator[Rows]:
+        before = torch.get_num_threads()
+        try:
+            for shard, done in pending:
+                pictures = [self._data.examples[place].pixels() for place in shard.items]
+                for index, places in turns_left(len(self._every), shard, done):
+                    yield [_row(self._every[index], pictures[shard.items.index(place)], place, shard)
+                           for place in places]  # fmt: skip
+        finally:
+            torch.set_num_threads(before)
+
+    def answers(self, out: Path) -> PictureAnswers:
+        return PictureAnswers(self._declaration, self._every, self._data)
+
+
+@dataclass(frozen=True)
+class Found(Answer):
+    """What a contender found in a picture, in its first repeat."""
+
+    detections: Detections
+
+    def first_difference(self, other: Answer) -> int | None:
+        """Returns the first box, by certainty, that is another one's not."""
+        assert isinstance(other, Found)
+        ours, theirs = (each.detections.as_rows() for each in (self, other))
+        pairs = zip(ours, theirs, strict=False)
+        return None if ours == theirs else next((at for at, (a, b) in enumerate(pairs) if a != b), len(ours))
+
+
+class PictureAnswers(Answers):
+    """Boxes in pictures, scored together."""
+
+    display = Display(PICTURES, COSTS)
+
+    def __init__(self, declaration: PictureDeclaration, every: Sequence[Contender], data: Dataset) -> None:
+        self._metric, self._every, self._data = declaration.metric, every, data
+        self._names = {each.key: each.loaded.names for each in every}
+
+    def read(self, row: Mapping[str, Any]) -> Found:
+        """Returns the boxes in a run's row."""
+        found = row["found"]
+        boxes = torch.tensor(found["boxes"], dtype=torch.float32).reshape(-1, 4)
+        scores, labels = torch.tensor(found["scores"]), torch.tensor(found["labels"], dtype=torch.int64)
+        return Found(Detections(boxes, scores, labels, self._names[row["method"], row["budget"]]))
+
+    def quality(self, contender: int, tally: Tally) -> dict[str, float] | None:
+        """Returns AP over the pictures that were answered, with its interval over resampled pictures."""
+        seen = _seen(tally)
+        if not seen:
+            return None
+        part = replace(self._data, examples=[self._data.examples[place] for place in sorted(seen)])
+        names = self._every[contender].loaded.names
+        found = score([seen[place] for place in sorted(seen)], part, names, draws=RESAMPLES)
+        name = "ap" if self._metric == "coco" else "ap50"
+        value = getattr(found, name)
+        if value is None:
+            return None
+        low, high = found.intervals[name]
+        return {"mean": value, "low": min(low, value), "high": max(high, value), "n": len(seen)}
+
+    def shown(self, tallies: Sequence[Tally], references: Sequence[int]) -> dict[str, Any]:
+        """Returns the names of the pictures, and the first of them with all boxes."""
+        examples = self._data.examples
+        return {
+            "prompts": [{"index": place, "text": each.name, "answer": None} for place, each in enumerate(examples)],
+            "pictures": _pictures(self._every, self._data, [_seen(tally) for tally in tallies]),
+        }
+
+
+def _seen(tally: Tally) -> dict[int, Detections]:
+    return {place: each.detections for (place, _), each in tally.answers.items() if isinstance(each, Found)}
 
 
 def _manifest(
@@ -225,6 +308,7 @@ def _manifest(
 ) -> dict[str, Any]:
     here = machine.describe((*PACKAGES, "pycocotools", "pillow"))
     packages, date = here.pop("versions"), here.pop("date")
+    against = references([each.key for each in every], declaration.reference)
     models = {each.name: _fingerprint(each.loaded) for each in every}
     listed = list(dict.fromkeys(part for each in every for part in each.name.split(":", 1)[1].split(",")
                                 if part.startswith("model=")))  # fmt: skip
@@ -235,7 +319,7 @@ def _manifest(
         "draft": None, "methods": list(dict.fromkeys(each.name for each in every)),
         "contenders": [
             {"label": each.label, "method": each.name, "budget": each.budget, "reference": reference}
-            for each, reference in zip(every, _references(every, declaration.reference), strict=True)
+            for each, reference in zip(every, against, strict=True)
         ],
         "prompts": {"source": data.source, "sha256": hashlib.sha256(_written(data).encode()).hexdigest(),
                     "count": len(data.examples)},
@@ -261,103 +345,21 @@ def _written(data: Dataset) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _run(
-    declaration: PictureDeclaration, every: Sequence[Contender], data: Dataset, out: Path, progress: ShowProgress
-) -> None:
-    """Does the runs that the journal lacks: picture by picture, the contenders in turn."""
-    total = declaration.repeats * len(data.examples) * len(every)
-    before = torch.get_num_threads()
-    with closing(Journal(out / folder.RUNS)) as kept:
-        if len(kept.done) < total:
-            for each in every:
-                each.answer(data.examples[0].pixels())  # warms up
-        for number in range(declaration.repeats * len(data.examples)):
-            repeat, place = divmod(number, len(data.examples))
-            wanted = [
-                index
-                for index in turns(len(every), number)
-                if (every[index].name, every[index].budget, place, 0, repeat) not in kept.done
-            ]
-            if wanted:
-                picture = data.examples[place].pixels()
-                kept.add([_row(every[index], picture, place, repeat) for index in wanted])
-            progress(f"run {len(kept.done)} of {total}", len(kept.done), total)
-    torch.set_num_threads(before)
-
-
-def _row(contender: Contender, picture: npt.NDArray[np.uint8], place: int, repeat: int) -> dict[str, Any]:
+def _row(contender: Contender, picture: npt.NDArray[np.uint8], place: int, shard: Shard) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "method": contender.name, "budget": contender.budget, "prompt": place, "seed": 0, "repeat": repeat,
-        "error": None,
+        "method": contender.name, "budget": contender.budget, "prompt": place, "seed": shard.seed,
+        "repeat": shard.repeat, "error": None,
     }  # fmt: skip
     try:
         spent, found = contender.answer(picture)
     except OutlayError as error:
         return row | {"error": one_line(error)}
-    row["ledger"] = spent
-    if repeat == 0:
-        row["found"] = {
-            "boxes": [[round(edge, 2) for edge in box] for box in found.boxes.tolist()],
-            "scores": [round(each, 5) for each in found.scores.tolist()],
-            "labels": found.labels.tolist(),
-        }
-    return row
-
-
-def _summed_up(declaration: PictureDeclaration, every: Sequence[Contender], data: Dataset, out: Path) -> dict[str, Any]:
-    """Returns the results, in the form of a comparison of texts: an answer holds boxes where a text stood."""
-    manifest = folder.read_manifest(out)
-    index_of = {(each.name, each.budget): index for index, each in enumerate(every)}
-    tallies = [Tally() for _ in every]
-    seen: list[dict[int, Detections]] = [{} for _ in every]
-    for row in journal.lines(out / folder.RUNS):
-        index, slot = index_of[row["method"], row["budget"]], (row["prompt"], 0)
-        if row["error"] is not None:
-            tallies[index].errors += 1
-            tallies[index].first_error = tallies[index].first_error or f"picture {row['prompt'] + 1}: {row['error']}"
-            continue
-        tallies[index].spent[slot][row["repeat"]] = row["ledger"]
-        if "found" in row:
-            found, names = row["found"], every[index].loaded.names
-            boxes = torch.tensor(found["boxes"], dtype=torch.float32).reshape(-1, 4)
-            seen[index][row["prompt"]] = Detections(
-                boxes, torch.tensor(found["scores"]), torch.tensor(found["labels"], dtype=torch.int64), names
-            )
-            tallies[index].answers[slot] = Answer(array("i"), None, "")
-    entries = results.entries_of(tallies)
-    references = [each["reference"] for each in manifest["contenders"]]
-    rows = []
-    for index, (each, tally) in enumerate(zip(every, tallies, strict=True)):
-        made = results.contender_row(
-            (each.name, each.budget), tally, tallies[references[index]], references[index], entries
-        )
-        rows.append(made | {"identical": 0, "compared": 0, "quality": _quality(declaration, each, seen[index], data)})
-    for row, lies_on in zip(rows, results.frontiers(rows, entries), strict=True):
-        row["frontier"] = lies_on
-    return {
-        "manifest": manifest,
-        "prompts": [{"index": place, "text": each.name, "answer": None} for place, each in enumerate(data.examples)],
-        "contenders": rows,
-        "runs": [],
-        "texts": [],
-        "pictures": _pictures(every, data, seen),
+    boxes = {
+        "boxes": [[round(edge, 2) for edge in box] for box in found.boxes.tolist()],
+        "scores": [round(each, 5) for each in found.scores.tolist()],
+        "labels": found.labels.tolist(),
     }
-
-
-def _quality(
-    declaration: PictureDeclaration, contender: Contender, seen: Mapping[int, Detections], data: Dataset
-) -> dict[str, float] | None:
-    """Returns AP over the pictures that were answered, with its interval over resampled pictures."""
-    if not seen:
-        return None
-    part = replace(data, examples=[data.examples[place] for place in sorted(seen)])
-    found = score([seen[place] for place in sorted(seen)], part, contender.loaded.names, draws=RESAMPLES)
-    name = "ap" if declaration.metric == "coco" else "ap50"
-    value = getattr(found, name)
-    if value is None:
-        return None
-    low, high = found.intervals[name]
-    return {"mean": value, "low": min(low, value), "high": max(high, value), "n": len(seen)}
+    return row | {"ledger": spent, "found": boxes}
 
 
 def _pictures(

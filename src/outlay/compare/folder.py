@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from outlay.compare.comparison import Comparison
-from outlay.compare.declaration import Declaration
-from outlay.compare.items import digest, read_items
 from outlay.compare.manifest import identity
 from outlay.errors import FailureError, UsageError
 
@@ -53,24 +50,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError):
         raise UsageError(f"{path} is not the manifest of a comparison") from None
     return dict(manifest)
-
-
-def reopen(path: Path) -> Comparison:
-    """Returns the comparison that the manifest at `path` declares, on the prompts that lie beside it.
-
-    Raises:
-        UsageError: the manifest or the prompts can't be read, or the prompts are not those that were compared.
-    """
-    manifest = read_manifest(path)
-    beside = (path if path.is_dir() else path.parent) / PROMPTS
-    items, _ = read_items(str(beside))
-    if digest(items) != manifest["prompts"]["sha256"]:
-        raise UsageError(f"{beside} does not hold the prompts of the manifest: its hash is another")
-    try:
-        declaration = Declaration.from_dict(manifest["declaration"])
-    except TypeError as error:
-        raise UsageError(f"the manifest {path} declares what this version does not know: {error}") from None
-    return Comparison(declaration, items, manifest["prompts"]["source"], manifest)
 
 
 def join(folder: Path, manifest: dict[str, Any], prompts: str) -> None:

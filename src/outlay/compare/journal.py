@@ -1,7 +1,8 @@
 """The journal of a comparison: a JSON line for each finished run, so that a killed comparison loses nothing.
 
 A line counts once it ends with a newline; the half-written last line of a process that was killed is cut off. The
-text of a run is written with the first of its repeats only; the others say whether theirs was the same.
+answer of a run is written with the first of its repeats only; the others say whether theirs was the same. The number of
+an item stands under `prompt`, whatever the items are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 from outlay.errors import FailureError
 
 Key = tuple[str, str, int, int, int]
-OUTPUT = ("text", "tokens", "pieces", "origins")
+SAID = ("text", "tokens", "found")
+"""What makes an answer: of texts the first two, of pictures the last."""
+OUTPUT = (*SAID, "pieces", "origins")
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -71,7 +74,7 @@ class Journal:
         fresh = []
         for row in rows:
             if _key(row) not in self.done:
-                same = "tokens" in row and self._outputs.get(_key(row)[:4]) == output_of(row)
+                same = has_output(row) and self._outputs.get(_key(row)[:4]) == output_of(row)
                 self._note(row)
                 fresh.append(_without_output(row) if same else row)
         self._appender.add(fresh)
@@ -82,7 +85,7 @@ class Journal:
 
     def _note(self, row: Mapping[str, Any]) -> None:
         self.done.add(_key(row))
-        if "tokens" in row:
+        if has_output(row):
             self._outputs.setdefault(_key(row)[:4], output_of(row))
 
 
@@ -94,9 +97,15 @@ def _key(row: Mapping[str, Any]) -> Key:
     return row["method"], row["budget"], row["prompt"], row["seed"], row["repeat"]
 
 
+def has_output(row: Mapping[str, Any]) -> bool:
+    """Tells whether a row holds an answer: it did not fail, and no earlier repeat holds the same."""
+    return any(name in row for name in SAID)
+
+
 def output_of(row: Mapping[str, Any]) -> str:
-    """Returns a digest of the text and tokens that a run wrote."""
-    return hashlib.blake2b(json.dumps([row["text"], row["tokens"]]).encode(), digest_size=12).hexdigest()
+    """Returns a digest of what a run answered."""
+    said = [row[name] for name in SAID if name in row]
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=12).hexdigest()
 
 
 def _whole(path: Path) -> int:

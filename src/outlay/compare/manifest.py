@@ -44,7 +44,7 @@ def describe(
         "contenders": [
             {"label": contender.label, "method": contender.name, "budget": contender.budget, "reference": reference,
              "sampling": dict(contender.sampling)}
-            for contender, reference in zip(contenders, references(contenders, declaration.reference), strict=True)
+            for contender, reference in zip(contenders, references(prepared.keys, declaration.reference), strict=True)
         ],
         "prompts": {"source": source, "sha256": digest(items), "count": len(items)},
         "metric": declaration.metric,

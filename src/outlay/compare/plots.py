@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers can tell apart, with shapes for those who print in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 SHAPES = "osD^vPX*"
-COSTS = {
-    "tokens_per_second": "tokens per second",
-    "target_passes": "target passes",
-    "flops": "FLOPs",
-}
 DPI = 200
 RC_PARAMS: dict[Any, Any] = {
     "svg.hashsalt": "outlay", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -35,8 +30,8 @@ def available() -> bool:
 def write_plots(
     results: Mapping[str, Any],
     folder: Path,
-    costs: Mapping[str, str] = COSTS,
-    speed: tuple[str, str] = ("tokens_per_second", "tokens per second"),
+    costs: Mapping[str, str],
+    speed: tuple[str, str],
 ) -> None:
     """Writes `speed.png` and `.svg`, and where there is a quality `pareto.png` and `.svg`, into `folder`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from outlay.compare.comparison import Key
 from outlay.compare.contenders import Contender, contenders, refuse_extras, tried
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
@@ -21,6 +22,11 @@ class Prepared:
     items: Sequence[Item]
     lm: LM
     contenders: Sequence[Contender]
+
+    @property
+    def keys(self) -> list[Key]:
+        """The contenders as a journal has them."""
+        return [contender.key for contender in self.contenders]
 
     def runner(self) -> Runner:
         """Returns a runner of shards."""

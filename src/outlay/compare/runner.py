@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from outlay.compare.contenders import Contender
 from outlay.compare.declaration import Declaration
 from outlay.compare.items import Item
+from outlay.compare.turns import Pending, Rows, Shard, turns_left
 from outlay.engine.handle import Handle, Result
 from outlay.errors import OutlayError, UsageError, one_line
 from outlay.lm import LM
 from outlay.prompts import constraint_of_row
 
-Rows = list[dict[str, Any]]
 Outcome = Result | Exception
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The prompts of one batch with one seed, once for each contender: what is compared was measured side by side."""
-
-    number: int
-    repeat: int
-    seed: int
-    prompts: tuple[int, ...]
-
-
-Pending = tuple[Shard, set[tuple[int, int]]]  # a shard, with the (contender, prompt) pairs that are done
-
-
-def shards(declaration: Declaration, prompts: int) -> list[Shard]:
-    """Returns all shards in the order in which they are run: the whole of a repeat before the next.
-
-    Args:
-        declaration: says the seeds, the repeats and the size of a batch.
-        prompts: how many prompts there are.
-    """
-    batches = [
-        tuple(range(start, min(start + declaration.batch, prompts))) for start in range(0, prompts, declaration.batch)
-    ]
-    slots = [
-        (repeat, seed, batch)
-        for repeat in range(declaration.repeats)
-        for seed in declaration.seeds
-        for batch in batches
-    ]
-    return [Shard(number, *slot) for number, slot in enumerate(slots)]
-
-
-def turns(contenders: int, shard: int) -> list[int]:
-    """Returns the order of the contenders in a shard.
-
-    Over n shards each of n contenders has each place once. From one such round to the next it changes who comes after
-    whom.
-    """
-    order = list(range(contenders))
-    random.Random(shard // contenders).shuffle(order)
-    shift = shard % contenders
-    return order[shift:] + order[:shift]
 
 
 class Runner:
@@ -90,10 +44,8 @@ class Runner:
 
     def run(self, shard: Shard, done: set[tuple[int, int]]) -> Iterator[Rows]:
         """Yields the rows of each turn, a row a run. The (contender, prompt) pairs in `done` are not run again."""
-        for index in turns(len(self._contenders), shard.number):
-            prompts = [prompt for prompt in shard.prompts if (index, prompt) not in done]
-            if prompts:
-                yield self._turn(self._contenders[index], prompts, shard)
+        for index, prompts in turns_left(len(self._contenders), shard, done):
+            yield self._turn(self._contenders[index], prompts, shard)
 
     def answer(self, contender: Contender, prompts: Sequence[int], seed: int, **options: Any) -> list[Outcome]:
         """Answers prompts together, with empty caches; a run that fails gives its error."""

@@ -1,4 +1,7 @@
-"""A whole comparison: tries every contender, runs shard by shard, rates the texts, sums up, and writes."""
+"""A whole comparison: tries every contender, runs shard by shard, rates the answers, sums up, and writes.
+
+What the items are, and how an answer is made, scored and shown, is the comparison's own.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from outlay.compare import cluster, folder, plots, quality
-from outlay.compare.comparison import Comparison
-from outlay.compare.items import Item, written
+from outlay.compare import folder, plots
+from outlay.compare.comparison import Answers, Comparison, Key
 from outlay.compare.journal import Journal
-from outlay.compare.manifest import describe, refuse_other_models
-from outlay.compare.metrics import metric, refuse_unfit
-from outlay.compare.prepare import Prepared, prepare
 from outlay.compare.results import summed_up
-from outlay.compare.runner import Pending, Rows, Shard, shards
 from outlay.compare.table_file import write_csv
-from outlay.compare.traces import write_traces
+from outlay.compare.turns import Pending, Plan, Rows, Shard, shards
 from outlay.progress import ShowProgress, silent
 from outlay.viewer.report import write_report
 
@@ -28,22 +25,16 @@ RunShards = Callable[[Sequence[Pending]], Iterator[Rows]]
 
 
 def compare(
-    comparison: Comparison,
-    out: Path,
-    *,
-    command: Sequence[str] = (),
-    workers: int | None = None,
-    progress: ShowProgress = silent,
+    comparison: Comparison, out: Path, *, command: Sequence[str] = (), progress: ShowProgress = silent
 ) -> dict[str, Any]:
     """Runs a comparison, or goes on with one that was stopped.
 
     What was done before an error stays in the folder, and the same call goes on from there.
 
     Args:
-        comparison: what is compared, on which prompts.
+        comparison: what is compared, on which items.
         out: the folder for all that comes out.
         command: the command line, for the manifest.
-        workers: how many processes of a Ray cluster share the runs, 0 for one a core; None runs them here.
         progress: is told how far the work is.
 
     Returns:
@@ -53,42 +44,35 @@ def compare(
         UsageError: the comparison can't be run, or the folder can't be used.
         FailureError: something failed.
     """
-    declaration, items = comparison.declaration, comparison.items
-    if workers is not None:
-        cluster.require()
-    rated = metric(declaration.metric) if declaration.metric else None
-    if rated is not None:
-        refuse_unfit(rated, items)
+    comparison.check()
     with folder.locked(out):
-        prepared = prepare(declaration, items, progress)
-        manifest = describe(prepared, comparison.source, rated, command, workers)
-        refuse_other_models(comparison.repeats, manifest)
-        runner = prepared.runner()
-        folder.join(out, manifest, written(items))
-        work = runner.run_all if workers is None else partial(cluster.run_on_ray, prepared, workers)
-        run_shards(prepared, out, work, progress)
-        if rated is not None:
-            quality.rate(out / folder.RUNS, out / folder.QUALITY, rated, items, prepared.lm, runner.encode, progress)
-        if declaration.trace:
-            write_traces(out, runner, prepared.contenders, len(items), declaration.seeds[0], progress)
-        return write_results(out, items)
+        ready = comparison.prepare(progress)
+        folder.join(out, ready.manifest(command), ready.written())
+        run_shards(out, ready.plan, ready.keys, ready.count, ready.run, progress)
+        ready.finish(out, progress)
+        return write_results(out, ready.answers(out))
 
 
-def run_shards(prepared: Prepared, out: Path, work: RunShards, progress: ShowProgress) -> None:
-    """Does the runs that the journal lacks, each turn written when it is done."""
-    declaration, every = prepared.declaration, prepared.contenders
-    index_of = {contender.key: index for index, contender in enumerate(every)}
+def run_shards(out: Path, plan: Plan, keys: Sequence[Key], items: int, work: RunShards, progress: ShowProgress) -> None:
+    """Does the runs that the journal lacks, each turn written when it is done.
+
+    Args:
+        out: the folder of the journal.
+        plan: how often each item is answered.
+        keys: the contenders.
+        items: how many items there are.
+        work: runs shards.
+        progress: is told how far the work is.
+    """
+    index_of = {key: index for index, key in enumerate(keys)}
     with closing(Journal(out / folder.RUNS)) as journal:
         done: dict[tuple[int, int], set[tuple[int, int]]] = {}
-        for method, budget, prompt, seed, repeat in journal.done:
-            done.setdefault((repeat, seed), set()).add((index_of[method, budget], prompt))
-        pending = [
-            (shard, _part(done.get((shard.repeat, shard.seed), set()), shard))
-            for shard in shards(declaration, len(prepared.items))
-        ]
-        pending = [(shard, ran) for shard, ran in pending if len(ran) < len(every) * len(shard.prompts)]
+        for method, budget, item, seed, repeat in journal.done:
+            done.setdefault((repeat, seed), set()).add((index_of[method, budget], item))
+        pending = [(shard, _part(done.get((shard.repeat, shard.seed), set()), shard)) for shard in shards(plan, items)]
+        pending = [(shard, ran) for shard, ran in pending if len(ran) < len(keys) * len(shard.items)]
 
-        total = len(every) * len(prepared.items) * len(declaration.seeds) * declaration.repeats
+        total = len(keys) * items * len(plan.seeds) * plan.repeats
         before, started = len(journal.done), time.monotonic()
         progress(f"run {before} of {total}", before, total)
         for rows in work(pending) if pending else ():
@@ -97,19 +81,20 @@ def run_shards(prepared: Prepared, out: Path, work: RunShards, progress: ShowPro
             progress(f"run {len(journal.done)} of {total}, {_duration(left)} left", len(journal.done), total)
 
 
-def write_results(out: Path, items: Sequence[Item]) -> dict[str, Any]:
+def write_results(out: Path, answers: Answers) -> dict[str, Any]:
     """Writes all that is derived from what was run, and returns it."""
-    found = summed_up(out, items)
+    found, display = summed_up(out, answers), answers.display
     folder.write(out / folder.RESULTS, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
     write_csv(out)
-    write_report(found, out / folder.REPORT)
+    write_report(found, out / folder.REPORT, display.page)
     if plots.available():
-        plots.write_plots(found, out)
+        speed = display.page.speed
+        plots.write_plots(found, out, display.costs, (speed.entry, speed.told))
     return found
 
 
 def _part(done: set[tuple[int, int]], shard: Shard) -> set[tuple[int, int]]:
-    return {(contender, prompt) for contender, prompt in done if prompt in shard.prompts}
+    return {(contender, item) for contender, item in done if item in shard.items}
 
 
 def _duration(seconds: float) -> str:

@@ -42,7 +42,8 @@ def summary(results: Mapping[str, Any]) -> str:
         if failed:
             remarks.append(f"{label}: {_count(failed, 'run')} failed, the first at {contender['first_error']}")
         if unsteady:
-            remarks.append(f"{label}: {_count(unsteady, 'repeat')} wrote another text than the first")
+            other = "found other boxes" if of_pictures else "wrote another text"
+            remarks.append(f"{label}: {_count(unsteady, 'repeat')} {other} than the first")
     return "\n".join([table(header, rows), "", *remarks])
 
 

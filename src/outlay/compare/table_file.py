@@ -24,7 +24,7 @@ def write_csv(at: Path) -> None:
     writer.writeheader()
     for row in journal.lines(at / folder.RUNS):
         answer = (row["method"], row["budget"], row["prompt"], row["seed"])
-        if "tokens" in row:
+        if journal.has_output(row):
             known.setdefault(answer, marks.get((row["prompt"], journal.output_of(row))))
         cells = {name: row.get(name) for name in FIRST} | row.get("ledger", {})
         writer.writerow(cells | {"quality": known.get(answer) if row["error"] is None else None})

@@ -20,9 +20,11 @@ class Speed:
     """In words."""
     verb: str
     """What a contender does at that rate."""
+    answers: str = ""
+    """What may be the same as the reference's, in words; "" where that is not told."""
 
 
-TEXTS_SPEED = Speed("tokens_per_second", "tokens per second", "writes")
+TEXTS_SPEED = Speed("tokens_per_second", "tokens per second", "writes", "texts")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _speed(contenders: Sequence[Mapping[str, Any]], speed: Speed) -> Sentence:
     if ratio["low"] > 1:
         rival = _close_behind(contenders, rivals, best, speed.entry)
         ahead = f" is the fastest by its median, not surely ahead of {rival}: " if rival else " is the fastest: "
-        return [label, ahead, *reached, *_identical(contenders, best), "."]
+        return [label, ahead, *reached, *_identical(contenders, best, speed), "."]
     if ratio["high"] < 1:
         return ["Nothing here is faster than ", reference, "; ", label, " comes nearest with ", *reached, "."]
     return ["Nothing here is surely faster than ", reference, "; ", label, " reaches ", *reached, "."]
@@ -85,14 +87,14 @@ def _alone(contenders: Sequence[Mapping[str, Any]], speed: Speed) -> Sentence:
     return [contenders[speeds[0]]["label"], f" {speed.verb} ", Figure(at, "number"), f" {speed.told}."]
 
 
-def _identical(contenders: Sequence[Mapping[str, Any]], index: int) -> Sentence:
+def _identical(contenders: Sequence[Mapping[str, Any]], index: int, speed: Speed) -> Sentence:
     contender = contenders[index]
-    if not contender["compared"]:
+    if not contender["compared"] or not speed.answers:
         return []
     same, of = Figure(f"contenders.{index}.identical", "number"), Figure(f"contenders.{index}.compared", "number")
     if contender["identical"] == contender["compared"]:
-        return [", and all ", of, " texts are the same"]
-    return [", with ", same, " of ", of, " texts the same"]
+        return [", and all ", of, f" {speed.answers} are the same"]
+    return [", with ", same, " of ", of, f" {speed.answers} the same"]
 
 
 def _quality(contenders: Sequence[Mapping[str, Any]]) -> Sentence:

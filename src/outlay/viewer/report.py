@@ -18,7 +18,7 @@ FIRST, LAST = ("base.js", "report_figures.js", "report_plot.js", "report_table.j
 
 
 @dataclass(frozen=True)
-class Answers:
+class Page:
     """How a report shows the answers of a comparison."""
 
     part: str
@@ -29,24 +29,24 @@ class Answers:
     """The rate by which the headline ranks."""
 
 
-TEXTS = Answers("report_texts.html", ("token_diff.js", "report_texts.js"), TEXTS_SPEED)
-PICTURES = Answers(
+TEXTS = Page("report_texts.html", ("token_diff.js", "report_texts.js"), TEXTS_SPEED)
+PICTURES = Page(
     "report_pictures.html", ("report_pictures.js",), Speed("pictures_per_second", "pictures per second", "looks at")
 )
 
 
-def write_report(results: Mapping[str, Any], path: Path, answers: Answers = TEXTS) -> None:
+def write_report(results: Mapping[str, Any], path: Path, page: Page = TEXTS) -> None:
     """Writes the report of `results`, the content of a comparison's `results.json`, as one self-contained HTML file.
 
     Raises `FailureError` where it can't be written.
     """
-    scripts = (*FIRST, *answers.scripts, *LAST)
-    write_page(path, "report.html", STYLES, scripts, report_data(results, answers), {"<!-- answers -->": answers.part})
+    scripts = (*FIRST, *page.scripts, *LAST)
+    write_page(path, "report.html", STYLES, scripts, report_data(results, page), {"<!-- answers -->": page.part})
 
 
-def report_data(results: Mapping[str, Any], answers: Answers = TEXTS) -> dict[str, Any]:
+def report_data(results: Mapping[str, Any], page: Page = TEXTS) -> dict[str, Any]:
     """Returns the data of the page: the results without repetition. A path in it is the same path in `results`."""
-    sentences = headline(results["contenders"], answers.speed)
+    sentences = headline(results["contenders"], page.speed)
     shown = {"pictures": results["pictures"]} if "pictures" in results else {}
     return {
         "headline": [[_part(part) for part in sentence] for sentence in sentences],
@@ -54,8 +54,8 @@ def report_data(results: Mapping[str, Any], answers: Answers = TEXTS) -> dict[st
         "manifest": _finite(results["manifest"]),
         "prompts": results["prompts"],
         "contenders": _finite(results["contenders"]),
-        "answers": _answers(results["runs"], results["texts"]),
-        **_texts(results["texts"]),
+        "answers": _answers(results.get("runs", ()), results.get("texts", ())),
+        **_texts(results.get("texts", ())),
     }
 
 

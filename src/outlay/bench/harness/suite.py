@@ -21,9 +21,10 @@ from outlay.compare.folder import join
 from outlay.compare.items import read_items, written
 from outlay.compare.manifest import describe
 from outlay.compare.prepare import Prepared, prepare
-from outlay.compare.runner import Pending, Rows, turns
 from outlay.compare.session import run_shards, write_results
 from outlay.compare.sweep import split_methods
+from outlay.compare.texts import TextAnswers
+from outlay.compare.turns import Pending, Rows, turns
 from outlay.progress import ShowProgress
 
 METHODS = (
@@ -105,9 +106,12 @@ def overhead(settings: HarnessSettings, model: str, progress: ShowProgress) -> d
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         join(out, describe(prepared, settings.prompts, None, (), None), written(prepared.items))
-        run_shards(prepared, out, timed.work, lambda _, done, total: progress("comparing", done, total))
+        run_shards(
+            out, declaration, prepared.keys, len(prepared.items), timed.work,
+            lambda _, done, total: progress("comparing", done, total),
+        )  # fmt: skip
         started = time.perf_counter()
-        write_results(out, prepared.items)
+        write_results(out, TextAnswers(out, prepared.items))
         summing = time.perf_counter() - started
     return {"bare": timed.bare, "compared": timed.compared, "summing_up": summing}
 
@@ -125,12 +129,12 @@ class _Timed:
         for shard, done in pending:
             first = shard.number % 2 == 0
             if first:
-                self._run_bare(shard.number, shard.prompts, shard.seed)
+                self._run_bare(shard.number, shard.items, shard.seed)
             started = time.perf_counter()
             yield from self._runner.run(shard, done)
             self.compared.append(time.perf_counter() - started)
             if not first:
-                self._run_bare(shard.number, shard.prompts, shard.seed)
+                self._run_bare(shard.number, shard.items, shard.seed)
 
     def _run_bare(self, number: int, prompts: Sequence[int], seed: int) -> None:
         lm, every = self._prepared.lm, self._prepared.contenders

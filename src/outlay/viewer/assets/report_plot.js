@@ -123,7 +123,7 @@ function drawPoint({ i, x, y }, across, up, { width, keyX, keyY, placed, best })
   if (x.low !== null && x.low !== undefined) group.append(line(across.at(x.low), py, across.at(x.high), py));
   if (y.low !== null && y.low !== undefined) group.append(line(px, up.at(y.low), px, up.at(y.high)));
   group.append(svg("path", { class: "shape", d: shape, transform: `translate(${px} ${py})` }));
-  const name = width < 620 ? String(i + 1) : label.length > 26 ? `${label.slice(0, 25)}…` : label;
+  const name = width < 620 ? String(i + 1) : label.length > 26 ? `${i + 1}. ${label.slice(0, 22)}…` : label;
   group.append(svg("text", { class: "name", ...placeName(px, py, 7 * name.length, width, placed) }, name));
   const tip = () => showTip(px, py, label, [[keyY, y], [keyX, x]]);
   for (const event of ["pointerenter", "focus"]) group.addEventListener(event, tip);
