@@ -18,7 +18,9 @@ from vision.peer import needs, run
 
 from outlay import UsageError, cli
 from outlay.vision import FDConv, FDConv2d, convert_fdconv, count, freeze_fdconv, open_network
-from outlay.vision.fdconv import BANDS, frequency_groups, load_official, official_options, split_bands
+from outlay.vision.fdconv.frequency_bands import BANDS, split_bands
+from outlay.vision.fdconv.frequency_groups import frequency_groups
+from outlay.vision.fdconv.official import load_official, official_options
 from outlay.vision.networks import Network, save_folder
 
 SHAPES = [(64, 64, 3, 64), (64, 64, 1, 64), (32, 32, 3, 16), (24, 40, 3, 7)]
@@ -155,7 +157,7 @@ def test_bands_add_up_and_share_no_frequency(sides):
 def test_matrices_split_bands_as_transforms_do(monkeypatch, sides):
     x = torch.randn(2, 3, *sides, dtype=torch.float64)
     by_matrices = split_bands(x)
-    monkeypatch.setattr("outlay.vision.fdconv.MATRIX_SIDE", 0)
+    monkeypatch.setattr("outlay.vision.fdconv.frequency_bands.MATRIX_SIDE", 0)
     assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(by_matrices, split_bands(x), strict=True))
 
 
@@ -212,7 +214,7 @@ def test_a_batch_is_cut_where_its_kernels_would_not_fit(monkeypatch):
     _, layer = pair(32, 24, 3, 16)
     x = torch.randn(5, 24, 9, 9, dtype=torch.float64)
     whole = unsettled(layer)(x)
-    monkeypatch.setattr("outlay.vision.fdconv.KERNEL_ELEMENTS", 2 * 32 * 24 * 9)
+    monkeypatch.setattr("outlay.vision.fdconv.layer.KERNEL_ELEMENTS", 2 * 32 * 24 * 9)
     assert torch.allclose(layer(x), whole, atol=1e-12)
 
 
