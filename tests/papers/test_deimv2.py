@@ -17,6 +17,7 @@ from outlay.budget import Budget
 from outlay.errors import UsageError
 from outlay.pictures import read_picture
 from outlay.vision import detect
+from outlay.vision.detect.boxes import overlap
 from outlay.vision.detect.checkpoints import Loaded, averaged, detector_of
 from outlay.vision.detect.decoder import (
     DeformableAttention,
@@ -250,6 +251,16 @@ def test_boxes_are_in_the_pictures_own_pixels_alone_and_together(atto, pictures)
     assert len(detect.detect(loaded, [small], threshold=1.0)[0].boxes) == 0
 
 
+def test_suppression_leaves_no_two_boxes_of_a_class_that_overlap_more(atto, pictures):
+    loaded = Loaded(atto, ("a", "b", "c"), 320)
+    (whole,) = detect.detect(loaded, pictures[:1], threshold=0.0)
+    (left,) = detect.detect(loaded, pictures[:1], threshold=0.0, nms=0.05)
+    assert 0 < len(left.scores) < len(whole.scores)
+    iou = overlap(left.boxes[:, None], left.boxes[None])[0].fill_diagonal_(0)
+    assert iou[left.labels[:, None] == left.labels[None]].max() <= 0.05
+    assert left.scores[0] == whole.scores[0]
+
+
 def test_a_budget_chooses_the_most_layers_and_queries_that_it_has_room_for(atto, pictures):
     loaded = Loaded(atto, ("a", "b", "c"), 320)
     whole, least = (cost_of_effort(loaded, detect.Effort(*how)) for how in ((3, 100), (1, 25)))
@@ -278,6 +289,7 @@ def test_what_does_not_fit_is_refused_in_one_line(atto, tmp_path):
         ({"queries": 81}, "refines 1 to 80 places here, not 81"),
         ({"layers": 4}, "has 3 layers; run 1 to 3, not 4"),
         ({"threshold": 1.5}, "from 0 to 1"),
+        ({"nms": 7.0}, "nms is an IoU"),
         ({"budget": Budget(target_passes=3)}, "target_passes"),
     ):
         with pytest.raises(UsageError, match=message):

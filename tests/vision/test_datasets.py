@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from outlay.errors import UsageError
+from outlay.vision.detect.boxes import unsuppressed
 from outlay.vision.detect.datasets import Dataset, Example, held_out, read_dataset
 from outlay.vision.detect.detections import Detections
 from outlay.vision.detect.evaluate import RESAMPLES, places_of, repetitions, score
@@ -185,3 +186,6 @@ def test_a_repetition_is_of_the_same_class_on_the_same_place_and_less_certain():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 6]])
     seen = Detections(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5]), torch.tensor([0, 0, 1, 0, 0]))
     assert repetitions(seen) == 1
+    assert unsuppressed(boxes, seen.labels, 0.7) == [0, 2, 3, 4]
+    assert unsuppressed(boxes, seen.labels, 0.5) == [0, 2, 3]
+    assert unsuppressed(boxes[:0], seen.labels[:0], 0.5) == []

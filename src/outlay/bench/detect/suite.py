@@ -85,8 +85,9 @@ def _measured(name: str, source: str, limit: int | None, progress: ShowProgress)
         costs = {entry: each.ledger.amount(entry) for entry in CAPPED}
         rows.append({"layers": each.way.layers, "score": score.as_dict(), "costs": costs})
     return {
-        "name": name, "data": Path(data.source).name, "pictures": len(data.examples), "side": loaded.side, "queries": queries,
-        "layers": rows, "repeated": repeated_share(loaded, data), "choice": _choice(name, loaded, data, rows, progress),
+        "name": name, "data": Path(data.source).name, "pictures": len(data.examples), "side": loaded.side,
+        "queries": queries, "layers": rows, "repeated": repeated_share(loaded, data),
+        "choice": _choice(name, loaded, data, rows, progress),
     }  # fmt: skip
 
 

@@ -36,6 +36,8 @@ def add_arguments(parser: Parser) -> None:
                         "stretched to (as trained)")  # fmt: skip
     parser.add_argument("--dtype", type=one_of(("float32", "bfloat16")), default="float32", metavar="T",
                         help="what backbone and encoder compute in (float32)")  # fmt: skip
+    parser.add_argument("--nms", type=number(0, most=1), metavar="IOU", help="leave out what overlaps a more certain "
+                        "box of its class by more (off; 0.7 leaves double finds out)")  # fmt: skip
     parser.add_argument("--budget", metavar="k=v,...", help="caps: flops, mem_elements, moved_bytes of a picture; "
                         "seconds of the batch, which stops after the layer that met it")  # fmt: skip
     parser.add_argument("--names", type=Path, metavar="FILE", help="the classes' names, one a line")
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         "queries": args.queries,
         "budget": budget,
         "dtype": DTYPES[args.dtype],
+        "nms": args.nms,
     }
     every = detect.detect(loaded, pictures, **options)
     took = measured(lambda picture: detect.detect(loaded, [picture], **options), pictures) if args.measure else None

@@ -26,10 +26,10 @@ from outlay.train.detect.losses import Denoised, Predictions, losses
 from outlay.train.detect.matching import Targets
 from outlay.train.detect.recipe import DetectorRecipe
 from outlay.vision.detect.boxes import centred
-from outlay.vision.detect.checkpoints import Loaded, channels_last, save
+from outlay.vision.detect.checkpoints import Loaded, save
 from outlay.vision.detect.datasets import Dataset
 from outlay.vision.detect.decoder import Answer
-from outlay.vision.detect.deimv2 import Detector
+from outlay.vision.detect.deimv2 import Detector, channels_last
 from outlay.vision.detect.evaluate import Score, evaluate
 from outlay.vision.detect.sizes import size_of
 

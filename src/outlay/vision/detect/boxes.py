@@ -40,6 +40,22 @@ def overlap(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - (hull - union) / hull.clamp_min(torch.finfo(union.dtype).tiny)
 
 
+def unsuppressed(boxes: Tensor, labels: Tensor, most: float) -> list[int]:
+    """Returns the places of the boxes that greedy suppression leaves.
+
+    Args:
+        boxes: [count, 4], corners, the most certain first.
+        labels: [count]; a box suppresses those of its class alone.
+        most: IoU with a box before it that is left, above which a box is suppressed.
+    """
+    left: list[int] = []
+    for place, label in enumerate(labels.tolist()):
+        same = [other for other in left if int(labels[other]) == label]
+        if not same or float(overlap(boxes[place], boxes[same])[0].max()) <= most:
+            left.append(place)
+    return left
+
+
 def _area(boxes: Tensor) -> Tensor:
     return _product(boxes[..., 2:] - boxes[..., :2])
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.models.hub import shipped
 from outlay.vision import names, weights
-from outlay.vision.detect.deimv2 import Detector
+from outlay.vision.detect.deimv2 import Detector, channels_last
 from outlay.vision.detect.sizes import SIZES, Size, ViTSize
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -69,13 +68,6 @@ def load(path: str | Path, labels: Sequence[str] | None = None) -> Loaded:
     channels_last(detector)
     side = config.get("side") or _side(config) or detector.size.side
     return Loaded(detector.eval(), _names(config, detector.size.classes, labels), int(side))
-
-
-def channels_last(detector: nn.Module) -> None:
-    """Lays kernels out as processors convolve fastest: a quarter of a call's time, half of a training step's."""
-    for each in detector.parameters():
-        if each.ndim == 4:
-            each.data = each.data.contiguous(memory_format=torch.channels_last)
 
 
 def _found(path: str | Path) -> Path:

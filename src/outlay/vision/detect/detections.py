@@ -19,6 +19,7 @@ from outlay.budget import Budget, Ledger
 from outlay.errors import UsageError
 from outlay.pictures import read_picture
 from outlay.vision.cost import count
+from outlay.vision.detect.boxes import unsuppressed
 from outlay.vision.detect.checkpoints import Loaded
 from outlay.vision.detect.decoder import Answer
 from outlay.vision.detect.deimv2 import MULTIPLE, Detector
@@ -73,6 +74,7 @@ def detect(
     queries: int | None = None,
     budget: Budget | None = None,
     dtype: torch.dtype = torch.float32,
+    nms: float | None = None,
 ) -> list[Detections]:
     """Returns what a detector finds in pictures, which are resized to its side and read together.
 
@@ -85,6 +87,7 @@ def detect(
         budget: Caps on `flops`, `mem_elements` or `moved_bytes` of one picture choose layers and queries; one on
             `seconds` of the batch stops the refinement after the layer that met it.
         dtype: What backbone and encoder compute in; the decoder, whose boxes need it, is in float32.
+        nms: The IoU with a more certain box of the same class above which a box is suppressed; None: none is.
 
     Raises:
         UsageError: For what is no picture, more layers or queries than there are, or a budget that nothing fits.
@@ -94,6 +97,8 @@ def detect(
         return []
     if not 0 <= threshold <= 1:
         raise UsageError(f"a threshold is a score from 0 to 1, not {threshold}")
+    if nms is not None and not 0 <= nms <= 1:
+        raise UsageError(f"nms is an IoU from 0 to 1, not {nms}")
     detector, caps = loaded.detector, budget or Budget()
     strange = next((name for name in caps.caps if name not in CAPPED), None)
     if strange is not None:
@@ -108,7 +113,13 @@ def detect(
         seconds=(time.perf_counter() - started) / len(opened),
         extras={"layers": answer.layer, "queries": effort.queries},
     )
-    return found_in(answer, opened, threshold, loaded.names, spent)
+    found = found_in(answer, opened, threshold, loaded.names, spent)
+    return found if nms is None else [_suppressed(each, nms) for each in found]
+
+
+def _suppressed(found: Detections, most: float) -> Detections:
+    left = unsuppressed(found.boxes, found.labels, most)
+    return replace(found, boxes=found.boxes[left], scores=found.scores[left], labels=found.labels[left])
 
 
 def maps_of(

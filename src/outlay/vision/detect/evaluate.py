@@ -14,7 +14,7 @@ import torch
 
 from outlay.errors import UsageError
 from outlay.progress import ShowProgress, silent
-from outlay.vision.detect.boxes import overlap
+from outlay.vision.detect.boxes import unsuppressed
 from outlay.vision.detect.checkpoints import Loaded
 from outlay.vision.detect.datasets import Dataset
 from outlay.vision.detect.detections import Detections, detect
@@ -131,12 +131,7 @@ def repeated_share(loaded: Loaded, data: Dataset) -> float:
 
 def repetitions(seen: Detections) -> int:
     """Returns how many detections of a picture, the most certain first, suppression at IoU 0.7 would remove."""
-    left: list[int] = []
-    for place, label in enumerate(seen.labels.tolist()):
-        same = [other for other in left if int(seen.labels[other]) == label]
-        if not same or float(overlap(seen.boxes[place], seen.boxes[same])[0].max()) <= SAME:
-            left.append(place)
-    return len(seen.labels) - len(left)
+    return len(seen.labels) - len(unsuppressed(seen.boxes, seen.labels, SAME))
 
 
 def places_of(names: Sequence[str], data: Dataset) -> dict[int, int]:
