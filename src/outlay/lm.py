@@ -397,11 +397,13 @@ class LM:
         language: str | None = None,
         task: str = "transcribe",
         timestamps: bool = False,
+        traces: Callable[[int], Callable[[dict[str, Any]], None]] | None = None,
         **options: Any,
     ) -> list[Transcription]:
         """Starts on several recordings, whose clips are worked on together; see `transcribe` for the arguments.
 
-        It returns at once, or as soon as the languages are heard.
+        It returns at once, or as soon as the languages are heard. `traces` gives what is called with each event of a
+        clip's run, for the clip's number among those of all recordings.
         """
         form = self.model.speech
         if form is None:
@@ -413,7 +415,7 @@ class LM:
             for sound in sounds
         ]
         asked = Asked(language, task, timestamps)
-        return transcribe(self.model, recordings, asked, self.submit, self.engine.together, **options)
+        return transcribe(self.model, recordings, asked, self.submit, self.engine.together, traces, **options)
 
     def stream(self, prompt: Prompt | PromptTree, **options: Any) -> Stream:
         """Answers a prompt piece by piece; the arguments are those of `generate`, without `n` (`submit_choices`)."""

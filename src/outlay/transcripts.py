@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -246,6 +247,7 @@ def transcribe(
     asked: Asked,
     submit: Callable[..., Handle],
     together: Callable[[], AbstractContextManager[Any]],
+    traces: Callable[[int], Callable[[dict[str, Any]], None]] | None = None,
     **options: Any,
 ) -> list[Transcription]:
     """Starts the runs of several recordings, and waits for the languages that are spoken if nobody says them.
@@ -256,6 +258,7 @@ def transcribe(
         asked: What is wanted of them.
         submit: Starts the run of a clip.
         together: A context in which runs are started side by side.
+        traces: Gives what is called with each event of a clip's run, for its number among those of all recordings.
         **options: Options of each run. `max_tokens` is by default what can be said in that time.
 
     Raises:
@@ -268,10 +271,15 @@ def transcribe(
     heard: list[HeardLanguage | None] = [None] * len(cuts)
     if asked.language is None and form.prompts is not None and form.prompts.begin:
         heard = list(_hear_languages(model, form.prompts.languages, form.prompts.begin, cuts, submit, together))
+    numbers = itertools.count()
+
+    def start(clip: Clip, **own: Any) -> Handle:
+        return submit(clip, **own, **({} if traces is None else {"trace": traces(next(numbers))}))
+
     with together():
         return [
             _start(model, form, clips, asked if language is None else replace(asked, language=language.code),
-                   submit, language, options)
+                   start, language, options)
             for clips, language in zip(cuts, heard, strict=True)
         ]  # fmt: skip
 

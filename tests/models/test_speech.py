@@ -84,6 +84,23 @@ def test_drafts_write_the_same_transcript(pair):
         assert lm.transcribe(samples, method=method, max_tokens=20).tokens == wanted
 
 
+def test_a_trace_tells_of_the_memory_and_of_the_pass_that_made_it(pair):
+    _, lm = pair
+    lm.engine.clear()
+    events = [[], [], []]
+    same = [sounds()[1], sounds()[0], sounds()[1]]
+    for each in lm.start_transcripts(same, method="lookup", max_tokens=6, traces=lambda number: events[number].append):
+        assert each.result.tokens
+    rows = [moonshine_frames(len(samples)) for samples in same]
+    read = []
+    for mine, length in zip(events, rows, strict=True):
+        (memory,) = (event for event in mine if event["event"] == "memory")
+        assert (memory["rows"], memory["kind"]) == (length, "sound")
+        assert memory["bytes"] == length * 2 * 2 * 80 * 4  # keys and values of two layers, heads of 36 padded to 40
+        read.append([event["inputs"] for event in mine if event["event"] == "pass" and event["model"] == "encoder"])
+    assert read == [[rows[0]], [rows[1]], []], "the third has the memory of the first"
+
+
 def test_a_text_ends_at_what_can_be_said_in_its_time(pair):
     _, lm = pair
     transcript = lm.transcribe(sounds()[1], ignore_eos=True)

@@ -23,10 +23,13 @@ WORDS = [
 ]
 
 
-def drafted_run(run=0, nodes=200, prompt=12, seed=0, branching=(3, 2, 1), model="tiny", method="made"):
-    """Returns the events of a run that drafts trees until it has grown about `nodes` nodes."""
+def drafted_run(run=0, nodes=200, prompt=12, seed=0, branching=(3, 2, 1), model="tiny", method="made", memory=0):
+    """Returns the events of a run that drafts trees until it has grown about `nodes` nodes, over a memory's rows."""
     chance = random.Random(seed)
     events = [{"event": "start", "method": method, "model": model, "prompt": list(range(prompt))}]
+    if memory:
+        events.append({"event": "memory", "rows": memory, "kind": "sound", "bytes": 640 * memory})
+        events.append(_pass("encoder", 1, [], memory, 0) | {"inputs": memory})
     events.append({"event": "grow", "nodes": [_row(n + 1, n or None, n, n) for n in range(prompt)]})
     events.append({"event": "keep", "nodes": list(range(1, prompt + 1))})
     grown, tip, position, tokens, passes = prompt, prompt, prompt, [], 0

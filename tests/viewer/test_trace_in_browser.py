@@ -58,6 +58,26 @@ def test_folding_zooming_and_colours_change_the_picture_and_come_back(trace):
     assert drawn(trace) == uncoloured
 
 
+def test_a_memory_stands_over_the_tree_as_a_segment_of_its_own(browser, tmp_path):
+    page = trace_page(tmp_path, as_lines(drafted_run(nodes=60, memory=415)))
+    with Look(browser, page) as look:
+        tree, node = look.page.locator("#tree"), look.page.locator("#node")
+        whole = drawn(look.page)
+        tree.click(position={"x": 40, "y": 30})
+        assert "memory · 415 rows of sound" in node.inner_text()
+        assert re.search(r"made in pass\s+1", node.inner_text())
+        assert drawn(look.page) != whole, "it has a ring"
+        look.page.keyboard.press("ArrowDown")
+        assert "in the prompt" in node.inner_text()
+        look.page.keyboard.press("ArrowUp")
+        assert "memory" in node.inner_text()
+        look.page.keyboard.press("[")
+        for _ in range(look.page.locator("#pass").evaluate("(slider) => Number(slider.max)")):
+            look.page.keyboard.press("[")
+        assert "encoder: 415 rows of 415" in look.page.locator("#pass-says").inner_text()
+        assert look.complaints == []
+
+
 def test_the_text_of_a_trace_is_that_of_its_tokens(browser, tmp_path):
     events = drafted_run(nodes=60)
     page = trace_page(tmp_path, as_lines(events))

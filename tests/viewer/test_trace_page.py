@@ -43,6 +43,13 @@ def test_the_path_of_the_text_holds_the_tokens_that_the_run_returned(tmp_path, m
     assert (run["nodes"]["fate"].count(PRUNED) > 0) == method.startswith("beam")
 
 
+def test_a_memory_is_told_with_the_rows_that_the_encoder_read(tmp_path):
+    (run,) = data_of(tmp_path, as_lines(drafted_run(nodes=20, memory=415)))["runs"]
+    assert run["memory"] == {"rows": 415, "kind": "sound", "bytes": 640 * 415}
+    assert (run["passes"]["model"][0], run["passes"]["rows"][0], run["passes"]["nodes"][0]) == ("encoder", 415, [])
+    assert data_of(tmp_path, as_lines(drafted_run(nodes=20)))["runs"][0]["memory"] is None
+
+
 def test_of_two_nodes_with_the_same_token_the_one_that_was_kept_is_in_the_text(tmp_path):
     twins = [{"node": n, "parent": 1, "token": 7, "text": "a", "position": 1} for n in (2, 3)]
     events = [

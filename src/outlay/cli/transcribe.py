@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from outlay.cli import terminal
 from outlay.cli.arguments import number, one_of
 from outlay.cli.run import DTYPES
+from outlay.cli.trace_file import TraceFile
 from outlay.models.speech_form import TASKS
 from outlay.subtitles import clock
 
 if TYPE_CHECKING:
+    from outlay.lm import LM
     from outlay.transcripts import Transcription
 
 DESCRIPTION = (
@@ -23,7 +26,7 @@ DESCRIPTION = (
 EXAMPLES = """examples:
   outlay transcribe interview.mp3
   outlay transcribe *.flac --json > transcripts.jsonl
-  outlay transcribe talk.wav --method lookup --dtype float32
+  outlay transcribe talk.wav --method lookup --dtype float32 --trace talk.jsonl
   outlay transcribe rede.ogg --model ./whisper-small --language de --task translate --timestamps
 
 All files are worked on together. One that is longer than the model hears at once is cut at quiet places. It needs
@@ -49,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=number(1, whole=True), metavar="N",
                         help="tokens of a clip at most (default: what can be said in its time)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object for each file instead of the text")
+    parser.add_argument("--trace", metavar="FILE", help="write every event of each clip's run as JSON lines")
     parser.add_argument("--quiet", action="store_true", help="no progress, and nothing on what it cost")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from outlay.budget import Ledger
     from outlay.lm import load
 
     with terminal.Progress(quiet=args.quiet) as progress:
@@ -63,6 +66,15 @@ def run(args: argparse.Namespace) -> int:
     options |= {"language": args.language, "task": args.task, "timestamps": args.timestamps}
     if args.max_tokens is not None:
         options["max_tokens"] = args.max_tokens
+    with TraceFile(args.trace) if args.trace else contextlib.nullcontext() as trace:
+        _transcribe(lm, args, options | ({"traces": trace.writer} if trace is not None else {}))
+    return 0
+
+
+def _transcribe(lm: LM, args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Writes the texts of all files, and what they cost."""
+    from outlay.budget import Ledger
+
     started = time.perf_counter()
     heard = lm.start_transcripts(args.files, **options)
     try:
@@ -80,7 +92,6 @@ def run(args: argparse.Namespace) -> int:
         total.seconds = time.perf_counter() - started
         spoken = sum(result.seconds for result in results)
         print(f"\n{total}\nseconds of speech per second  {spoken / total.seconds:.1f}", file=sys.stderr)
-    return 0
 
 
 def _write(name: str, transcription: Transcription, timestamps: bool) -> None:

@@ -99,14 +99,19 @@ class EncoderPasses(Generic[Kind]):
         self._add_made(costs, paying, [account for _, account in fresh])
         return costs
 
-    def run(self, inputs: Sequence[Kind]) -> None:
-        """Reads the inputs that no one read in one pass of the encoder, and makes what the decoder reads."""
+    def run(self, inputs: Sequence[Kind]) -> list[Kind]:
+        """Reads the inputs that no one read in one pass of the encoder, and makes what the decoder reads.
+
+        Returns:
+            Those that were read; none where other models had all of them read.
+        """
         fresh = [input for input in inputs if self._find(input) is None]
         if fresh:
             for input, states in zip(fresh, self._encoded(fresh), strict=True):
                 input.output = self._outputs.keep(self._fingerprint, input.input, self._made(states))
         for input in inputs:
             input.output = input.output or self._find(input)
+        return fresh
 
     def _made(self, states: Tensor) -> Tensor:
         """Returns what is stored of the encoder's output for an input, [rows, hidden_size]."""
@@ -174,8 +179,8 @@ class MemoryPasses(EncoderPasses[Memory]):
         super().__init__(encoder, encoder.fingerprint, outputs, memories.cache.limit)
         self._decoder, self._memories = decoder, memories
 
-    def run(self, inputs: Sequence[Memory]) -> None:
-        super().run(inputs)
+    def run(self, inputs: Sequence[Memory]) -> list[Memory]:
+        fresh = super().run(inputs)
         encoded = torch.cat([memory.output.states for memory in inputs if memory.output is not None])
         slots = torch.tensor([slot for memory in inputs for slot in memory.slots], device=encoded.device)
         for layer in range(self._decoder.config.num_layers):
@@ -183,6 +188,7 @@ class MemoryPasses(EncoderPasses[Memory]):
             self._memories.cache.write(layer, slots, k, v)
         for memory in inputs:
             memory.computed = True
+        return fresh
 
     def _add_made(
         self, costs: dict[Account, Ledger], paying: Sequence[tuple[Memory, Account]], fresh: Sequence[Account]

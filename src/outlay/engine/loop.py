@@ -224,8 +224,16 @@ class RunLoop:
 
     def _trace(self, worker: Worker, served: Served) -> None:
         for live in self.live:
-            if live.session.trace is not None and live.session.account in served.nodes:
-                live.session.trace.passed(worker.role, served.report, served.nodes[live.session.account])
+            trace, account = live.session.trace, live.session.account
+            if trace is None:
+                continue
+            for report, rows in served.read:
+                if account in rows:
+                    trace.read(
+                        "encoder" if worker.role == "target" else f"{worker.role} encoder", report, rows[account]
+                    )
+            if account in served.nodes:
+                trace.passed(worker.role, served.report, served.nodes[account])
 
     def rescue(self, worker: ModelWorker) -> bool:
         """Puts back the youngest run at a model that is younger than the one that goes on at present.

@@ -63,11 +63,19 @@ class PassReport(NamedTuple):
     cache_bytes: int
 
 
+class InputsRead(NamedTuple):
+    """A pass of an encoder or a vision tower, and the rows of inputs that it read for each account."""
+
+    report: PassReport
+    rows: Mapping[Account, int]
+
+
 class Served(NamedTuple):
-    """What a worker did in one step: the pass, and the nodes and cells that it computed for each account."""
+    """What a worker did in one step: the passes over inputs, then the pass, and what it computed for each account."""
 
     report: PassReport
     nodes: Mapping[Account, Sequence[Row]]
+    read: Sequence[InputsRead] = ()
 
 
 class Worker(ABC):

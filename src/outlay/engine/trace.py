@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from outlay.engine.request import PassReport
 from outlay.models.tokenizer import Tokenizer
@@ -77,6 +77,17 @@ class Trace:
             for cell in cells
         ]  # fmt: skip
         self._send("fill", round=number, cells=rows)
+
+    def memory(self, rows: int, kind: Literal["tokens", "sound"], nbytes: int) -> None:
+        """All nodes read a memory of so many rows beside their path, which an encoder makes of tokens or of sound."""
+        self._send("memory", rows=rows, kind=kind, bytes=nbytes)
+
+    def read(self, model: str, report: PassReport, rows: int) -> None:
+        """A pass of `model`, an encoder or a vision tower, read so many rows of this run's inputs."""
+        self._send(
+            "pass", model=model, number=report.number, nodes=[], inputs=rows, width=report.rows, runs=report.runs,
+            seconds=report.seconds, cache_bytes=report.cache_bytes,
+        )  # fmt: skip
 
     def passed(self, model: str, report: PassReport, rows: Sequence[Row]) -> None:
         """A pass of a model, the "target" or the "draft", computed these nodes and cells of this run."""

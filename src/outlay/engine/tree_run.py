@@ -24,6 +24,7 @@ from outlay.engine.views import ViewedForward
 from outlay.kernels import TokenDraw, Truncation
 from outlay.models.generation import GenerationRules
 from outlay.models.images import ImagePrompt
+from outlay.models.speech import Clip
 from outlay.tree.token_tree import Node, Tree
 
 State = TypeVar("State")
@@ -93,6 +94,9 @@ class TreeRun(Run):
         self.sampler = Sampler(self, self.beginning)
         if session.trace is not None:
             self.tree.watch = session.trace
+            if self.target.memory is not None and self.target.worker.memories is not None:
+                rows, slot = len(self.target.memory), self.target.worker.memories.cache.bytes_per_slot
+                session.trace.memory(rows, "sound" if isinstance(self.input, Clip) else "tokens", rows * slot)
             session.trace.grew(self.tip.path())
 
     @property

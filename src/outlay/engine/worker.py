@@ -19,7 +19,7 @@ from outlay.engine.forward import Forward, uncomputed, wanted_by
 from outlay.engine.held import Holdings
 from outlay.engine.held_prefix import HeldPrefix
 from outlay.engine.passes import ALL_LOGITS, LogitsWanted, PassOutput, output_of, pass_for
-from outlay.engine.request import PassReport, Request, Served, Worker
+from outlay.engine.request import InputsRead, PassReport, Request, Served, Worker
 from outlay.engine.schedule import Schedule, Share, group_by_tree
 from outlay.engine.sharing import SharingMeter, sharing_of
 from outlay.engine.under_policy import Policed, PolicyPasses, under_policy
@@ -99,6 +99,7 @@ class ModelWorker(Worker):
         self.shared_state: dict[Hashable, Any] = {}
         self._last_logits: dict[Node, Tensor] = {}  # of the ends of prefixes that are held
         self.last = PassReport(0, 0, 0, 0.0, 0)
+        self._input_passes = 0
         self.holdings = Holdings(self.cache, self.memories)
         self.promised = 0
         self.ledger = Ledger()
@@ -280,9 +281,16 @@ class ModelWorker(Worker):
         that a request needs and nobody read yet are read by the encoder first. Runs under a cache policy have
         passes of their own.
         """
-        if self._encoder is not None:
-            self._encode(requests, self._encoder)
-            requests = [request for request in requests if not request.done]
+        if self._encoder is None:
+            return self._advance_read(requests)
+        read = self._encode(requests, self._encoder)
+        served = self._advance_read([request for request in requests if not request.done])
+        if not read:
+            return served
+        return Served(self.last, {}, read) if served is None else served._replace(read=read)
+
+    def _advance_read(self, requests: Sequence[Forward | Denoise | Encode]) -> Served | None:
+        """As `advance`, for requests whose inputs are read."""
         policed = [request for request in requests if isinstance(request, Forward) and under_policy(request)]
         if not policed:
             return self._advance_plain(requests)
@@ -367,7 +375,7 @@ class ModelWorker(Worker):
         return bool(over)
 
     def _advance_plain(self, requests: Sequence[Forward | Denoise | Encode]) -> Served | None:
-        """As `advance`, for requests of runs without a policy whose inputs are read."""
+        """As `_advance_read`, for requests of runs without a policy."""
         forwards = [request for request in requests if isinstance(request, Forward)]
         denoises = [request for request in requests if isinstance(request, Denoise)]
         for request in requests:
@@ -387,8 +395,9 @@ class ModelWorker(Worker):
             if not self._refused(costs, requests):
                 return self._run_pass(planned, costs, self._pass)
 
-    def _encode(self, requests: Sequence[Forward | Denoise | Encode], encoder: EncoderPasses[Any]) -> None:
+    def _encode(self, requests: Sequence[Forward | Denoise | Encode], encoder: EncoderPasses[Any]) -> list[InputsRead]:
         """Reads the inputs that requests need, each in a pass with others, for who asked first and can pay."""
+        done: list[InputsRead] = []
         needed = {request: self._inputs_of(request) for request in requests}
         while True:
             due: dict[Read, Request] = {}
@@ -406,8 +415,9 @@ class ModelWorker(Worker):
                     request.refuse(over[request.account])
             if over:
                 continue
+            started = time.perf_counter()
             try:
-                encoder.run(batch)
+                fresh = encoder.run(batch)
             except (RuntimeError, MemoryError) as error:
                 rows = sum(map(len, batch))
                 for request, inputs in needed.items():
@@ -417,12 +427,26 @@ class ModelWorker(Worker):
             for account, cost in costs.items():
                 account.charge(cost)
                 self.ledger += cost
+            if fresh:
+                done.append(self._input_pass(fresh, due, time.perf_counter() - started))
         if self.visuals is not None:
             read = {input for inputs in needed.values() for input in inputs if isinstance(input, Visual)}
             self.visuals.keep({visual for visual in read if visual.computed})
         for request in requests:
             if isinstance(request, Encode) and not request.done:
                 request.finish(request.inputs)
+        return done
+
+    def _input_pass(self, fresh: Sequence[Read], due: Mapping[Read, Request], seconds: float) -> InputsRead:
+        """Reports a pass over inputs that nobody had read, each due to a request."""
+        rows: dict[Account, int] = {}
+        for input in fresh:
+            account = due[input].account
+            rows[account] = rows.get(account, 0) + len(input)
+        self._input_passes += 1
+        return InputsRead(
+            PassReport(self._input_passes, sum(rows.values()), len(rows), seconds, self.cache.bytes()), rows
+        )
 
     def _inputs_of(self, request: Forward | Denoise | Encode) -> Sequence[Read]:
         """Returns what a request needs an encoder or a vision tower to have read."""

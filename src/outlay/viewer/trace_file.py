@@ -9,7 +9,7 @@ from typing import Any
 
 from outlay.errors import UsageError
 
-EVENTS = ("start", "grow", "keep", "free", "mark", "canvas", "fill", "pass", "finish")
+EVENTS = ("start", "memory", "grow", "keep", "free", "mark", "canvas", "fill", "pass", "finish")
 OWN_FIELDS = ("run", "event", "time", "node")
 
 
@@ -35,11 +35,21 @@ class Nodes:
 
 
 @dataclass(frozen=True)
+class MemoryStory:
+    """What all nodes of a run read beside their path: what an encoder made of the input."""
+
+    rows: int
+    kind: str
+    """Of the input: "tokens" or "sound"."""
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Pass:
     """A forward pass that a run took part in."""
 
     model: str
-    """"target", "draft", "score" or "side"."""
+    """"target", "draft", "score" or "side"; "encoder" and "draft encoder" read inputs."""
     number: int
     """Among the model's passes; runs with the same number shared the pass."""
     time: float
@@ -50,7 +60,7 @@ class Pass:
     runs: int
     """Runs that took part."""
     rows: int
-    """Rows of this run."""
+    """Rows of this run; of an encoder, those of its input."""
     cache_bytes: int
     nodes: list[int]
     """Nodes of this run that it computed."""
@@ -103,6 +113,8 @@ class Story:
     nodes: Nodes = field(default_factory=Nodes)
     passes: list[Pass] = field(default_factory=list)
     marks: dict[str, dict[int, float | str]] = field(default_factory=dict)
+    memory: MemoryStory | None = None
+    """None where no encoder reads the input."""
     canvas: CanvasStory | None = None
     """None for a run on a tree."""
     tokens: list[int] = field(default_factory=list)
@@ -124,6 +136,9 @@ class Story:
 
     def _start(self, event: dict[str, Any], time: float) -> None:
         self.method, self.model, self.prompt = str(event["method"]), str(event["model"]), len(event["prompt"])
+
+    def _memory(self, event: dict[str, Any], time: float) -> None:
+        self.memory = MemoryStory(int(event["rows"]), str(event["kind"]), int(event["bytes"]))
 
     def _grow(self, event: dict[str, Any], time: float) -> None:
         nodes = self.nodes
@@ -177,7 +192,7 @@ class Story:
                 seconds=float(event["seconds"]),
                 width=int(event["width"]),
                 runs=int(event["runs"]),
-                rows=len(mine) + len(event.get("positions", ())),
+                rows=len(mine) + len(event.get("positions", ())) + int(event.get("inputs", 0)),
                 cache_bytes=int(event["cache_bytes"]),
                 # A draft model's nodes are in a tree of its own, which is not traced.
                 nodes=[self._index[number] for number in mine if number in self._index],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def _run(story: Story, spellings: Spellings) -> dict[str, Any]:
             "settled": nodes.settled,
             "fate": fates(story, path),
         },
+        "memory": None if story.memory is None else asdict(story.memory),
         "canvas": None if story.canvas is None else _canvas(story.canvas, spellings),
         "marks": {name: _mark(values) for name, values in story.marks.items()},
         "passes": {column.name: [getattr(each, column.name) for each in story.passes] for column in fields(Pass)},

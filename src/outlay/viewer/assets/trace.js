@@ -52,6 +52,7 @@ function showFigures() {
     ["target passes", grouped(passes)],
     ["tokens a target pass", passes ? (run.path.length / passes).toFixed(2) : "–"],
     ["nodes below the prompt", grouped(run.size - run.prompt)],
+    ["rows of the memory", grouped(run.memory?.rows ?? 0)],
     ["pruned", grouped(fates[PRUNED])],
     ["committed, not in the text", grouped(fates[COMMITTED])],
     ["still open at the end", grouped(fates[OPEN])],
@@ -100,6 +101,7 @@ function choosePass(index) {
   charts.chosen = index;
   tree.time = run.passes.time[index];
   tree.lit = new Set(run.passes.nodes[index]);
+  if (run.memory && ["encoder", "target"].includes(run.passes.model[index])) tree.lit.add(MEMORY);
   $("pass").value = index;
   const computed = run.passes.nodes[index];
   if (computed.length) tree.reveal(computed.at(-1));
@@ -160,6 +162,7 @@ function showPassTable() {
 
 function showNode(node) {
   document.querySelector(".token.chosen")?.classList.remove("chosen");
+  if (node === MEMORY) return showFacts(memoryLabel(run.memory), memoryFacts());
   if (node < 0) {
     $("node").replaceChildren(el("p", { class: "note" }, "Choose a node to see what is known of it."));
     return;
@@ -179,8 +182,24 @@ function showNode(node) {
     ...(run.rated[node] ? [["this branch took", `${grouped(run.below[node] + 1)} tokens, ${grouped(run.rated[node])} rated steps`]] : []),
     ...Object.entries(run.marks).flatMap(([name, mark]) => markOf(name, mark, node)),
   ];
+  showFacts(run.labelOf(node), facts);
+}
+
+function showFacts(title, facts) {
   const rows = facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, String(value))));
-  $("node").replaceChildren(el("h3", {}, run.labelOf(node)), el("table", {}, el("tbody", {}, ...rows)));
+  $("node").replaceChildren(el("h3", {}, title), el("table", {}, el("tbody", {}, ...rows)));
+}
+
+function memoryFacts() {
+  const pass = run.passes.model.indexOf("encoder");
+  const readers = run.passes.model.filter((model) => model === "target").length;
+  return [
+    ["what it is", "what the encoder made of the input; every node reads it"],
+    ["keys and values", bytes(run.memory.bytes)],
+    ["made in pass", pass < 0 ? "none of this run: another had the same input" : grouped(pass + 1)],
+    ["made at", pass < 0 ? "–" : seconds(memoryMade(run))],
+    ["passes that read it", grouped(readers)],
+  ];
 }
 
 function markOf(name, mark, node) {

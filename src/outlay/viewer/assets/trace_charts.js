@@ -50,7 +50,7 @@ class Charts {
     [canvas.width, canvas.height] = [Math.round(width * ratio), Math.round(height * ratio)];
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.font = `12px ${getComputedStyle(document.body).fontFamily}`;
-    this.ink = Object.fromEntries(["ink", "muted", "line", "accent", "orange"].map((name) => [name, colour(`var(--${name})`)]));
+    this.ink = Object.fromEntries(["ink", "muted", "line", "accent", "orange", "green"].map((name) => [name, colour(`var(--${name})`)]));
     this.perSecond = (width - SIDE - 8) / (this.run.end || 1);
     const band = (height - 30) / 3;
     this.passes(0, band);
@@ -91,7 +91,7 @@ class Charts {
     }
     time.forEach((end, i) => {
       const [left, wide] = [SIDE + Math.max(end - took[i], 0) * this.perSecond, Math.max(took[i] * this.perSecond - 0.5, 0.75)];
-      context.fillStyle = model[i] === "draft" ? this.ink.orange : this.ink.accent;
+      context.fillStyle = { draft: this.ink.orange, encoder: this.ink.green }[model[i]] ?? this.ink.accent;
       context.globalAlpha = 0.3;
       context.fillRect(left, y(bend(width[i])), wide, base - y(bend(width[i])));
       context.globalAlpha = i === this.chosen ? 1 : 0.85;

@@ -28,6 +28,17 @@ function readRun(run, spellings, labels) {
   return { ...run, size, children, below, rated, height, spelling, labelOf, passOf };
 }
 
+const MEMORY = -2; // stands for the memory where a node is asked for; -1 is none
+
+/** When the target's encoder had made the run's memory; 0 where another run's pass had. */
+function memoryMade(run) {
+  const pass = run.passes.model.indexOf("encoder");
+  return pass < 0 ? 0 : run.passes.time[pass];
+}
+
+/** A memory in a few words. */
+const memoryLabel = ({ rows, kind }) => `memory · ${count(rows, "row")} of ${kind}`;
+
 /** A token as a label, with marks in place of white space and bytes. */
 function label(spelling) {
   if (spelling.name !== undefined) return spelling.name || "∅";

@@ -19,7 +19,7 @@ class TreeView {
 
   /** As high as the tree needs, within reason. */
   setHeight() {
-    this.canvas.style.height = `${Math.min(Math.max(this.layout.height + 40, 200), innerWidth > 760 ? 460 : 380)}px`;
+    this.canvas.style.height = `${Math.min(Math.max(this.layout.height + this.above + 40, 200), innerWidth > 760 ? 460 : 380)}px`;
   }
 
   layOut() {
@@ -31,7 +31,13 @@ class TreeView {
 
   font = () => `12px ${getComputedStyle(document.documentElement).getPropertyValue("--mono")}`;
 
+  /** The room that the memory takes above the tree. */
+  get above() {
+    return this.run.memory ? ROW + GAP : 0;
+  }
+
   labelOf(node) {
+    if (node === MEMORY) return memoryLabel(this.run.memory);
     if (this.isPrompt(node)) return `prompt · ${count(this.run.prompt, "token")}`;
     const text = this.run.labelOf(node);
     return text.length > 16 ? `${text.slice(0, 15)}…` : text;
@@ -64,16 +70,16 @@ class TreeView {
   }
 
   home() {
-    Object.assign(this, { scale: 1, x: 20, y: 20 });
+    Object.assign(this, { scale: 1, x: 20, y: 20 + this.above });
     this.draw();
   }
 
   fit() {
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    const whole = Math.min(1.5, (width - 40) / this.layout.span, (height - 40) / this.layout.height);
+    const whole = Math.min(1.5, (width - 40) / this.layout.span, (height - 40) / (this.layout.height + this.above));
     this.scale = Math.max(whole, 0.2); // less would be a hair line
     this.x = Math.max(20, (width - this.layout.span * this.scale) / 2);
-    this.y = Math.max(20, (height - this.layout.height * this.scale) / 2);
+    this.y = Math.max(20, (height - (this.layout.height + this.above) * this.scale) / 2) + this.above * this.scale;
     this.draw();
   }
 
@@ -85,19 +91,21 @@ class TreeView {
     this.draw();
   }
 
+  /** The memory is as wide as the tree, for every node reads it. */
   box(node) {
+    if (node === MEMORY) return { x: 0, y: -this.above, width: Math.max(this.layout.span, this.textWidth(this.labelOf(node))), height: BOX };
     const { left, depth, row, wide } = this.layout;
     return { x: left[depth[node]], y: row[node] * ROW, width: wide[node], height: BOX };
   }
 
   /** Moves the picture, as little as it takes, so that `node` is in view. */
   reveal(node) {
-    if (this.layout.row[node] < 0) return;
+    if (node !== MEMORY && this.layout.row[node] < 0) return;
     const { clientWidth: width, clientHeight: height } = this.canvas;
     const box = this.box(node);
     const [x, y] = [box.x * this.scale + this.x, box.y * this.scale + this.y];
     const [wide, high] = [box.width * this.scale, box.height * this.scale];
-    this.x += Math.max(0, 30 - x) || Math.min(0, width - 30 - wide - x);
+    if (node !== MEMORY) this.x += Math.max(0, 30 - x) || Math.min(0, width - 30 - wide - x);
     this.y += Math.max(0, 30 - y) || Math.min(0, height - 30 - high - y);
     this.draw();
   }
@@ -124,6 +132,7 @@ class TreeView {
     this.drawEdges(shown, view, colours);
     context.font = this.font();
     context.textBaseline = "middle";
+    if (this.run.memory) this.drawMemory(view, colours);
     for (const node of shown) {
       const box = this.box(node);
       if (box.x > view.right || box.x + box.width < view.left || box.y > view.bottom || box.y + BOX < view.top) continue;
@@ -167,6 +176,24 @@ class TreeView {
     context.stroke(paths.text);
   }
 
+  /** The memory as a bar above the tree; dashed until the encoder has made it. Its label stays in view. */
+  drawMemory(view, colours) {
+    const { context } = this;
+    const box = this.box(MEMORY);
+    const shape = new Path2D();
+    shape.rect(box.x, box.y, box.width, box.height);
+    context.fillStyle = colours.soft;
+    context.fill(shape);
+    context.setLineDash(this.time < memoryMade(this.run) ? [4, 3] : []);
+    context.lineWidth = 1.25;
+    context.strokeStyle = colours.ink;
+    context.stroke(shape);
+    context.setLineDash([]);
+    this.drawRings(MEMORY, shape, colours);
+    const at = Math.min(Math.max(box.x, view.left + 8), box.x + box.width - this.textWidth(this.labelOf(MEMORY)));
+    if (this.scale >= READABLE) this.drawLabel(MEMORY, { ...box, x: at }, colours.ink);
+  }
+
   drawNode(node, box, colours) {
     const { context } = this;
     const fate = fateAt(this.run, node, this.time);
@@ -204,7 +231,7 @@ class TreeView {
     const text = this.labelOf(node);
     context.fillStyle = ink;
     context.fillText(text, box.x + 7, box.y + BOX / 2 + 0.5);
-    if (this.isFolded(node)) context.fillText(this.hidden(node), box.x + this.textWidth(text) + 5, box.y + BOX / 2 + 0.5);
+    if (node !== MEMORY && this.isFolded(node)) context.fillText(this.hidden(node), box.x + this.textWidth(text) + 5, box.y + BOX / 2 + 0.5);
   }
 
   tintOf(node) {
@@ -222,7 +249,7 @@ class TreeView {
   // What the reader does.
 
   pick(node) {
-    if (node < 0) return;
+    if (node < 0 && node !== MEMORY) return;
     this.chosen = node;
     this.choose(node);
     this.reveal(node);
@@ -230,6 +257,7 @@ class TreeView {
   }
 
   toggle(node) {
+    if (node < 0) return;
     const key = node === this.layout.first ? 0 : node;
     if (!this.run.below[key]) return;
     if (!this.folded.delete(key)) this.folded.add(key);
@@ -258,17 +286,19 @@ class TreeView {
       const box = this.box(node);
       return x >= box.x && x <= box.x + box.width && y >= box.y && y <= box.y + box.height;
     };
-    return this.layout.shown.find(hit) ?? -1;
+    return this.layout.shown.find(hit) ?? (this.run.memory && hit(MEMORY) ? MEMORY : -1);
   }
 
-  /** The shown node above (-1, 0), below (1, 0) or beside (0, ±1) the chosen one; -1 where there is none. */
+  /** The shown node above (-1, 0), below (1, 0) or beside (0, ±1) the chosen one, the memory over the topmost; -1 where there is none. */
   neighbour(deeper, beside) {
     const { parent } = this.run.nodes;
     const { row, depth, shown, first } = this.layout;
+    if (this.chosen === MEMORY && beside < 0) return -1;
     if (this.chosen < 0 || row[this.chosen] < 0) return first;
     if (deeper < 0) return this.chosen === first ? -1 : parent[this.chosen];
     const among = shown.filter((node) => (deeper ? parent[node] === this.chosen : depth[node] === depth[this.chosen]));
     const ahead = among.filter((node) => deeper || (row[node] - row[this.chosen]) * beside > 0);
+    if (!ahead.length && beside < 0 && this.run.memory) return MEMORY;
     return ahead.sort((a, b) => Math.abs(row[a] - row[this.chosen]) - Math.abs(row[b] - row[this.chosen]))[0] ?? -1;
   }
 }
