@@ -135,4 +135,7 @@ def _part(part: str, make: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapp
 
 PARTS = {part.__name__: _part(part.__name__, part) for part in (forms, speech, architecture, batching, crate)}
 """The table of each part, or why there is none."""
-TABLES = {"report": lambda found: console("outlay bench encoders", report(found))}
+TABLES = {
+    "report": lambda found: console("outlay bench encoders", report(found)),
+    "digits": lambda found: console("outlay bench encoders --parts crate", _digits(found["crate"])),
+}

@@ -14,15 +14,18 @@ from outlay.bench.batching.lhotse import version
 from outlay.bench.batching.suite import BatchingSettings, BatchingSuite
 from outlay.bench.encoders.architecture import measure_splits
 from outlay.bench.encoders.forms import measure_forms
+from outlay.bench.encoders.plot import write_rates
 from outlay.bench.encoders.report import report
 from outlay.bench.encoders.speech import measure_speech
 from outlay.bench.encoders.white_box import measure_white_box
-from outlay.bench.options import names, refuse_below_one
+from outlay.bench.options import check_folder_of, names, refuse_below_one
 from outlay.bench.peer import peer
 from outlay.bench.suite import Suite
-from outlay.errors import FailureError
+from outlay.compare import plots
+from outlay.errors import FailureError, UsageError
 from outlay.lm import set_threads
 from outlay.progress import ShowProgress
+from outlay.vision.crate.diagnostics import EPS2 as RELEASED_EPS2
 
 PARTS = ("forms", "speech", "architecture", "batching", "crate")
 MEMORY, SHARE = 80 * 2.0**30, 0.9  # bytes of the device of the batching part, and the share that steps may take
@@ -40,6 +43,8 @@ class EncodersSettings:
     """Of the corpus of lengths."""
     seeds: int
     """Networks that are trained on digits."""
+    plot: Path | None = None
+    """Where their coding rates are drawn; None: they are not."""
 
 
 class EncodersSuite(Suite[EncodersSettings]):
@@ -57,12 +62,19 @@ class EncodersSuite(Suite[EncodersSettings]):
         parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="what is measured (%(default)s)")
         parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of each time (%(default)s)")
         parser.add_argument("--examples", type=int, default=60_000, metavar="N", help="lengths to batch (%(default)s)")
-        parser.add_argument("--seeds", type=int, default=1, metavar="N", help="digit networks (%(default)s)")
+        parser.add_argument("--seeds", type=int, default=3, metavar="N", help="digit networks (%(default)s)")
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw their coding rates by layer: .png, .svg")
 
     def settings(self, args: argparse.Namespace) -> EncodersSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
         refuse_below_one(args, "rounds", "examples", "seeds")
-        return EncodersSettings(names("part", args.parts, PARTS), args.rounds, args.examples, args.seeds)
+        check_folder_of(args.plot)
+        parts = names("part", args.parts, PARTS)
+        if args.plot is not None and not plots.available():
+            raise UsageError("--plot needs matplotlib: pip install 'outlay[plots]'")
+        if args.plot is not None and "crate" not in parts:
+            raise UsageError("--plot shows the part crate; add it to --parts")
+        return EncodersSettings(parts, args.rounds, args.examples, args.seeds, args.plot)
 
     def path(self, args: argparse.Namespace) -> Path:
         """Returns what the results are named by."""
@@ -71,13 +83,16 @@ class EncodersSuite(Suite[EncodersSettings]):
     def measure(self, settings: EncodersSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns what each part found, or under `missing` why it could not be measured."""
         set_threads(1)
-        found: dict[str, Any] = {"settings": asdict(settings), "missing": {}}
+        made = {name: value for name, value in asdict(settings).items() if name != "plot"}
+        found: dict[str, Any] = {"settings": made, "missing": {}}
         for part in settings.parts:
             with tempfile.TemporaryDirectory() as made:
                 try:
                     found[part] = _part(part, settings, Path(made), progress)
                 except FailureError as error:
                     found["missing"][part] = str(error)
+        if settings.plot is not None and "crate" in found:
+            write_rates(found["crate"]["digits"], str(RELEASED_EPS2), settings.plot)
         return found
 
     def report(self, found: Mapping[str, Any]) -> str:
