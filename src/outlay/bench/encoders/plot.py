@@ -26,14 +26,15 @@ def write_rates(nets: Sequence[Mapping[str, Any]], eps2: str, file: Path) -> Non
         figure = Figure(figsize=(5.6, 3.6), layout="constrained")
         axes = figure.subplots()
         for place, net in enumerate(net for net in nets if net["after"] is not None):
-            style = {"marker": SHAPES[place % len(SHAPES)], "color": COLOURS[place % len(COLOURS)]}
+            shape, colour = SHAPES[place % len(SHAPES)], COLOURS[place % len(COLOURS)]
             for when, dashes in (("before", "--"), ("after", "-")):
                 rates = net[when][eps2]
                 label = f"{net['name']}, {'new' if when == 'before' else 'trained'}"
-                axes.plot(range(1, len(rates) + 1), rates, linestyle=dashes, label=label, **style)
+                layers = range(1, len(rates) + 1)
+                axes.plot(layers, rates, linestyle=dashes, marker=shape, color=colour, label=label)
+                axes.set_xticks(layers)
         axes.set_xlabel("layer")
         axes.set_ylabel(f"coding rate R^c, nats (eps^2 = {eps2})")
-        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, ncols=2, fontsize=8)
         figure.savefig(file, dpi=DPI, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -83,8 +83,8 @@ class EncodersSuite(Suite[EncodersSettings]):
     def measure(self, settings: EncodersSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns what each part found, or under `missing` why it could not be measured."""
         set_threads(1)
-        made = {name: value for name, value in asdict(settings).items() if name != "plot"}
-        found: dict[str, Any] = {"settings": made, "missing": {}}
+        asked = {name: value for name, value in asdict(settings).items() if name != "plot"}
+        found: dict[str, Any] = {"settings": asked, "missing": {}}
         for part in settings.parts:
             with tempfile.TemporaryDirectory() as made:
                 try:
