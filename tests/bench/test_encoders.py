@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import transformers
 
 from outlay.bench.encoders import forms, report
 from outlay.bench.encoders.forms import beam_search, measure_forms
+from outlay.bench.encoders.plot import write_rates
 from outlay.bench.encoders.speech import different
 from outlay.bench.encoders.suite import SUITE, EncodersSettings
 from outlay.errors import FailureError
@@ -67,6 +69,17 @@ def test_words_that_differ_are_counted():
     assert different(["a", "b", "c"], ["a", "b", "c"]) == 0
     assert different(["a", "x", "c"], ["a", "b", "c", "d"]) == 2
     assert different([], ["a"]) == different(["a"], []) == 1
+
+
+def test_the_plot_has_a_line_for_each_network_with_rates_new_and_trained(tmp_path):
+    pytest.importorskip("matplotlib")
+    rates = {"before": {"0.01": [4.0, 3.0]}, "after": {"0.01": [2.0, 1.0]}}
+    nets = [{"name": "CRATE, seed 7", **rates}, {"name": "a transformer", "before": None, "after": None}]
+    write_rates(nets, "0.01", tmp_path / "rates.svg")
+    picture = (tmp_path / "rates.svg").read_text()
+    assert "CRATE, seed 7, new" in picture
+    assert "CRATE, seed 7, trained" in picture
+    assert "transformer" not in picture
 
 
 def test_a_part_that_can_not_be_measured_is_named_with_its_reason(tmp_path, monkeypatch):
