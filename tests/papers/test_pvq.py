@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from outlay import shrink
 from outlay.errors import UsageError
 from outlay.models.checkpoint import Checkpoint, read_json
 from outlay.models.forms import form_of, pyramid
-from outlay.models.forms.pvq import levels
+from outlay.models.forms.pvq import PvqCode, levels
 from outlay.models.forms.rotation import Rotation
 from outlay.models.load import load_model
 from outlay.shrink.feedback import proxy_error
@@ -146,6 +147,16 @@ def error_of(source, group, pulses, mode="lloyd"):
 )  # fmt: skip
 def test_the_distortion_of_gaussian_sources_is_the_specifications(group, pulses, expected):
     assert error_of(normal(256, 1024), group, pulses) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(("pulses", "expected"), [(43, 0.1002), (96, 0.0232), (199, 0.0056)])
+def test_the_distortion_of_long_groups_is_the_specifications(pulses, expected):
+    """Of 64 weights: the points have more than 64 bits, so that none is numbered or stored."""
+    code = PvqCode(64, pulses, 4, "lloyd", None)
+    options = SimpleNamespace(group=64, pulses=pulses, refine=False, code=code)
+    source = normal(256, 1024)
+    coded = Pyramids(source.norm(dim=1).half(), 1024, options).quantize_all(source)
+    assert float((coded - source).square().mean()) == pytest.approx(expected, rel=0.03)
 
 
 def test_lloyds_levels_err_less_than_quantiles():

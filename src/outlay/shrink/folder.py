@@ -49,15 +49,23 @@ class ShrunkFolder:
 
     def rows_of(self, layer: int) -> list[dict[str, Any]] | None:
         """Returns what was reported of a layer that is written already; None if it isn't."""
-        path = self._path(layer)
-        if not path.exists():
+        if not self._path(layer).exists():
             return None
+        rows: list[dict[str, Any]] = json.loads(self._about(layer).get("rows", "[]"))
+        return rows
+
+    def cpu_seconds_of(self, layer: int) -> float:
+        """Returns what a layer that is written already took of the processors."""
+        return float(self._about(layer).get("cpu_seconds", 0))
+
+    def _about(self, layer: int) -> dict[str, str]:
+        """Returns what was noted beside a layer's tensors."""
+        path = self._path(layer)
         try:
             with safe_open(path, framework="pt") as file:
-                rows: list[dict[str, Any]] = json.loads((file.metadata() or {}).get("rows", "[]"))
+                return file.metadata() or {}
         except (SafetensorError, OSError, ValueError) as error:
             raise UsageError(f"{path} can't be read; remove it, and it is written again: {error}") from error
-        return rows
 
     def tensors_of(self, layer: int) -> dict[str, Tensor]:
         """Returns the tensors of a layer that is written already."""
@@ -73,9 +81,12 @@ class ShrunkFolder:
                     found |= set(file.keys())
         return found
 
-    def write_layer(self, layer: int, tensors: Mapping[str, Tensor], rows: list[dict[str, Any]]) -> None:
-        """Writes the matrices of a layer and what is reported of them."""
-        self._save(self._path(layer), tensors, {"rows": json.dumps(rows)})
+    def write_layer(
+        self, layer: int, tensors: Mapping[str, Tensor], rows: list[dict[str, Any]], cpu_seconds: float
+    ) -> None:
+        """Writes the matrices of a layer, what is reported of them, and what they took."""
+        about = {"rows": json.dumps(rows), "cpu_seconds": f"{cpu_seconds:.2f}"}
+        self._save(self._path(layer), tensors, about)
 
     def write_rest(self, tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Writes all other tensors, in files of some size; returns how many numbers they hold."""

@@ -108,19 +108,22 @@ def run(
     methods = _Methods.of(method, bits, plan or {}, only)
     opened = open_model(model, progress)
     source = Source(opened)
-    sequences, text = _sequences(model, opened, calib, tokens, seed, progress)
+    sequences, text = sequences_of(model, opened, calib, tokens, seed, progress)
+    cpu_started = time.process_time()
     settings = {
         "model": opened.fingerprint, "method": methods.usual.label, "plan": dict(plan or {}), "only": only,
         "sequential": sequential, "text": sha256(json.dumps(sequences).encode()).hexdigest(),
         **({} if tune is None else {"tune": asdict(tune)}),
     }  # fmt: skip
     folder = ShrunkFolder(Path(out), settings, opened.config.num_layers)
+    earlier = sum(map(folder.cpu_seconds_of, range(opened.config.num_layers)))
     layers = _Layers(opened, source, folder, Hidden(opened.builder, sequences), methods, sequential, tune)
     rows = layers.shrink(progress, on_layer)
     if not rows:
         raise UsageError("the plan keeps every matrix as it is, so there is nothing to shrink")
     others = layers.write_rest(rows)
-    return _finish(folder, methods.usual, rows, others, (layers.hidden.tokens, text), started)
+    taken = time.perf_counter() - started, time.process_time() - cpu_started + earlier
+    return _finish(folder, methods.usual, rows, others, (layers.hidden.tokens, text), taken)
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class _Layers:
 
     def _shrink(self, i: int, layer: Layer) -> tuple[list[dict[str, Any]], list[Tensor]]:
         """Shrinks layer i, tunes it if wanted, and writes it; returns its rows and what the float layer gives."""
+        began = time.process_time()
         places = [place for place in self.source.places(i) if self.methods.of_matrix(place) is not None]
         moments, after = self.hidden.moments(i, layer)
         tensors, rows = _shrink_layer(places, self.source, moments, self.methods.of_matrix)
@@ -206,7 +210,7 @@ class _Layers:
             block = self.hidden.block(i, layer, after, *_floats(i, self.source, shrunk), shrunk)
             tuned = self.methods.usual.tune(block, tensors, self.tune)
             tensors, rows = _tune_layer(tuned, self.source, i, moments, rows)
-        self.folder.write_layer(i, tensors, rows)
+        self.folder.write_layer(i, tensors, rows, time.process_time() - began)
         return rows, after
 
     def _written(self, i: int, layer: Layer, rows: Sequence[Mapping[str, Any]]) -> Layer:

@@ -28,7 +28,7 @@ def _rows(found: Mapping[str, Any]) -> str:
     """A row for each method, by bits."""
     texts = list(found["rows"][0]["texts"])
     header = ["", "bits", "of the file", "error", "without feedback", *(f"perplexity, {text}" for text in texts), "KL",
-              "top-1 %", "seconds"]  # fmt: skip
+              "top-1 %", "CPU s"]  # fmt: skip
     lines = []
     for row in sorted(found["rows"], key=lambda row: -float(row["bits"])):
         first = row["texts"][texts[0]]
@@ -36,8 +36,9 @@ def _rows(found: Mapping[str, Any]) -> str:
         lines.append(
             [row["method"], f"{row['bits']:.3f}", f"{row['file_bits']:.3f}", number(row["error"]),
              number(row["unfed_error"]), *ratios, number(first["kl"]), f"{100 * first['agreement']:.1f}",
-             f"{row['seconds']:.0f}"]
+             f"{row['cpu_seconds']:.0f}"]
         )  # fmt: skip
+    lines += [[name, f"not measured: {reason}"] for name, reason in found.get("failures", {}).items()]
     return table(header, lines)
 
 
@@ -65,6 +66,7 @@ def _bytes(found: Mapping[str, Any]) -> str:
     lines = [
         [row["method"], f"{row['pass_bytes'] / 1e6:.1f}", f"{row['pass_bytes'] / found['pass_bytes_int4']:.3f}"]
         for row in rows
+        if "pass_bytes" in row
     ]
     return table(["", "MB of a pass", "over int4"], lines)
 
