@@ -26,6 +26,7 @@ from outlay.shrink.source import Source
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama.cpp": {"type": "Q3_K_S"},
+    "ik_llama.cpp": {"type": "Q3_K_S"},
     "hqq": {"bits": 3, "group": 64},
     "quanto": {"bits": 2},
     "auto-round": {"bits": 3, "group": 64, "iters": 200, "length": 512},
@@ -33,7 +34,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """The options of each peer; the values' types are those that are taken."""
 PEERS = (
-    "llama.cpp:type=Q3_K_M", "llama.cpp:type=Q3_K_S", "llama.cpp:type=Q2_K", "hqq:bits=3", "hqq:bits=2",
+    "llama.cpp:type=Q3_K_M", "llama.cpp:type=Q3_K_S", "llama.cpp:type=Q2_K", "ik_llama.cpp:type=Q3_K_M",
+    "ik_llama.cpp:type=Q3_K_S", "ik_llama.cpp:type=Q2_K", "hqq:bits=3", "hqq:bits=2",
     "quanto:bits=4", "quanto:bits=2", "auto-round:bits=3", "llmcompressor:bits=3",
 )  # fmt: skip
 FACTS = "peer.json"

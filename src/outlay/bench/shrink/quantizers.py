@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -28,17 +29,33 @@ BATCH = 8  # sequences of a step, auto-round's default
 
 def llama_cpp(job: Mapping[str, Any]) -> dict[str, Any]:
     """llama.cpp's own types, from the .gguf file: `type=Q3_K_S`."""
-    if not job["model"].endswith(".gguf"):
-        raise SystemExit("llama.cpp reads .gguf files only")
-    out = Path(job["out"])
-    source, target = job["model"].encode(), str(out / f"{out.name.removesuffix('.part')}.gguf").encode()
+    source, target = _gguf_files(job)
     llama = import_module("llama_cpp")
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{job['options']['type']}"), True
     params.nthread = torch.get_num_threads()
-    if llama.llama_model_quantize(source, target, ctypes.byref(params)):
+    if llama.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
         raise SystemExit(f"llama_model_quantize failed for {job['options']['type']}")
     return {"version": f"llama-cpp-python {version('llama-cpp-python')}"}
+
+
+def ik_llama_cpp(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The same types by the fork of their author: `type=Q3_K_S`."""
+    program = import_module("ik_llama_cpp.quantize").find_quantize_bin()
+    files, threads = _gguf_files(job), str(torch.get_num_threads())
+    command = [str(program), "--allow-requantize", *files, job["options"]["type"], threads]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise SystemExit(f"llama-quantize ended with status {done.returncode}: {done.stderr.strip()[-200:]}")
+    return {"version": f"ik-llama-cpp-python {version('ik-llama-cpp-python')}"}
+
+
+def _gguf_files(job: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the .gguf file to read and the one to write."""
+    if not job["model"].endswith(".gguf"):
+        raise SystemExit("llama.cpp reads .gguf files only")
+    out = Path(job["out"])
+    return job["model"], str(out / f"{out.name.removesuffix('.part')}.gguf")
 
 
 def hqq(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,6 +177,7 @@ def _written(
 
 PEERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "llama.cpp": llama_cpp,
+    "ik_llama.cpp": ik_llama_cpp,
     "hqq": hqq,
     "quanto": quanto,
     "auto-round": auto_round,

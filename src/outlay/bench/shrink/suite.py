@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -15,7 +17,7 @@ from outlay import shrink
 from outlay.bench.accuracy.formats import Extent, Variant
 from outlay.bench.accuracy.suite import AccuracySettings, AccuracySuite
 from outlay.bench.data import NOVEL
-from outlay.bench.shrink.peers import DEFAULTS, PEERS, Made, Peer, run_peer, write_floats
+from outlay.bench.shrink.peers import DEFAULTS, FACTS, PEERS, Made, Peer, run_peer, write_floats
 from outlay.bench.shrink.plot import write_plot
 from outlay.bench.shrink.report import report
 from outlay.bench.suite import Suite
@@ -69,8 +71,8 @@ class ShrinkSuite(Suite[ShrinkSettings]):
         parser.add_argument("--texts", type=Path, nargs="*", default=None, metavar="FILE", help="texts to predict (the "
                             "reference of Python's language, and War and Peace)")  # fmt: skip
         parser.add_argument("--windows", type=int, default=4, metavar="N", help="of each text (%(default)s)")
-        parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="keep the folders, and take those "
-                            "that are there")  # fmt: skip
+        parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="keep the folders and what is "
+                            "found of them, and take what is there")  # fmt: skip
         parser.add_argument("--plot", type=Path, default=None, metavar="FILE", help="quality over bits: .png or .svg")
 
     def settings(self, args: argparse.Namespace) -> ShrinkSettings:
@@ -134,7 +136,8 @@ class ShrinkSuite(Suite[ShrinkSettings]):
         if not settings.peers:
             return
         floats = place / "floats"
-        write_floats(model, floats)
+        if not (floats / "config.json").exists():
+            write_floats(model, floats)
         calibration, _ = sequences_of(model, open_model(model), settings.calib, settings.tokens, 0, progress)
         for number, peer in enumerate(settings.peers):
             progress(f"quantizing by {peer.label}", number, len(settings.peers))
@@ -153,24 +156,40 @@ class ShrinkSuite(Suite[ShrinkSettings]):
         place: Path,
         progress: ShowProgress,
     ) -> dict[str, Any]:
-        """Returns what the accuracy suite finds of each checkpoint on one text, by the name of its folder or file."""
+        """Returns what the accuracy suite finds of each checkpoint on one text, by the name of its folder or file.
+
+        What it finds of some is kept beside the checkpoints before the next are measured, so that a run can be stopped.
+        """
         file = place / f"{DOCUMENTATION}.txt" if text is None else text
         if text is None:
             file.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
-        variants = [Variant("float32", native_kernels(), source=str(path)) for path in paths.values()]
         kept = ("ratio", "perplexity", "reference_perplexity", "kl", "agreement", "same")
-        rows = {}
-        for first in range(0, len(variants), AT_ONCE):
-            chosen = AccuracySettings(file, variants[first : first + AT_ONCE], settings.extent)
-            found = AccuracySuite().measure(chosen, model, progress)
+        scores = {path.name: _scores(place, path, file, settings.extent) for path in paths.values()}
+        left = [path for path in paths.values() if not scores[path.name].exists()]
+        for first in range(0, len(left), AT_ONCE):
+            variants = [
+                Variant("float32", native_kernels(), source=str(path)) for path in left[first : first + AT_ONCE]
+            ]
+            found = AccuracySuite().measure(AccuracySettings(file, variants, settings.extent), model, progress)
             if found["failures"]:
                 raise FailureError(next(iter(found["failures"].values())))
-            rows |= {row["name"]: {key: row[key] for key in kept} for row in found["rows"]}
-        return rows
+            for row in found["rows"]:
+                scores[row["name"]].write_text(json.dumps({key: row[key] for key in kept}))
+        return {name: read_json(path) for name, path in scores.items()}
 
     def report(self, found: Mapping[str, Any]) -> str:
         """Returns the report as text."""
         return report(found)
+
+
+def _scores(place: Path, checkpoint: Path, text: Path, extent: Extent) -> Path:
+    """Returns the file that keeps what is found of a checkpoint on a text; another for another checkpoint or text."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    digest = sha256(repr(extent).encode() + text.read_bytes())
+    for about in (folder / "report.json", folder / FACTS):
+        if about.exists():
+            digest.update(about.read_bytes() + str(about.stat().st_mtime_ns).encode())
+    return place / f"{checkpoint.name}.{text.stem}.{digest.hexdigest()[:12]}.json"
 
 
 def _folder_name(method: str) -> str:
