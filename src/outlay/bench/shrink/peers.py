@@ -148,7 +148,10 @@ def _run(job: Mapping[str, Any], python: Path | None, part: Path) -> dict[str, A
 def _bits(path: Path, facts: Mapping[str, Any]) -> dict[str, float]:
     """Returns the bits a weight of the matrices of all layers, and of the whole file, floats in 16 bits."""
     if path.suffix == ".gguf":
-        tensors = gguf.GGUFReader(path).tensors
+        try:
+            tensors = gguf.GGUFReader(path).tensors
+        except ValueError as error:  # ik_llama.cpp has types of its own
+            raise FailureError(f"its file can't be read: {error}") from error
         of_layers = [each for each in tensors if each.name.startswith("blk.") and len(each.shape) == 2]
         bits, file_bits = (
             8 * sum(int(each.n_bytes) for each in some) / sum(int(each.n_elements) for each in some)
