@@ -149,5 +149,7 @@ def test_what_a_peer_makes_loads_and_its_bits_are_those_of_what_it_stores(floats
 
 def test_the_plot_is_written(tmp_path):
     pytest.importorskip("matplotlib")
-    write_plot(ROWS, tmp_path / "plot.svg")
-    assert "pvq" in (tmp_path / "plot.svg").read_text()
+    write_plot([*ROWS, row("gptq:bits=2", 2.3, 0.2, 6834.0)], tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    assert "pvq" in text
+    assert "beyond the plot: gptq:bits=2 6834" in text

@@ -1,4 +1,4 @@
-"""The plot of the shrink suite: perplexity over bits a weight, a line for each family of methods."""
+"""The plot of the shrink suite: perplexity over bits a weight, points of each family of methods."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 
 from outlay.compare.plots import COLOURS, DPI, RC_PARAMS, SHAPES
 
+WORST = 15.0
+"""The largest ratio that has a point; methods that lose more are named in words."""
+TICKS = (1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+
 
 def write_plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Writes the plot, as the file's ending says: .png or .svg."""
@@ -15,22 +19,34 @@ def write_plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: float(row["bits"])):
-        lines.setdefault(row["method"].partition(":")[0], []).append(row)
+        if _ratio(row) <= WORST:
+            lines.setdefault(row["method"].partition(":")[0], []).append(row)
+    lost = [f"{row['method']} {_ratio(row):.0f}" for row in rows if _ratio(row) > WORST]
     with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for place, (name, points) in enumerate(lines.items()):
-            ratios = [next(iter(row["texts"].values()))["ratio"][0] for row in points]
+            bits, ratios = [row["bits"] for row in points], [_ratio(row) for row in points]
             colour, shape = COLOURS[place % len(COLOURS)], SHAPES[place % len(SHAPES)]
-            axes.scatter([row["bits"] for row in points], ratios, marker=shape, color=colour, label=name)
+            axes.plot(bits, ratios, marker=shape, color=colour, label=name, linewidth=0.8)
             for row, ratio in zip(points, ratios, strict=True):
-                label = row["method"].partition(":")[2]
-                axes.annotate(label, (row["bits"], ratio), (3, 3), textcoords="offset points", fontsize=6)
+                label = row["method"].partition(":")[2].partition(",")[0]
+                axes.annotate(label, (row["bits"], ratio), (4, 4), textcoords="offset points", fontsize=6, color=colour)
         axes.set_yscale("log")
-        axes.set_xlabel("bits a weight of the shrunk matrices")
+        axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(
+            "bits a weight of the shrunk matrices" + (f"\nbeyond the plot: {', '.join(lost)}" if lost else "")
+        )
         axes.set_ylabel("perplexity over the original's")
         axes.legend(frameon=False)
         figure.savefig(file, dpi=DPI, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _ratio(row: Mapping[str, Any]) -> float:
+    """The perplexity on the first text over the original's."""
+    return float(next(iter(row["texts"].values()))["ratio"][0])
