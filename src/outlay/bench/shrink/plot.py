@@ -25,7 +25,7 @@ def write_plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     for row in sorted(rows, key=lambda row: float(row["bits"])):
         if _ratio(row) <= WORST:
             lines.setdefault(row["method"].partition(":")[0], []).append(row)
-    lost = [f"{row['method']} {_ratio(row):.0f}" for row in rows if _ratio(row) > WORST]
+    lost = [f"{row['method'].partition(',')[0]} {_ratio(row):.0f}" for row in rows if _ratio(row) > WORST]
     with matplotlib.rc_context(RC_PARAMS):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -33,9 +33,17 @@ def write_plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             bits, ratios = [row["bits"] for row in points], [_ratio(row) for row in points]
             colour, shape = COLOURS[place % len(COLOURS)], SHAPES[place % len(SHAPES)]
             axes.plot(bits, ratios, marker=shape, color=colour, label=name, linewidth=0.8)
+            labels: dict[tuple[float, float], list[str]] = {}
             for row, ratio in zip(points, ratios, strict=True):
-                label = row["method"].partition(":")[2].partition(",")[0]
-                axes.annotate(label, (row["bits"], ratio), (4, 4), textcoords="offset points", fontsize=6, color=colour)
+                labels.setdefault((row["bits"], ratio), []).append(row["method"].partition(":")[2].partition(",")[0])
+            for point, names in labels.items():
+                text = "\n".join(names)
+                beside = (
+                    4,
+                    4 if place % 2 else -9 * len(names),
+                )  # neighbours in the legend keep out of each other's way
+                axes.annotate(text, point, beside, textcoords="offset points", fontsize=6, color=colour)
+        axes.margins(x=0.12)
         axes.set_yscale("log")
         axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axes.yaxis.set_minor_locator(NullLocator())

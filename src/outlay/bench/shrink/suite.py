@@ -116,7 +116,8 @@ class ShrinkSuite(Suite[ShrinkSettings]):
                 kept = ("bits", "file_bits", "error", "unfed_error", "cpu_seconds", "tokens", "text")
                 read = load_model(folder).decoder.pass_weight_bytes(1)
                 rows.append({"method": method, "texts": {}, "pass_bytes": read, **{key: about[key] for key in kept}})
-            paths, failures = dict(folders), {}
+            paths = dict(folders)
+            failures: dict[str, str] = {}
             for peer, made in self._made(settings, model, Path(place), failures, progress):
                 paths[peer.label] = made.path
                 rows.append({"method": peer.label, "texts": {}, "error": None, "unfed_error": None, **made.facts})
