@@ -54,9 +54,10 @@ class ShrunkFolder:
         rows: list[dict[str, Any]] = json.loads(self._about(layer).get("rows", "[]"))
         return rows
 
-    def cpu_seconds_of(self, layer: int) -> float:
-        """Returns what a layer that is written already took of the processors."""
-        return float(self._about(layer).get("cpu_seconds", 0))
+    def cpu_seconds(self) -> float:
+        """Returns what the layers that are written already took of the processors."""
+        written = [layer for layer in range(self._layers) if self._path(layer).exists()]
+        return sum(float(self._about(layer).get("cpu_seconds", 0)) for layer in written)
 
     def _about(self, layer: int) -> dict[str, str]:
         """Returns what was noted beside a layer's tensors."""

@@ -57,7 +57,9 @@ class Report:
     rows: Sequence[Mapping[str, Any]]
     """A row for each matrix: module, layer, part, shape, bits, error, unfed_error, seconds, and the method's counts."""
     seconds: float
-    """What the run took."""
+    """What the run took; what it found of a run that was stopped is not counted."""
+    cpu_seconds: float
+    """What it took of the processors, all threads, with the runs before it, but without writing the calibration."""
 
     def mean_error(self, key: str = "error") -> float:
         """Returns the geometric mean of the matrices' errors."""
@@ -116,7 +118,7 @@ def run(
         **({} if tune is None else {"tune": asdict(tune)}),
     }  # fmt: skip
     folder = ShrunkFolder(Path(out), settings, opened.config.num_layers)
-    earlier = sum(map(folder.cpu_seconds_of, range(opened.config.num_layers)))
+    earlier = folder.cpu_seconds()
     layers = _Layers(opened, source, folder, Hidden(opened.builder, sequences), methods, sequential, tune)
     rows = layers.shrink(progress, on_layer)
     if not rows:
@@ -229,7 +231,7 @@ class _Layers:
         return norms & {name.removesuffix(".weight") for name in self.folder.names()}
 
 
-def _sequences(
+def sequences_of(
     model: str | Path, opened: Opened, calib: Any, tokens: int, seed: int, progress: ShowProgress
 ) -> tuple[list[list[int]], str]:
     """Returns the token ids of the calibration's sequences, and what they are."""
@@ -380,15 +382,23 @@ def _finish(
     rows: list[dict[str, Any]],
     others: int,
     calibration: tuple[int, str],
-    began: float,
+    taken: tuple[float, float],
 ) -> Report:
-    """Writes index and report, and gives the folder its name; `others` counts the weights that stayed as they were."""
+    """Writes index and report, and gives the folder its name.
+
+    Args:
+        folder: What was written.
+        method: By which.
+        rows: What is reported of the matrices.
+        others: How many weights stayed as they were.
+        calibration: Tokens and text.
+        taken: Seconds, and those of the processors.
+    """
     weights = sum(math.prod(row["shape"]) for row in rows)
     bits = 8 * sum(row["bytes"] for row in rows) / weights
     file_bits = 8 * folder.write_index() / (weights + others)
-    report = Report(
-        folder.out, method.label, bits, file_bits, *calibration, rows, round(time.perf_counter() - began, 1)
-    )
+    seconds, cpu_seconds = (round(each, 1) for each in taken)
+    report = Report(folder.out, method.label, bits, file_bits, *calibration, rows, seconds, cpu_seconds)
     errors = {"error": report.mean_error(), "unfed_error": report.mean_error("unfed_error")}
     folder.publish({**asdict(report), "folder": folder.out.name, **errors})
     return report
