@@ -10,7 +10,7 @@ from outlay.bench.cache import glyphs
 from outlay.bench.cache.chosen import Told
 from outlay.bench.cache.glyphs import DENSE, EVICT, FIXED, MIXED, GlyphSettings, Way, measured
 from outlay.bench.cache.plot import write_plot
-from outlay.bench.cache.report import report
+from outlay.bench.cache.report import TABLES, report
 from outlay.bench.captions import captions_of, share_difference
 from outlay.catalog import parse_policy
 from outlay.engine.engine import Engine
@@ -100,7 +100,9 @@ def test_a_difference_of_shares_has_an_interval_that_holds_it():
 
 def test_the_report_has_every_row_and_a_picture_can_be_made_of_it(found, tmp_path):
     said = report(found)
-    assert all(each["name"] in said for each in found["captions"])
+    brief = TABLES["ways"](found)
+    assert "$ outlay bench cache --model outlay/tiny --seeds 2 --scenes 3\n" in brief
+    assert all(each["name"] in said and each["name"] in brief for each in found["captions"])
     pytest.importorskip("matplotlib")
     for name in ("captions.png", "captions.svg"):
         write_plot(found, tmp_path / name)

@@ -15,20 +15,24 @@ from outlay.tables import table
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the report as text; `found` is what the suite writes as JSON of a model that sees."""
+    return "\n\n".join(
+        (
+            brief(found),
+            f"4/2 bits by the adaptive rule over these\n{_compared(found)}",
+            f"the share of tokens that attend at 0.975, by layer and by objects of a scene\n{_attending(found)}",
+        )
+    )
+
+
+def brief(found: Mapping[str, Any]) -> str:
+    """Returns the report's first table, with what was measured and where."""
     settings = found["settings"]
     seeds = f"{settings['seeds']} seed{'s' if settings['seeds'] > 1 else ''} of {settings['scenes']} unseen scenes"
     said = (
         f"captions of {settings['kind']} glyphs, {seeds}; differences in points with 95 % intervals over scenes;\n"
         "bytes are over those of the prompt in 16 bits, FLOPs over those of dense attention over it"
     )
-    return "\n\n".join(
-        (
-            f"{machine.heading(found['machine'], 1)}\n{said}",
-            _ways(found),
-            f"4/2 bits by the adaptive rule over these\n{_compared(found)}",
-            f"the share of tokens that attend at 0.975, by layer and by objects of a scene\n{_attending(found)}",
-        )
-    )
+    return f"{machine.heading(found['machine'], 1)}\n{said}\n\n{_ways(found)}"
 
 
 def command(found: Mapping[str, Any]) -> str:
@@ -36,7 +40,7 @@ def command(found: Mapping[str, Any]) -> str:
     settings, usual = found["settings"], asdict(GlyphSettings())
     names = {"kind": "glyphs", "seeds": "seeds", "scenes": "scenes"}
     typed = [f" --{names[name]} {settings[name]}" for name, value in usual.items() if settings[name] != value]
-    return "outlay bench cache --model outlay/glyphs" + "".join(typed)
+    return f"outlay bench cache --model outlay/{found['machine']['model']}" + "".join(typed)
 
 
 def _ways(found: Mapping[str, Any]) -> str:
