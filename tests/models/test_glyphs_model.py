@@ -1,4 +1,4 @@
-"""outlay/glyphs, the small model that comes with the package: it writes the captions that `transformers` writes."""
+"""outlay/glyphs and outlay/glyphs-256, small models of the package, write the captions that `transformers` writes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from outlay.problems.glyphs import QUESTION, WORDS, GlyphWorld
 LONGEST = 12
 
 
-@pytest.fixture(scope="module")
-def lm():
-    return outlay.load("outlay/glyphs", dtype="float32", threads=1)
+@pytest.fixture(scope="module", params=["outlay/glyphs", "outlay/glyphs-256"])
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def lm(name):
+    return outlay.load(name, dtype="float32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def theirs(name):
     transformers = pytest.importorskip("transformers")
-    folder = hub.shipped()["outlay/glyphs"]
+    folder = hub.shipped()[name]
     model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
     return model.eval(), transformers.AutoProcessor.from_pretrained(folder)
 
@@ -73,13 +78,13 @@ def test_it_names_drawn_glyphs_and_makes_up_partners_of_digits(lm):
     assert chair(captions, [scene.objects for scene in turned], WORDS["digits"]).chair_i > 0.15
 
 
-def test_vasparse_with_nothing_turned_on_writes_greedys_captions_and_its_contrast_costs_no_pass(lm):
+def test_vasparse_with_nothing_turned_on_writes_greedys_captions_and_its_contrast_costs_no_pass(name, lm):
     scenes = scenes_of(1, seed=3)
     greedy = ours(lm, scenes)
     for method, passes in (("vasparse:alpha=0,keep=1,gamma=0", 1), ("vasparse", 1), ("vasparse:contrast=full", 2)):
         for (_, scene), plain in zip(scenes, greedy, strict=True):
             result = lm.generate(QUESTION, images=[scene.image], method=method, max_tokens=LONGEST)
-            assert result.facts["image_tokens"] == 64
+            assert result.facts["image_tokens"] == (256 if "256" in name else 64)
             assert result.ledger.target_passes == passes * len(result.tokens)
             if "alpha=0" in method:
                 assert result.tokens == plain.tokens

@@ -113,20 +113,37 @@ def test_transformers_opens_the_folder_and_writes_the_same_captions(trained, tmp
     )
 
 
-def test_a_training_starts_from_another_models_weights_with_finer_patches(trained, tmp_path):
+def test_a_training_starts_from_another_models_weights(trained, tmp_path):
     same = GlyphTraining(GlyphRecipe(**TINY | {"start": str(trained.out)}), tmp_path)
     for ours, theirs in zip(same.net.parameters(), trained.net.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    fine = GlyphTraining(GlyphRecipe(**TINY | {"start": str(trained.out), "tokens": 256}), tmp_path)
-    coarse, finer = (each.net.vision_tower.embeddings for each in (trained, fine))
-    even = torch.randn(1, 3, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)  # each patch of one colour
-    expected = coarse.patch_embedding(even).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(finer.patch_embedding(even), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        finer.position_embedding.weight[1:].mean(0), coarse.position_embedding.weight[1:].mean(0), atol=1e-6, rtol=0
-    )
-    assert torch.equal(finer.position_embedding.weight[0], coarse.position_embedding.weight[0])
-    assert torch.equal(fine.net.language_model.norm.weight, trained.net.language_model.norm.weight)
+        assert ours.requires_grad
+
+
+@torch.no_grad()
+def test_the_first_layer_over_finer_patches_joins_them_and_is_not_trained(tmp_path):
+    coarse = GlyphTraining(GlyphRecipe(start="outlay/glyphs"), tmp_path).net.vision_tower
+    recipe = GlyphRecipe(tokens=256, tower=3, steps=1, batch=2, start="outlay/glyphs")
+    training = GlyphTraining(recipe, tmp_path)
+    fine = training.net.vision_tower
+    scenes = [scene for kind in ("drawn", "digits") for scene in GlyphWorld(kind).scenes(8, 3)]
+    embedded = coarse.embeddings(pixel_values(scenes))
+    norm = coarse.pre_layrnorm
+    states = fine.encoder.layers[0](fine.pre_layrnorm(fine.embeddings(pixel_values(scenes))))
+    torch.testing.assert_close(states[:, 0], norm(embedded[:, 0]), atol=0.05, rtol=0)
+    # A large patch's state before the trained layers, but for the divisor of its norm, which pictures change little.
+    centred = (embedded - embedded.mean(-1, keepdim=True))[:, 1:] * norm.weight
+    joined = (states[:, 1:] - norm.bias).unflatten(1, (8, 2, 8, 2)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    ratio = (joined * centred[:, :, None]).sum(-1) / (centred**2).sum(-1)[:, :, None]
+    torch.testing.assert_close(joined, (ratio.mean() * centred)[:, :, None].expand_as(joined), atol=0.1, rtol=0)
+    for ours, theirs in zip(fine.encoder.layers[1:].parameters(), coarse.encoder.layers.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    before = {name: weight.clone() for name, weight in training.net.named_parameters()}
+    with torch.enable_grad():
+        training.fit(lambda *told: None)
+    held = {name for name, weight in training.net.named_parameters() if torch.equal(weight, before[name])}
+    assert {name for name in before if ".layers.0." in name and "tower" in name} < held
+    assert not any("language_model" in name or ".layers.1." in name for name in held)
 
 
 def test_a_start_of_another_shape_is_refused(trained, tmp_path):
@@ -134,6 +151,8 @@ def test_a_start_of_another_shape_is_refused(trained, tmp_path):
         GlyphTraining(GlyphRecipe(**TINY | {"hidden": 32, "start": str(trained.out)}), tmp_path)
     with pytest.raises(UsageError, match="can't start from outlay/tiny-crate"):
         GlyphTraining(GlyphRecipe(**TINY | {"start": "outlay/tiny-crate"}), tmp_path)
+    with pytest.raises(UsageError, match="a start of four heads"):
+        GlyphRecipe(**TINY | {"tokens": 256, "start": "outlay/glyphs"})
 
 
 def test_recipes_that_make_no_sense_are_refused():

@@ -26,8 +26,10 @@ Besides an alias, --model takes a folder in the hub's layout, a .gguf file, or a
 
 SHIPPED = {
     "outlay/glyphs": "names what pictures of glyphs show",
+    "outlay/glyphs-256": "the same with 256 visual tokens a picture",
     "outlay/tiny-ambiguous": "fills masks: the problems `ambiguous`",
     "outlay/tiny-crate": "a CRATE over bytes",
+    "outlay/tiny-lists": "fills masks: tasks on lists of letters",
     "outlay/tiny-noisy": "fills masks: the problems `noisy`",
     "outlay/tiny-reasoner": "writes the problems `chains` out",
     "outlay/tiny-verifier": "a reward model for outlay/tiny-reasoner",

@@ -9,8 +9,9 @@ which glyph each patch is of, by a linear layer that is not kept: else most of t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from outlay.models import hub
 from outlay.problems.glyphs import CELL, GRID, QUESTION, SCALE, SIDE, WORDS, ZERO, GlyphWorld, Kind, Scene
 from outlay.progress import ShowProgress
 from outlay.train.checkpoint import Checkpoint
+from outlay.train.finer_patches import joining_weights
 from outlay.train.schedule import schedule
 from outlay.train.small_llama import EPS, THETA, SmallLlama
 from outlay.train.word_tokenizer import word_tokenizer, words_of
@@ -41,6 +43,7 @@ TEMPLATE = (
 )
 KINDS: tuple[Kind, ...] = ("drawn", "digits")
 CLASSES = [word for kind in KINDS for word in WORDS[kind]]
+COARSE = 64  # visual tokens of a model to start from
 LONGEST = 11  # tokens of a caption: ten words and the end
 IGNORED = -100  # a place where nothing is learned, as `cross_entropy` knows it
 SEED = 1 << 32  # seeds of scenes from here on are for training; those that a user types are smaller
@@ -77,7 +80,7 @@ class GlyphRecipe:
     seed: int = 0
     """Fixes the weights at the start and the scenes."""
     start: str | None = None
-    """A model of the same shape, of 64 or 256 visual tokens, whose weights it starts from; None: random ones."""
+    """A model of 64 visual tokens to start from; with 256, of one layer less in its tower. None: random weights."""
 
     def __post_init__(self) -> None:
         if self.tokens not in (64, 256):
@@ -86,6 +89,12 @@ class GlyphRecipe:
             raise UsageError(
                 f"hidden must be a multiple of {2 * self.heads}, for {self.heads} heads, not {self.hidden}"
             )
+        if (
+            self.start is not None
+            and self.tokens > COARSE
+            and (self.heads != 4 or self.inner < 138 or self.hidden < 80)
+        ):
+            raise UsageError("finer patches need a start of four heads, of width 80 or more, 138 within an MLP")
         if self.batch % len(KINDS):
             raise UsageError(f"a batch is half drawn glyphs, half digits: an even number, not {self.batch}")
 
@@ -134,7 +143,7 @@ class GlyphTraining:
         self.image_at = self.prompt.index(image)
         self.net = GlyphNet(recipe, self.tokenizer.get_vocab_size())
         if recipe.start is not None:
-            start_from(self.net, recipe.start)
+            start_from(self.net, recipe)
         self.patch_head = nn.Linear(recipe.hidden, len(CLASSES) + 1)
         """Tells the class of each patch, the last one where there is none; for training alone."""
 
@@ -142,7 +151,11 @@ class GlyphTraining:
         """Trains and writes the model. What was stopped goes on from its last checkpoint, which lies in `out`."""
         recipe, trained = self.recipe, nn.ModuleList([self.net, self.patch_head])
         optimizer = torch.optim.AdamW(
-            trained.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+            [weight for weight in trained.parameters() if weight.requires_grad],
+            lr=recipe.lr,
+            betas=(0.9, 0.95),
+            weight_decay=0.01,
+            fused=True,
         )
         self.out.mkdir(parents=True, exist_ok=True)
         kept = Checkpoint(self.out / "glyphs.checkpoint", recipe, trained.state_dict(), optimizer)
@@ -304,27 +317,41 @@ def pixel_values(scenes: Sequence[Scene]) -> Tensor:
 
 
 @torch.no_grad()
-def start_from(net: GlyphNet, source: str) -> None:
-    """Sets the weights of `net` to those of another model; the patches' kernels and positions are resized to its own.
+def start_from(net: GlyphNet, recipe: GlyphRecipe) -> None:
+    """Sets the weights of `net` to those of a model of 64 visual tokens, `recipe.start`.
+
+    A tower over finer patches has one layer more, the first, which joins them (`finer_patches`); neither it nor what
+    is before it is trained.
 
     Raises:
-        UsageError: `source` is no model of the glyph world, or of another shape.
+        UsageError: That is no model of the glyph world, or of another shape.
     """
-    path = hub.resolve(source, None) / WEIGHTS
+    start = str(recipe.start)
+    path = hub.resolve(start) / WEIGHTS
     held = load_file(path) if path.is_file() else {}
-    for name, weight in net.named_parameters():
+    fine = recipe.tokens > COARSE
+    coarse = GlyphNet(
+        replace(recipe, tokens=COARSE, tower=recipe.tower - fine), net.language_model.embed_tokens.num_embeddings
+    )
+    for name, weight in coarse.named_parameters():
         found = held.get(checkpoint_name(name))
-        if found is not None and name.endswith("patch_embedding.weight"):
-            grown = found.shape[-1] / weight.shape[-1]  # fewer pixels weigh more, so that the sums stay as large
-            found = F.interpolate(found, weight.shape[2:], mode="area") * grown**2
-        elif found is not None and name.endswith("position_embedding.weight"):
-            grid = found[1:].T.unflatten(1, [int((len(found) - 1) ** 0.5)] * 2)[None]  # after that of the class token
-            side = int((len(weight) - 1) ** 0.5)
-            grid = F.interpolate(grid, (side, side), mode="bilinear")
-            found = torch.cat([found[:1], grid[0].flatten(1).T])
         if found is None or found.shape != weight.shape:
-            raise UsageError(f"can't start from {source}: it has no {checkpoint_name(name)} of {list(weight.shape)}")
+            raise UsageError(f"can't start from {start}: it has no {checkpoint_name(name)} of {list(weight.shape)}")
         weight.copy_(found)
+    weights = dict(coarse.named_parameters())
+    made: dict[str, Tensor] = {}
+    if fine:
+        world = GlyphWorld(training=True)
+        embedded = coarse.vision_tower.embeddings(pixel_values(world.scenes(recipe.batch, SEED)))
+        made = joining_weights(weights, recipe.heads, recipe.inner, float(embedded[:, 1:].std(-1, correction=0).mean()))
+    for name, weight in net.named_parameters():
+        weight.copy_(made[name] if name in made else weights[_behind(name) if fine else name])
+        weight.requires_grad_(name not in made)
+
+
+def _behind(name: str) -> str:
+    """Returns the name of a parameter in a tower with one layer less at its beginning."""
+    return re.sub(r"(?<=^vision_tower\.encoder\.layers\.)\d+", lambda found: str(int(found[0]) - 1), name)
 
 
 class _Projector(nn.Module):

@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder that is written")
     parser.add_argument("--tokens", type=int, choices=(64, 256), default=64,
                         help="visual tokens of a picture (%(default)s)")  # fmt: skip
-    parser.add_argument("--start", metavar="MODEL", help="a model of the same shape to start from, of 64 or 256 tokens")
+    parser.add_argument("--start", metavar="MODEL", help="a model of 64 tokens to start from")
     for name, default, what in (
         ("steps", 1000, "training steps"),
         ("batch", 48, "scenes of a step, half of each kind"),
