@@ -3,6 +3,7 @@
 They need a C++17 compiler. Where there is none, or it fails, the package installs without them and torch does the work.
 """
 
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -17,6 +18,8 @@ setup(
             sources=[source.as_posix() for source in sorted(NATIVE.glob("*.cpp"))],
             depends=[header.as_posix() for header in sorted(NATIVE.glob("*.h"))],
             language="c++",
+            # A library built from another abi.h than lies beside it is not loaded: see kernels/native.py.
+            define_macros=[("OUTLAY_ABI", f"{zlib.crc32((NATIVE / 'abi.h').read_bytes())}u")],
             # No contraction and no fast math: the same operations, so the same bits, on every processor.
             extra_compile_args=[
                 "-std=c++17",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from outlay.kernels import native
+
 NATIVE = Path(__file__).parents[2] / "src/outlay/kernels/native"
 
 
@@ -46,3 +48,9 @@ def test_the_compiler_says_what_an_instruction_set_lacks(correct, wrong, message
     errors = errors_of(source.replace(correct, wrong) if correct else source, tmp_path)
     assert message in errors
     assert bool(errors) == bool(message)
+
+
+def test_a_library_that_was_built_from_another_abi_is_not_loaded(monkeypatch):
+    assert native._load.__wrapped__()[0] is not None
+    monkeypatch.setattr(native.zlib, "crc32", lambda data: 0)
+    assert native._load.__wrapped__() == (None, "none")

@@ -3,13 +3,24 @@
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_uint16, c_uint64, c_void_p
+import zlib
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_uint16,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from torch import Tensor
-
-_ABI = 12
 
 
 class CodebookStruct(Structure):
@@ -201,7 +212,7 @@ class PassStruct(Structure):
 
 
 _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
-    "outlay_abi": ([], c_int32),
+    "outlay_abi": ([], c_uint32),
     "outlay_choose": ([c_char_p], c_char_p),
     "outlay_set_threads": ([c_int32], None),
     "outlay_threads": ([], c_int32),
@@ -250,8 +261,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             function.argtypes, function.restype = arguments, result
     except (OSError, AttributeError):  # built for another system, or by another version
         return None, "none"
-    if library.outlay_abi() != _ABI:
-        return None, "none"
+    if library.outlay_abi() != zlib.crc32((folder / "native" / "abi.h").read_bytes()):
+        return None, "none"  # its structures or numbers mean something else
     name = library.outlay_choose(os.environ.get("OUTLAY_ISA", "").encode()).decode()
     return (None, "none") if name == "none" else (library, name)
 

@@ -217,7 +217,7 @@ OUTLAY_API const char* outlay_choose(const char* limit) {
     return "none";
 }
 
-OUTLAY_API int32_t outlay_abi() { return 12; }
+OUTLAY_API uint32_t outlay_abi() { return OUTLAY_ABI; }  // setup.py's checksum of abi.h
 
 OUTLAY_API void outlay_set_threads(int32_t n) { Pool::get().set_threads(n); }
 
