@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 _MASK = (1 << 64) - 1
+_SPREAD = 0x9E3779B97F4A7C15  # odd, near 2^64 over the golden ratio: its multiples lie far apart
 
 
 def mix(seed: int, *key: int) -> int:
     """Returns 64 well-mixed bits of `seed` and `key` (the finalizer of SplitMix64, Steele et al. 2014)."""
-    state = seed & _MASK
+    state = seed * _SPREAD & _MASK  # else the seeds 1 and 2 would have the same bits for the keys 2 and 1
     for part in key:
-        state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ (part & _MASK)) + _SPREAD & _MASK
         state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
         state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
         state ^= state >> 31
