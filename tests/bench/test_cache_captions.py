@@ -100,7 +100,7 @@ def test_a_difference_of_shares_has_an_interval_that_holds_it():
 
 def test_the_report_has_every_row_and_a_picture_can_be_made_of_it(found, tmp_path):
     said = report(found)
-    brief = TABLES["ways"](found)
+    brief = TABLES["captions-drawn"](found)
     assert "$ outlay bench cache --model outlay/tiny --seeds 2 --scenes 3\n" in brief
     assert all(each["name"] in said and each["name"] in brief for each in found["captions"])
     pytest.importorskip("matplotlib")

@@ -87,7 +87,7 @@ def _perplexity(values: Sequence[Mapping[str, Any]]) -> float:
 
 TABLES = {
     "captions": lambda found: console(captions.command(found), captions.report(found)),
-    "ways": lambda found: console(captions.command(found), captions.brief(found)),
+    "captions-drawn": lambda found: console(captions.command(found), captions.brief(found)),
     "parts": lambda found: markdown(*parts(found)),
     "kvpress": lambda found: markdown(*beside(found)) if found.get("kvpress") else "kvpress was not run.",
 }
