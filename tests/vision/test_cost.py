@@ -165,6 +165,7 @@ def test_a_profile_has_times_rates_and_layers():
     found = profile(net, x, rounds=3)
     assert len(found.cpu_rounds) == 3
     assert found.flops_per_second == found.cost.total.flops / found.cpu_seconds
+    assert found.share_of_peak == found.flops_per_second / found.peak_flops_per_second
     assert {"0", "1", "5"} <= found.layer_seconds.keys()
     assert found.ledger().flops == count(net, x).total.flops
     row = found.as_dict()
@@ -211,11 +212,24 @@ def test_networks_are_timed_in_turn():
     assert timed == ["one", "other"] * 3
 
 
+def test_the_peak_of_a_profile_is_of_the_inputs_number_format():
+    class Half(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    module, inputs = profiler._product({"net": (Half(), (torch.ones(3, dtype=torch.long), torch.ones(3).bfloat16()))})
+    made = module(*inputs)
+    assert made.dtype == torch.bfloat16
+    assert made.shape == (profiler.PEAK_SIDE, profiler.PEAK_SIDE)
+    assert profiler._product({"net": (Half(), ())})[1][0].dtype == torch.float32
+
+
 def test_the_command_compares_and_shows_layers(capsys):
     words = ["vision", "profile", "hgnetv2-atto", "--compare", "hgnetv2-femto", "--input", "3x32x32", "--rounds", "1"]
     assert cli.main([*words, "--layers", "2"]) == 0
     shown = capsys.readouterr().out
     assert "GFLOP/s" in shown
+    assert "of peak" in shown
     assert "energy: unavailable" in shown
     assert "classifier Linear" in shown
     assert cli.main([*words, "--json", "--pj-per-flop", "1", "--pj-per-byte", "10"]) == 0

@@ -2,6 +2,7 @@
 
 FLOPs alone don't tell the time (Lee et al. 2019): a network that moves more bytes, or cuts its work into small pieces,
 reaches fewer FLOP/s. So networks are ranked by the time that they take, and the report says where FLOPs rank otherwise.
+A large matrix product, timed in the same rounds, is the machine's own limit: a network near it is bound by arithmetic.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from outlay.budget import Ledger
@@ -21,6 +22,7 @@ from outlay.spread import Spread, paired_ratio
 from outlay.vision.cost import Cost, cost_of
 
 ROUNDS = 7
+PEAK_SIDE = 1024  # of the matrix product: its three matrices, 12 MB in float32, are read once for 171 FLOPs a byte
 ENERGY_SECONDS = 2.0  # a meter's counter is renewed some times a second, so a window must be much longer
 
 
@@ -58,6 +60,9 @@ class Profile:
     threads: int
     """Threads that computed."""
 
+    peak_flops_per_second: float
+    """The rate of a large matrix product in the same rounds, on the same device, in the same number format."""
+
     joules: float | None = None
     """What the machine's meter read for a call, what it reads at rest subtracted; None without a meter."""
 
@@ -77,7 +82,12 @@ class Profile:
     @property
     def flops_per_second(self) -> float:
         """The rate reached: by the processor's time for one thread, by the clock for several."""
-        return self.cost.total.flops / (self.cpu_seconds if self.threads == 1 else self.seconds)
+        return _rate(self.cost.total.flops, self.cpu_rounds, self.wall_rounds, self.threads)
+
+    @property
+    def share_of_peak(self) -> float:
+        """The rate reached over that of the matrix product."""
+        return self.flops_per_second / self.peak_flops_per_second
 
     def ledger(self) -> Ledger:
         """Returns one call as a ledger."""
@@ -99,6 +109,7 @@ class Profile:
             "cpu_seconds": self.cpu_seconds,
             "seconds": self.seconds,
             "flops_per_second": self.flops_per_second,
+            "peak_flops_per_second": self.peak_flops_per_second,
             "threads": self.threads,
             "joules": "unavailable" if self.joules is None else self.joules,
             "est_joules": self.est_joules,
@@ -146,18 +157,22 @@ def profiles(
         UsageError: if a network can't be called with such inputs.
     """
     costs = {name: cost_of(module, *inputs) for name, (module, inputs) in networks.items()}
-    cpu: dict[str, list[float]] = {name: [] for name in networks}
-    wall: dict[str, list[float]] = {name: [] for name in networks}
+    timed = [*networks.values(), _product(networks)]
+    cpu: list[list[float]] = [[] for _ in timed]
+    wall: list[list[float]] = [[] for _ in timed]
     with _threads(threads), torch.inference_mode():
         for number in range(rounds + 1):
-            for name, (module, inputs) in networks.items():
+            for place, (module, inputs) in enumerate(timed):
                 took = _timed(module, inputs)
                 if number:
-                    cpu[name].append(took[0])
-                    wall[name].append(took[1])
+                    cpu[place].append(took[0])
+                    wall[place].append(took[1])
+        peak = _rate(2 * PEAK_SIDE**3, cpu[-1], wall[-1], threads)
         found = [
-            Profile(name, costs[name], tuple(cpu[name]), tuple(wall[name]), _layer_seconds(module, inputs), threads)
-            for name, (module, inputs) in networks.items()
+            Profile(
+                name, costs[name], tuple(cpu[place]), tuple(wall[place]), _layer_seconds(module, inputs), threads, peak
+            )
+            for place, (name, (module, inputs)) in enumerate(networks.items())
         ]
         joules = _joules(networks, {profile.name: profile.seconds for profile in found})
     return [
@@ -180,6 +195,23 @@ def slowdown(one: Profile, other: Profile) -> Spread:
     return ratio
 
 
+def _rate(flops: float, cpu: Sequence[float], wall: Sequence[float], threads: int) -> float:
+    return flops / min(cpu if threads == 1 else wall)
+
+
+class _Product(nn.Module):
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return one @ other
+
+
+def _product(networks: Mapping[str, tuple[nn.Module, Sequence[Any]]]) -> tuple[nn.Module, Sequence[Any]]:
+    """Returns the matrix product that tells the machine's limit, with matrices like the networks' first input."""
+    first = next((value for _, inputs in networks.values() for value in tree_leaves(inputs)
+                  if isinstance(value, Tensor) and value.is_floating_point()), torch.empty(0))  # fmt: skip
+    one, other = (torch.ones(PEAK_SIDE, PEAK_SIDE, dtype=first.dtype, device=first.device) for _ in range(2))
+    return _Product(), (one, other)
+
+
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -199,7 +231,7 @@ def _timed(module: nn.Module, inputs: Sequence[Any]) -> tuple[float, float]:
 
 
 def _finish(inputs: Any) -> None:
-    if any(isinstance(value, torch.Tensor) and value.is_cuda for value in tree_leaves(inputs)):
+    if any(isinstance(value, Tensor) and value.is_cuda for value in tree_leaves(inputs)):
         torch.cuda.synchronize()
 
 

@@ -52,7 +52,8 @@ PROFILE_NOTES = """MODEL is one of ours, timm:NAME, package.module:function, or 
 {designs}
 
 A multiply-add is 2 FLOPs. mem elements is the paper's memory access cost: elements of input, output and weight of
-convolutions and matrix products. moved is all that is read and written, what concatenation moves included.
+convolutions and matrix products. moved is all that is read and written, what concatenation moves included. of peak is
+GFLOP/s over those of a large matrix product here: near it arithmetic takes the time, far below it memory does.
 """
 
 VERIFIED = 1e-3  # of the greatest output: rounding of many layers
@@ -152,16 +153,20 @@ def _comparison(found: Sequence[Profile]) -> str:
     from outlay.vision.profiler import ranked, slowdown
 
     order = ranked(found)
-    header = ("network", "cpu ms", "ms", "GFLOP", "GFLOP/s", "M mem elements", "moved MB", "peak MB", "M parameters",
-              "weights MB", "mJ")  # fmt: skip
+    header = ("network", "cpu ms", "ms", "GFLOP", "GFLOP/s", "of peak", "M mem elements", "moved MB", "peak MB",
+              "M parameters", "weights MB", "mJ")  # fmt: skip
     rows = [
         (
             profile.name,
             *(digits(value) for value in (
                 profile.cpu_seconds * 1e3, profile.seconds * 1e3, profile.cost.total.flops / 1e9,
-                profile.flops_per_second / 1e9, profile.cost.total.mem_elements / 1e6,
-                profile.cost.total.moved_bytes / 1e6, profile.cost.peak_activation_bytes / 1e6,
-                profile.cost.total.parameters / 1e6, profile.cost.total.weight_bytes / 1e6,
+                profile.flops_per_second / 1e9,
+            )),
+            f"{profile.share_of_peak:.0%}",
+            *(digits(value) for value in (
+                profile.cost.total.mem_elements / 1e6, profile.cost.total.moved_bytes / 1e6,
+                profile.cost.peak_activation_bytes / 1e6, profile.cost.total.parameters / 1e6,
+                profile.cost.total.weight_bytes / 1e6,
             )),
             _energy(profile),
         )
