@@ -10,18 +10,21 @@ from outlay.models.load import Model, load_model
 from outlay.rewards.functions import FileScorer, FunctionScorer
 from outlay.rewards.model import RewardModel
 from outlay.rewards.own import OwnProbability
+from outlay.rewards.programs.scorer import PythonTests
 from outlay.rewards.scorer import Scorer
 
 ENTRY_POINTS = "outlay.scorers"
 OPTIONS = ("form", "reduce")
+TEST_OPTIONS = ("seconds", "memory", "prompt")
 
 
 def resolve(given: Any, model: Model) -> Any:
     """Returns the scorer that is meant.
 
     Args:
-        given: A scorer, a function `score(prompt, texts)`, a loaded reward model, or a name: `self`, `python:FILE`, a
-            kind of another package, or a reward model's, with `:form=NAME,reduce=last|min|prod` behind it if need be.
+        given: A scorer, a function `score(prompt, texts)`, a loaded reward model, or a name: `self`, `python:FILE`,
+            `tests:FILE` with `:seconds=N,memory=N,prompt=true` behind it if need be, a kind of another package, or a
+            reward model's, with `:form=NAME,reduce=last|min|prod`.
         model: The target model.
 
     Raises:
@@ -46,10 +49,15 @@ def _named(name: str, model: Model) -> Any:
         if not rest:
             raise UsageError("the scorer python needs a file: python:FILE, with a function score(prompt, texts)")
         return FileScorer(rest)
+    if kind == "tests":
+        path, options = _split(rest, TEST_OPTIONS)
+        if not path:
+            raise UsageError("the scorer tests needs a file: tests:FILE, with assertions, or with inputs and outputs")
+        return PythonTests.of_file(path, options)
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name == kind:
             return _loaded(entry, rest)
-    source, options = _split(name)
+    source, options = _split(name, OPTIONS)
     return RewardModel(load_model(source, device=str(model.decoder.device)), **options)
 
 
@@ -64,11 +72,11 @@ def _loaded(entry: Any, rest: str) -> Scorer:
     return scorer
 
 
-def _split(name: str) -> tuple[str, dict[str, str]]:
+def _split(name: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     source, colon, written = name.rpartition(":")
     if not colon or "=" not in written:
         return name, {}
-    return source, _options(written, OPTIONS)
+    return source, _options(written, known)
 
 
 def _options(written: str, known: tuple[str, ...]) -> dict[str, str]:

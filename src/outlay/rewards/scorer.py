@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from outlay.engine.functions import FunctionWorker
 from outlay.engine.request import Request
+from outlay.engine.text import TextStream
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import FailureError, UsageError, one_line
 from outlay.tree.token_tree import Node
@@ -64,12 +65,19 @@ class TextRunScorer(RunScorer):
         self._known: dict[str, float] = {}
 
     def rewards(self, nodes: Sequence[Node]) -> Rewards:
-        tokenizer = self.run.model.tokenizer
-        texts = [tokenizer.decode(self.run.text_tokens(node)) for node in nodes]
+        texts = [self._text(node) for node in nodes]
         fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
         if fresh:
             self._known.update(zip(fresh, checked((yield from self.rate(fresh)), fresh), strict=True))
         return [self._known[text] for text in texts]
+
+    def _text(self, node: Node) -> str:
+        """Returns the text up to a node as the caller would get it: without a stop string, and what comes after it."""
+        stream = TextStream(self.run.model.tokenizer, self.run.options.stop)
+        for token in self.run.text_tokens(node):
+            stream.push(token)
+        stream.flush()
+        return stream.text
 
     @abstractmethod
     def rate(self, texts: Sequence[str]) -> Generator[Request | list[Request], Any, Sequence[float]]:
