@@ -8,8 +8,9 @@ import re
 import pytest
 
 from outlay import UsageError, problems
+from outlay.problems import minilist
 
-PARTS = ("retrieval", "edits", "dates", "sorting", "short_answers")
+PARTS = ("retrieval", "edits", "dates", "sorting", "short_answers", "minilist")
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -71,3 +72,36 @@ def test_short_answers_are_of_the_four_kinds_in_turn_with_look_ups_of_all_sizes(
 def test_short_answers_refuse_look_ups_that_can_not_be(pairs):
     with pytest.raises(UsageError, match=f"among 2 to 24 pairs, not {pairs}"):
         problems.make(f"short_answers:pairs={pairs}")
+
+
+def test_each_minilist_program_fits_its_public_and_its_private_examples():
+    for row in problems.make("minilist:count=200"):
+        shown = minilist.examples_of(row["prompt"])
+        assert (len(shown), len(row["tests"])) == (minilist.PUBLIC, minilist.PRIVATE)
+        assert minilist.score(row["prompt"], [row["answer"]]) == [1.0]
+        assert minilist.pass_rate(row["answer"], row["tests"]) == 1
+        assert 2 <= len(row["answer"].split(minilist.BAR)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("program", "made"),
+    [
+        ("map + 3 | filter even", (4, 4, 12, 4)),
+        ("map * 3 | drop 1", (3, 96, 27, 3)),
+        ("sort | reverse | take 2", (32, 9)),
+        ("unique | filter > 2", (32, 9)),
+        ("filter odd", (1, 1, 9, 1)),
+        ("scan sum | scan max", (1, 2, 34, 43, 44)),
+        ("scan min", (1, 1, 1, 1, 1)),
+        ("map * 3 | map * 3 | take 3", (9, 9, 88)),
+        ("sort | nothing", None),
+        ("", None),
+    ],
+)
+def test_stages_of_minilist_do_what_their_names_say(program, made):
+    assert minilist.run(program, (1, 1, 32, 9, 1)) == made
+
+
+def test_minilist_rates_programs_by_the_examples_of_the_prompt():
+    prompt = "1 2 3 -> 2 3 4\n4 5 -> 5 6\n0 1 -> 9"
+    assert minilist.score(prompt, ["map + 1", "map + 1 | sort", "sort", "what"]) == [2 / 3, 2 / 3, 0.0, 0.0]

@@ -315,6 +315,16 @@ def test_each_kind_has_a_help_of_its_own(outlay):
         assert option in out
 
 
+def test_a_coder_is_trained(outlay, tmp_path):
+    words = ("--layers", 1, "--hidden", 32, "--batch", 4, "--steps", 5)
+    status, out, error = outlay("train", "coder", "--out", tmp_path / "coder", *words)
+    assert status == 0
+    assert out.split() == [str(tmp_path / "coder")]
+    assert "cross-entropy of a token of a held-out program" in error
+    status, out, _ = outlay("run", "1 2 -> 2 3", "--model", tmp_path / "coder", "--max-tokens", 2, "--quiet")
+    assert status == 0
+
+
 def test_a_reasoner_is_trained_with_its_verifier(outlay, tmp_path):
     words = ("--layers", 1, "--hidden", 32, "--batch", 4, "--steps", 25, "--reasoner", 0, "--verifier", 1e-300)
     status, out, error = outlay("train", "reasoner", "--out", tmp_path, *words)

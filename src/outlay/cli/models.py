@@ -28,6 +28,7 @@ SHIPPED = {
     "outlay/glyphs": "names what pictures of glyphs show",
     "outlay/glyphs-256": "the same with 256 visual tokens a picture",
     "outlay/tiny-ambiguous": "fills masks: the problems `ambiguous`",
+    "outlay/tiny-coder": "writes the programs of the problems `minilist`",
     "outlay/tiny-crate": "a CRATE over bytes",
     "outlay/tiny-lists": "fills masks: tasks on lists of letters",
     "outlay/tiny-noisy": "fills masks: the problems `noisy`",

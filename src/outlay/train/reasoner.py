@@ -9,7 +9,6 @@ Both are models of the Llama family, written as folders in the hub's layout.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from outlay.errors import FailureError, UsageError
@@ -29,18 +27,17 @@ from outlay.progress import ShowProgress
 from outlay.train.checkpoint import Checkpoint
 from outlay.train.draft_head import bfloat16_is_faster
 from outlay.train.schedule import schedule
-from outlay.train.small_llama import EPS, THETA, SmallLlama
+from outlay.train.small_llama import WEIGHTS, SmallLlama, write_small_llama
 from outlay.train.word_tokenizer import SPACE, word_tokenizer, words_of
 
 END = "<end>"
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 IGNORED = -100  # a place where nothing is learned, as `cross_entropy` knows it
 SEED = 1 << 32  # seeds of problems from here on are for training; those that a user types are smaller
 TEMPERATURE = 0.8  # at which the searches draw, and the share of right steps is measured
 POSITIONS = 256
 HELD_OUT = 200  # problems on which the share of right steps is measured
 MEASURE_EVERY = 25  # training steps
-WEIGHTS, SHARE = "model.safetensors", "right_steps"
+SHARE = "right_steps"
 REASONER, VERIFIER = "tiny-reasoner", "tiny-verifier"
 
 
@@ -212,24 +209,10 @@ class ReasonerTraining:
             share: Its share of right steps, which the weights' file records.
             changes: What its `config.json` says beside the shape.
         """
-        recipe, end = self.recipe, self.tokenizer.token_to_id(END)
-        config = {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": self.tokenizer.get_vocab_size(),
-            "hidden_size": recipe.hidden, "intermediate_size": recipe.inner, "num_hidden_layers": recipe.layers,
-            "num_attention_heads": recipe.heads, "num_key_value_heads": recipe.heads, "rms_norm_eps": EPS,
-            "rope_theta": THETA, "max_position_embeddings": POSITIONS, "tie_word_embeddings": True,
-            "eos_token_id": end, "bos_token_id": None, "hidden_act": "silu", "torch_dtype": "bfloat16", **changes,
-        }  # fmt: skip
-        options = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "chat_template": TEMPLATE}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-            (folder / "tokenizer_config.json").write_text(json.dumps(options, indent=1) + "\n")
-            self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-            weights = {f"model.{name}": weight.bfloat16() for name, weight in self.net.named_parameters()}
-            save_file(weights, folder / WEIGHTS, {"format": "pt", SHARE: f"{share:.4f}"})
-        except OSError as error:
-            raise FailureError(f"can't write {folder}: {error.strerror}") from error
+        write_small_llama(
+            folder, self.net, self.recipe, self.tokenizer, END, positions=POSITIONS, recorded={SHARE: f"{share:.4f}"},
+            changes=changes,
+        )  # fmt: skip
 
 
 def reasoner_tokenizer() -> tokenizers.Tokenizer:

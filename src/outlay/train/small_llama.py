@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
+import tokenizers
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from outlay.errors import FailureError
 from outlay.models.rope import Rope
 from outlay.train.frozen import rotated
 
 THETA, EPS = 10000.0, 1e-5
+WEIGHTS = "model.safetensors"
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"  # a prompt is a line, or lines, and a newline
 
 
 class Shape(Protocol):
@@ -130,3 +138,49 @@ class _Layer(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), rotation, seen)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
+
+
+def write_small_llama(
+    folder: Path,
+    net: SmallLlama,
+    shape: Shape,
+    tokenizer: tokenizers.Tokenizer,
+    end: str,
+    *,
+    positions: int,
+    recorded: Mapping[str, str],
+    changes: Mapping[str, Any],
+) -> None:
+    """Writes a trained decoder in bfloat16, as a folder in the hub's layout.
+
+    Args:
+        folder: The folder.
+        net: The decoder.
+        shape: Its layers and widths.
+        tokenizer: Its tokenizer.
+        end: The token that ends a text.
+        positions: Tokens of the longest text.
+        recorded: What the weights' file says of them.
+        changes: What `config.json` says beside the shape.
+
+    Raises:
+        FailureError: The folder can't be written.
+    """
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.heads, "rms_norm_eps": EPS,
+        "rope_theta": THETA, "max_position_embeddings": positions, "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.token_to_id(end), "bos_token_id": None, "hidden_act": "silu",
+        "torch_dtype": "bfloat16", **changes,
+    }  # fmt: skip
+    options = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "chat_template": TEMPLATE}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (folder / "tokenizer_config.json").write_text(json.dumps(options, indent=1) + "\n")
+        tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+        weights = {f"model.{name}": weight.bfloat16() for name, weight in net.named_parameters()}
+        save_file(weights, folder / WEIGHTS, {"format": "pt", **recorded})
+    except OSError as error:
+        raise FailureError(f"can't write {folder}: {error.strerror}") from error

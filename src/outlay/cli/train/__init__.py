@@ -21,12 +21,13 @@ WHAT = {
     "diffusion": "a small masked-diffusion model, of texts, of prompts with answers, or of generated problems",
     "distill": "a small encoder-decoder, distilled from a decoder-only model on pairs of yours",
     "reasoner": "outlay/tiny-reasoner and outlay/tiny-verifier, for searches on the problems `chains`",
+    "coder": "outlay/tiny-coder, for searches on the problems `minilist`",
     "glyphs": "outlay/glyphs: small vision-language models of pictures of glyphs, in LLaVA's form",
     "crate": "a small CRATE over the bytes of a text, or its twin, a GPT-2 of the same shape",
 }
 DESCRIPTION = (
     "Trains drafters for a model, which methods find by themselves; sparse models; circuits; small models that fill "
-    "masks; picture codecs; a tiny reasoner and its verifier; a small vision-language model; CRATE."
+    "masks; picture codecs; a tiny reasoner and its verifier; a tiny coder; a small vision-language model; CRATE."
 )
 EXAMPLES = (
     "what can be trained:\n"
@@ -48,6 +49,7 @@ examples:
   outlay train diffusion --data book.txt --vocabulary 2000 --hidden 256 --layers 6 --out book
   outlay train distill --teacher smollm2-135m --data pairs.jsonl --out student --targets gold
   outlay train reasoner --out tiny                    # the two that come with the package, minutes
+  outlay train coder --out tiny-coder                 # the one that comes with the package, a quarter of an hour
   outlay train glyphs --out glyphs                    # the one that comes with the package, ten minutes
   outlay train crate --text war_and_peace.txt --out tiny-crate
 
