@@ -92,7 +92,7 @@ def method_of(path):
 METHODS = {path: tree for path, tree in MODULES.items() if path.parts[0] == "decode" and path.name != "__init__.py"} | {
     path: tree
     for path, tree in MODULES.items()
-    if path.parts[:2] in (("decode", "draft"), ("decode", "steer")) and len(path.parts) > 3
+    if path.parts[:2] in (("decode", "draft"), ("decode", "search"), ("decode", "steer")) and len(path.parts) > 3
 }
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from outlay.decode.search.astar import AStar as AStar
     from outlay.decode.search.best_of import BestOf as BestOf
     from outlay.decode.search.particles import Particles as Particles
+    from outlay.decode.search.pgtd import PGTD as PGTD
     from outlay.decode.search.step_beam import StepBeam as StepBeam
     from outlay.decode.steer.awrs import AWRS as AWRS
     from outlay.decode.steer.rejection import Rejection as Rejection
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from outlay.lm import LM as LM
     from outlay.lm import load as load
     from outlay.prompt_tree import PromptTree as PromptTree
+    from outlay.rewards.programs.scorer import PythonTests as PythonTests
     from outlay.rewards.scorer import RunScorer as RunScorer
     from outlay.rewards.scorer import Scorer as Scorer
     from outlay.shared_prefix import SharedPrefix as SharedPrefix
@@ -81,6 +83,7 @@ _HOMES = {
     "AStar": "outlay.decode.search.astar",
     "BestOf": "outlay.decode.search.best_of",
     "Particles": "outlay.decode.search.particles",
+    "PGTD": "outlay.decode.search.pgtd",
     "StepBeam": "outlay.decode.search.step_beam",
     "AWRS": "outlay.decode.steer.awrs",
     "ADED": "outlay.decode.draft.aded",
@@ -133,6 +136,7 @@ _HOMES = {
     "load": "outlay.lm",
     "PromptTree": "outlay.prompt_tree",
     "SharedPrefix": "outlay.shared_prefix",
+    "PythonTests": "outlay.rewards.programs.scorer",
     "RunScorer": "outlay.rewards.scorer",
     "Scorer": "outlay.rewards.scorer",
 }

@@ -13,6 +13,7 @@ from serve.test_safety import ask
 from outlay.cli.serve import _scorers
 from outlay.errors import UsageError
 from outlay.rewards.functions import FileScorer
+from outlay.testing import tiny_lm
 
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello there"}]
 SEARCHES = (
@@ -88,6 +89,23 @@ def test_a_scorer_is_told_what_the_user_asked_last(checkpoint):
         heard.clear()
         assert ask(server, "/v1/completions", body | {"scorer": "listening"})[0] == 200
         assert sorted(heard) == ["one", "one", "two", "two"]
+    finally:
+        server.stop()
+
+
+def test_programs_are_run_where_the_operator_gave_tests_and_nowhere_else(checkpoint, tmp_path):
+    (tmp_path / "public.py").write_text("assert True\n")
+    lm = tiny_lm()
+    given = _scorers(lm, [f"units=tests:{tmp_path / 'public.py'}"])
+    server = start({"tiny": checkpoint}, scorers=given)
+    try:
+        body = {"model": "tiny", "messages": HELLO, "method": "pgtd:rollouts=3", "temperature": 0, "max_tokens": 4}
+        code, _, answer = ask(server, "/v1/chat/completions", body | {"scorer": "units"})
+        assert code == 200
+        assert 1 <= answer["outlay"]["ledger"]["executions"] <= 3
+        named = f"tests:{tmp_path / 'public.py'}"
+        code, _, answer = ask(server, "/v1/chat/completions", body | {"scorer": named})
+        assert (code, answer["error"]["code"]) == (400, "scorer_not_found")
     finally:
         server.stop()
 
