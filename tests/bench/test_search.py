@@ -6,11 +6,13 @@ import json
 
 import pytest
 
-from outlay import problems
+from outlay import UsageError, problems
 from outlay.bench import registry
 from outlay.bench.search.contenders import OurSearch, Setting, contenders
+from outlay.bench.search.program_report import PLANNED, SAMPLES
+from outlay.bench.search.programs import ProgramSearch, program_searches
 from outlay.bench.search.report import report
-from outlay.bench.search.suite import MODEL, SCORER
+from outlay.bench.search.suite import CODER, MODEL, SCORER
 from outlay.bench.search.verifier import auc, auc_within_depths, whole_steps
 
 SETTING = Setting(MODEL, SCORER, temperature=0.8, max_tokens=64, max_steps=10)
@@ -73,3 +75,36 @@ def test_the_suite_measures_and_reports(monkeypatch, tmp_path, capsys):
     assert "its_hub: not measured: none here" in " ".join(
         report(found | {"failures": {"its_hub:": "none here"}}).split()
     )
+
+
+def test_the_suite_writes_programs_and_reports(tmp_path, capsys):
+    from argparse import ArgumentParser
+
+    suite, parser = registry.find("search"), ArgumentParser()
+    suite.add_arguments(parser)
+    out = tmp_path / "programs.json"
+    words = ["--problems", "minilist", "--count", "3", "--limit", "4", "--out", str(out)]
+    assert suite.run(parser.parse_args(words)) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert report(found).strip() == shown.strip()
+    assert "pgtd:completions=4 over best_of:n=4,by=score" in shown
+    assert "fewer public examples than greedy on 0 of 3 problems" in shown
+    for each in found["contenders"]:
+        assert len(each["solved"]) == 3
+        assert all(spent <= 4 for spent in each["programs"])
+    with pytest.raises(UsageError, match="leave --scorer out"):
+        suite.settings(parser.parse_args([*words, "--scorer", "self"]))
+
+
+def test_samples_and_plans_are_rated_by_public_examples_alone():
+    rows = problems.make("minilist:count=2")
+    setting = Setting(CODER, "", temperature=1.0, max_tokens=32, max_steps=1)
+    for search in program_searches(4):
+        blind = [{**row, "tests": [((1,), (99,))]} for row in rows]
+        if search.curve in (SAMPLES, PLANNED):
+            seen = ProgramSearch(search.name, search.curve).answer(setting, rows)
+            unseen = ProgramSearch(search.name, search.curve).answer(setting, blind)
+            assert [row["public"] for row in seen] == [row["public"] for row in unseen]
+            assert [row["positions"] for row in seen] == [row["positions"] for row in unseen]
+            assert all(row["private"] == 0 for row in unseen)

@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from outlay import machine
+from outlay.bench.search import program_report as programs
 from outlay.compare.statistics import Interval, difference, ratio
 from outlay.compare.statistics import mean as mean_of
 from outlay.tables import console, number, table
@@ -18,6 +19,8 @@ PEER = "its_hub particles"
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    if "scorers" not in found:
+        return programs.report(found)
     return "\n\n".join([heading(found), overview(found), curves(found), ratios(found)])
 
 
@@ -111,4 +114,7 @@ def _points(value: Interval) -> str:
     return f"{100 * value.value:+.1f} ({100 * value.low:+.1f} to {100 * value.high:+.1f}) points"
 
 
-TABLES = {"report": lambda found: console("outlay bench search", report(found))}
+TABLES = {
+    "report": lambda found: console("outlay bench search", report(found)),
+    "programs": lambda found: console("outlay bench search --problems minilist", report(found)),
+}

@@ -1,23 +1,33 @@
-"""`outlay bench search`: accuracy against tokens and against scores, of our searches and of its_hub's."""
+"""`outlay bench search`: accuracy against tokens and against scores, of our searches and of its_hub's.
+
+With `--problems minilist` programs are written: other searches take part, and examples of the prompt are the scorer.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from outlay import problems
 from outlay.bench.options import refuse_below_one
-from outlay.bench.search.contenders import KEPT, Setting, contenders
+from outlay.bench.search import contenders as chains
+from outlay.bench.search import programs
+from outlay.bench.search.contenders import SearchContender, Setting
 from outlay.bench.search.report import report
 from outlay.bench.search.verifier import auc_within_depths
 from outlay.bench.suite import Suite
 from outlay.errors import FailureError, UsageError
+from outlay.models import hub
 from outlay.progress import ShowProgress
 
 MODEL, SCORER = "outlay/tiny-reasoner", "outlay/tiny-verifier"
+CODER = "outlay/tiny-coder"  # writes programs
+PROGRAMS = "minilist"  # the problems that ask for them
+TEMPERATURE, PROGRAMS_TEMPERATURE = 0.8, 1.0  # the second is that of sampling and filtering in PG-TD's paper
+USUAL = "that of the problems"
 
 
 @dataclass(frozen=True)
@@ -47,18 +57,19 @@ class SearchSuite(Suite[SearchSettings]):
     packages = ("outlay", "torch", "its_hub")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the suite's options; its model is the tiny reasoner by default."""
+        """Adds the suite's options; its model is the one that was trained on the problems by default."""
         super().add_arguments(parser)
-        parser.set_defaults(model=MODEL)
+        parser.set_defaults(model=USUAL)
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Adds the options that no other suite has."""
         shown = "(%(default)s)"
         parser.add_argument("--problems", default="chains", metavar="SET", help=f"a set of problems {shown}")
         parser.add_argument("--count", type=int, default=200, metavar="N", help=f"problems {shown}")
-        parser.add_argument("--scorer", default=SCORER, metavar="S", help=f"what rates texts {shown}")
+        parser.add_argument("--scorer", default=USUAL, metavar="S", help=f"what rates texts {shown}")
         parser.add_argument("--limit", type=int, default=64, metavar="N", help=f"texts together at most {shown}")
-        parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help=shown)
+        usual = f"({TEMPERATURE:g}; {PROGRAMS_TEMPERATURE:g} for programs)"
+        parser.add_argument("--temperature", type=float, metavar="T", help=usual)
         parser.add_argument("--max-tokens", type=int, default=96, metavar="N", help=f"tokens of a text at most {shown}")
         parser.add_argument("--max-steps", type=int, default=12, metavar="N", help=f"steps of a text at most {shown}")
         parser.add_argument("--texts", type=int, default=8, metavar="N", help=f"texts a problem, for the AUC {shown}")
@@ -74,14 +85,26 @@ class SearchSuite(Suite[SearchSettings]):
             raise UsageError(f"--beside must be 0 or more, not {args.beside}")
         if args.limit < 4:
             raise UsageError(f"--limit must be 4 or more, not {args.limit}")
-        if args.temperature <= 0:
+        writes_programs = args.problems == PROGRAMS
+        usual = PROGRAMS_TEMPERATURE if writes_programs else TEMPERATURE
+        temperature = usual if args.temperature is None else args.temperature
+        if temperature <= 0:
             raise UsageError("searches draw different texts at a temperature above 0 only; try --temperature 0.8")
         if problems.make(f"{args.problems}:count=1") is None:
             raise UsageError(f"there are no problems {args.problems!r}; there are {', '.join(problems.problem_sets())}")
+        if writes_programs and args.scorer != USUAL:
+            raise UsageError(f"the problems {PROGRAMS} are rated by the examples that they show; leave --scorer out")
+        scorer = args.scorer if args.scorer != USUAL else programs.PUBLIC if writes_programs else SCORER
+        beside = 0 if writes_programs else min(args.beside, args.count)
         return SearchSettings(
-            args.problems, args.count, args.limit, min(args.beside, args.count), args.scorer, args.temperature,
-            args.max_tokens, args.max_steps, args.texts, args.seed,
+            args.problems, args.count, args.limit, beside, scorer, temperature, args.max_tokens, args.max_steps,
+            args.texts, args.seed,
         )  # fmt: skip
+
+    def path(self, args: argparse.Namespace) -> Path:
+        """Returns the folder of the model: that which was trained on the problems, unless another is named."""
+        usual = CODER if args.problems == PROGRAMS else MODEL
+        return hub.resolve(usual if args.model == USUAL else args.model)
 
     def measure(self, settings: SearchSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns a series of each count for each contender, an entry a problem, and how well the scorer does."""
@@ -89,17 +112,13 @@ class SearchSuite(Suite[SearchSettings]):
             str(model), settings.scorer, settings.temperature, settings.max_tokens, settings.max_steps, settings.seed
         )
         rows = problems.make(f"{settings.problems}:count={settings.count},seed={settings.seed}") or []
-        everyone, found = contenders(settings.limit, settings.beside > 0), []
-        failures: dict[str, str] = {}
-        for place, contender in enumerate(everyone):
-            progress(contender.name, place, len(everyone))
-            try:
-                counted = contender.answer(setting, rows[: settings.beside] if contender.is_peer else rows)
-            except FailureError as error:
-                failures[contender.name] = str(error)
-                continue
-            series = {name: [row[name] for row in counted] for name in KEPT}
-            found.append({"name": contender.name, "curve": contender.curve, **series})
+        if settings.problems == PROGRAMS:
+            found, failures = _answered(
+                programs.program_searches(settings.limit), setting, rows, programs.KEPT, progress
+            )
+            return {"settings": asdict(settings), "contenders": found, "failures": failures}
+        everyone = chains.contenders(settings.limit, settings.beside > 0)
+        found, failures = _answered(everyone, setting, rows, chains.KEPT, progress, settings.beside)
         progress("the scorers", 0, 1)
         few = rows[: max(1, len(rows) // 2)]
         scorers = {settings.scorer: auc_within_depths(setting, settings.scorer, few, settings.texts)}
@@ -112,6 +131,40 @@ class SearchSuite(Suite[SearchSettings]):
     def failure(self, found: Mapping[str, Any]) -> str | None:
         """Returns why none of our own methods could be measured, None where one was."""
         return None if found["contenders"] else next(iter(found["failures"].values()))
+
+
+def _answered(
+    everyone: Sequence[SearchContender],
+    setting: Setting,
+    rows: Sequence[Mapping[str, Any]],
+    kept: Sequence[str],
+    progress: ShowProgress,
+    beside: int = 0,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Has everyone answer.
+
+    Args:
+        everyone: The contenders.
+        setting: What they have in common.
+        rows: The problems.
+        kept: The counts of which a series is kept.
+        progress: Is told how far the work is.
+        beside: How many of the problems other libraries answer.
+
+    Returns:
+        A series of each count for each contender, and for those that failed the reason, by name.
+    """
+    found, failures = [], dict[str, str]()
+    for place, contender in enumerate(everyone):
+        progress(contender.name, place, len(everyone))
+        try:
+            counted = contender.answer(setting, rows[:beside] if contender.is_peer else rows)
+        except FailureError as error:
+            failures[contender.name] = str(error)
+            continue
+        series = {name: [row[name] for row in counted] for name in kept}
+        found.append({"name": contender.name, "curve": contender.curve, **series})
+    return found, failures
 
 
 SUITE = SearchSuite()
