@@ -54,6 +54,8 @@ CASES = [
     Case("pgtd:rollouts=12", None, {}, "letters"),
     Case("pgtd:rollouts=6,beams=2,kept=64", None, {}, "self"),
     Case("pgtd:rollouts=6,policy=ucb,width=2", None, {}, "model"),
+    Case("transfer_q:alpha=0.1,topk=3,rollout_len=5", None, {}, "letters"),
+    Case("transfer_q:alpha=0.1,topk=3,rollouts=2,rollout_len=4,block=2", None, SAMPLED, "model"),
     Case("speculative", "model"),
     Case("speculative", "head", SAMPLED),
     Case("speculative", "lookup", SAMPLED),

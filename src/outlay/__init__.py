@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from outlay.decode.search.step_beam import StepBeam as StepBeam
     from outlay.decode.steer.awrs import AWRS as AWRS
     from outlay.decode.steer.rejection import Rejection as Rejection
+    from outlay.decode.steer.transfer_q import TransferQ as TransferQ
     from outlay.decode.vasparse import VASparse as VASparse
     from outlay.diffuse.bacd import BACD as BACD
     from outlay.diffuse.dynamic import Dynamic as Dynamic
@@ -86,6 +87,7 @@ _HOMES = {
     "PGTD": "outlay.decode.search.pgtd",
     "StepBeam": "outlay.decode.search.step_beam",
     "AWRS": "outlay.decode.steer.awrs",
+    "TransferQ": "outlay.decode.steer.transfer_q",
     "ADED": "outlay.decode.draft.aded",
     "Auto": "outlay.decode.draft.auto",
     "Lookup": "outlay.decode.draft.lookup",

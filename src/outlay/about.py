@@ -17,11 +17,11 @@ class About:
 
     `needs` names what a submission must give or have, `takes` what it may give: a "draft", a "scorer", a "constraint",
     a "tree" of prompts, a "cache" policy. `models` names the options that hold a model, or a name to load it by,
-    `texts` those that hold any text: what other options of letters hold may be a file's name, which a server takes from
-    no request. `exact` says that the text is distributed as the target model's own. `task` names what is done,
-    `command` runs what does another task than text. `counts` gives the unit of each extra that the method adds to the
-    ledger; a budget can cap them by name. `runs_code` says that it executes what a model writes: a server has such
-    methods turned off.
+    `scorers` those that hold what `scorer=` takes, `texts` those that hold any text: what other options of letters hold
+    may be a file's name, which a server takes from no request. `exact` says that the text is distributed as the target
+    model's own. `task` names what is done, `command` runs what does another task than text. `counts` gives the unit of
+    each extra that the method adds to the ledger; a budget can cap them by name. `runs_code` says that it executes what
+    a model writes: a server has such methods turned off.
     """
 
     name: str
@@ -34,6 +34,7 @@ class About:
     takes: tuple[str, ...] = ()
     exact: bool = True
     models: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     runs_code: bool = False
     task: str = TEXT

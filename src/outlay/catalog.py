@@ -32,6 +32,7 @@ from outlay.decode.under_policy import UnderPolicy
 from outlay.engine.method import Method
 from outlay.errors import FailureError, UsageError, nearest
 from outlay.models.load import Model
+from outlay.rewards.scorer import Scorer
 
 ENTRY_POINTS = "outlay.methods"
 Made = TypeVar("Made")
@@ -202,6 +203,7 @@ def in_words(kind: Any, literal: Callable[[Any], str] = typed) -> str:
         str: "a name",
         type(None): "none",
         Model: "a model",
+        Scorer: "a scorer",
     }
     return names.get(kind, str(kind))
 

@@ -241,8 +241,9 @@ class LM:
         options.budget.check(chosen.about.name, _counts(chosen, policy))
         submission = Submission(
             self.model, options=options, constraint=self._compiled(constraint, chosen), draft=self.draft(draft, chosen),
-            scorer=self.scorer(scorer), models=self._named_models(chosen), question=question or question_of(prompt),
-            prefix=prefix, rules=rules, cache=policy, **_read_by_run(prompt, encoded, rules or self.model.rules),
+            scorer=self.scorer(scorer), models=self._named_models(chosen), scorers=self._named_scorers(chosen),
+            question=question or question_of(prompt), prefix=prefix, rules=rules, cache=policy,
+            **_read_by_run(prompt, encoded, rules or self.model.rules),
         )  # fmt: skip
         return self.engine.submit(chosen, submission, trace=trace)
 
@@ -541,6 +542,11 @@ class LM:
             elif given is not None:
                 raise UsageError(f"option {option!r} of {method.about.name} must be a model or its name, not {given!r}")
         return found
+
+    def _named_scorers(self, method: Method) -> dict[str, Any]:
+        """Returns the scorers that a method's options name, by option; none for an option of None."""
+        given = {option: getattr(method, option) for option in method.about.scorers}
+        return {option: self.scorer(scorer) for option, scorer in given.items() if scorer is not None}
 
 
 def load(

@@ -48,12 +48,12 @@ class DraftSource:
 class Submission:
     """A prompt with its options, checked against the model.
 
-    `scorer` and `constraint` are what the caller gives to methods that take one. `models` holds those that the method's
-    options name, by option. `question` is what the user asks, as text, for scorers that have tokens of their own; the
-    prompt's text where it is left out. `leaves` are the prompts of a tree, the first of which is `prompt`. `prefix` is
-    what is held of the beginning of the prompts. `input` is what the model's encoder reads, where it has one; `prompt`
-    is then what its decoder starts with. `rules` hold in place of the checkpoint's. `cache` is the policy that says
-    what the target model's layers keep; None keeps all as it is.
+    `scorer` and `constraint` are what the caller gives to methods that take one. `models` and `scorers` hold those that
+    the method's options name, by option. `question` is what the user asks, as text, for scorers that have tokens of
+    their own; the prompt's text where it is left out. `leaves` are the prompts of a tree, the first of which is
+    `prompt`. `prefix` is what is held of the beginning of the prompts. `input` is what the model's encoder reads, where
+    it has one; `prompt` is then what its decoder starts with. `rules` hold in place of the checkpoint's. `cache` is the
+    policy that says what the target model's layers keep; None keeps all as it is.
 
     Raises:
         UsageError: For a prompt that is empty, too long for the model's context, or not of its vocabulary.
@@ -66,6 +66,7 @@ class Submission:
     scorer: Any = None
     constraint: Any = None
     models: Mapping[str, Model] = field(default_factory=dict)
+    scorers: Mapping[str, Any] = field(default_factory=dict)
     question: str = ""
     leaves: Sequence[Sequence[int]] = ()
     prefix: HeldPrefix | None = None

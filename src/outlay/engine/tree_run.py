@@ -137,12 +137,13 @@ class TreeRun(Run):
         self._drop_logits()
         return self.tip
 
-    def accept(self, node: Node, *, checked: bool = False) -> Node:
+    def accept(self, node: Node, *, checked: bool = False, behind: Sequence[Node] = ()) -> Node:
         """Commits the path from the tip to a tentative node, up to the first stop condition; returns the new tip.
 
         Args:
             node: The node; it may belong to another tree of this run, forked below the tip.
             checked: Whether the whole text passed the constraint's check, which may allow more than its masks do.
+            behind: Tentative nodes of the run's tree below the node, the paths to which stay tentative.
         """
         last, self._offer = self.tip, None
         for below in node.path(last):
@@ -153,7 +154,7 @@ class TreeRun(Run):
             self._session.commit(below.token, below.origin, self._raw_logits.get(last))
             last = below
         if last.tree is self.tree:
-            self.tree.keep(last)
+            self.tree.keep(last, behind if last is node else ())
         self._drop_logits()
         return last
 

@@ -341,9 +341,14 @@ class Tree:
         assert self.private_below is not None, "only private text is dropped"
         return self.dropped if position > self.private_below.position else 0
 
-    def keep(self, node: Node) -> None:
-        """Commits the path to `node`, which becomes the tip, and frees every other tentative node."""
-        self.prune([node])
+    def keep(self, node: Node, behind: Sequence[Node] = ()) -> None:
+        """Commits the path to `node`, which becomes the tip, and frees every other tentative node.
+
+        Args:
+            node: a tentative node, or the tip.
+            behind: tentative nodes below it, the paths to which stay tentative.
+        """
+        self.prune([node, *behind])
         self._commit(node)
 
     def prune(self, nodes: Sequence[Node]) -> None:
