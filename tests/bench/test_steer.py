@@ -7,11 +7,14 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 from papers.distributions import FALSE_ALARM, p_value
 
-from outlay.bench.steer import toy
+from outlay import Sample, machine
+from outlay.bench.steer import policies, rewards, toy
 from outlay.bench.steer.ours import Ours
 from outlay.bench.steer.peers import gbnf
+from outlay.bench.steer.report import report
 from outlay.bench.steer.tasks import (
     DATE,
     FORMS,
@@ -106,3 +109,35 @@ def test_chains_have_the_probabilities_that_their_rows_say():
     assert toy.distance({"a": 1.0}, {"a": 0.4, "b": 0.6}) == pytest.approx(0.6)
     (result,) = toy.several(toy.chain(toy.LETTERS), toy.late_checker(["bc"]), "sample", 1)
     assert result.text == "bc"
+
+
+def test_a_policy_of_whole_texts_is_a_model_that_writes_them():
+    """False alarms: 1e-4."""
+    each = policies.problem(2)
+    lm = rewards.LM(rewards.model_of(each.reference, "reference"), rewards.Engine(prefix_cache=False))
+    results = rewards.drawn(rewards.Contender("sampling", lm, Sample()), each, 300)
+    law = {place: chance for place, chance in enumerate(each.reference.flatten().tolist())}
+    assert p_value(Counter(result.tokens[-1] for result in results), law) > FALSE_ALARM
+
+
+def test_a_reward_is_measured_with_what_it_costs():
+    found = rewards.measured(1, 12, 2, lambda *_: None)
+    rows = {row["name"]: row for row in found["contenders"]}
+    texts = round((rewards.positions(2) - 1) / 3)
+    assert set(rows) >= {"sampling", "controlled decoding", "transfer_q", f"best of {texts}"}
+    assert rows["sampling"]["positions"] == rows["sampling"]["passes"] == 4
+    assert rows["controlled decoding"]["positions"] == rewards.positions(2)
+    assert rows["transfer_q"]["positions"] == rewards.positions(2) + 4  # the target reads the text once
+    assert rows["transfer_q"]["kl"] > 0
+    shown = report({"settings": {}, "machine": machine.describe(()) | {"seconds": 1, "model": "m"}, "failures": {},
+                    "rewards": found})  # fmt: skip
+    assert "transfer_q over" in shown
+
+
+def test_the_distribution_of_the_best_of_n_is_that_of_its_draws():
+    each = policies.problem(1)
+    assert torch.allclose(policies.best_of(each.reference, each.reward, 1), each.reference)
+    assert float(policies.best_of(each.reference, each.reward, 5).sum()) == pytest.approx(1)
+    best = each.reward.argmax()
+    missed = (1 - float(each.reference.flatten()[best])) ** 5
+    assert float(policies.best_of(each.reference, each.reward, 5).flatten()[best]) == pytest.approx(1 - missed)

@@ -5,7 +5,6 @@ A policy is the joint distribution of texts of T tokens, float64 with an axis of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -17,6 +16,7 @@ from outlay.decode.steer.transfer_q import mean_values
 
 VOCAB, LENGTH = 3, 4  # of the specification's exact table
 BETA, ALPHA = 0.4, 0.2
+SAMPLED, ALIGNED, DECODED, OURS = "sampling", "sampling the baseline", "controlled decoding", "transfer_q"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,7 @@ def values(baseline: Tensor, reward: Tensor, log_weights: Tensor | None = None) 
 
 def tilted(prior: Tensor, q: Sequence[Tensor], alpha: float) -> Tensor:
     """Returns the policy pi(z|s) ~ prior(z|s) exp(Q(s, z) / alpha), as a distribution of texts."""
-    steps = [
-        (policy + value / alpha).log_softmax(-1) for policy, value in zip(token_policies(prior), q, strict=True)
-    ]
+    steps = [(policy + value / alpha).log_softmax(-1) for policy, value in zip(token_policies(prior), q, strict=True)]
     return joint(steps).exp()
 
 
@@ -72,7 +70,8 @@ def joint(policies: Sequence[Tensor]) -> Tensor:
     """Returns log-probabilities of whole texts from those of each token."""
     length = len(policies)
     return sum(
-        (each.reshape([*each.shape, *[1] * (length - each.ndim)]) for each in policies), torch.zeros((), dtype=torch.float64)
+        (each.reshape([*each.shape, *[1] * (length - each.ndim)]) for each in policies),
+        torch.zeros((), dtype=torch.float64),
     )
 
 
@@ -96,28 +95,19 @@ def best_of(policy: Tensor, reward: Tensor, count: int) -> Tensor:
     return found.view(policy.shape)
 
 
-def measured(count: int, beta: float = BETA, alpha: float = ALPHA) -> list[dict[str, float | str]]:
-    """Returns the mean reward and KL to the reference of each way to decode, over `count` problems.
-
-    `positions` are those that a text takes with one roll-out of each candidate, and `best of n` draws as many.
-    """
-    rolled = sum(VOCAB * max(1, LENGTH - place - 1) for place in range(LENGTH - 1)) + 1
-    texts = math.ceil(rolled / LENGTH)
-    found: dict[str, list[tuple[float, float]]] = {}
+def exact_rewards(count: int) -> dict[str, float]:
+    """Returns the mean rewards over `count` problems of policies that know the exact values of their roll-outs."""
+    found: dict[str, list[float]] = {}
     for seed in range(count):
         each = problem(seed)
-        baseline = aligned(each.reference, each.reward, beta)
+        reference, reward = each.reference, each.reward
+        baseline = aligned(reference, reward, BETA)
         policies = {
-            "sampling the reference": each.reference,
-            f"best of {texts} of the reference": best_of(each.reference, each.reward, texts),
-            "controlled decoding": tilted(each.reference, values(each.reference, each.reward), alpha),
-            "sampling the baseline": baseline,
-            f"best of {texts} of the baseline": best_of(baseline, each.reward, texts),
-            "transfer_q": tilted(baseline, values(baseline, each.reward), alpha),
+            SAMPLED: reference,
+            ALIGNED: baseline,
+            DECODED: tilted(reference, values(reference, reward), ALPHA),
+            OURS: tilted(baseline, values(baseline, reward), ALPHA),
         }
         for name, policy in policies.items():
-            found.setdefault(name, []).append((reward_of(policy, each.reward), kl(policy, each.reference)))
-    return [
-        {"name": name, "reward": mean(reward for reward, _ in pairs), "kl": mean(far for _, far in pairs)}
-        for name, pairs in found.items()
-    ]
+            found.setdefault(name, []).append(reward_of(policy, reward))
+    return {name: mean(rewards) for name, rewards in found.items()}

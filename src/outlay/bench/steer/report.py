@@ -23,6 +23,7 @@ from outlay.spread import middle, paired_ratio
 from outlay.tables import console, markdown, number, table, times
 
 MASKS, AWRS = "masks", "awrs"
+CONSTRAINTS, REWARDS = "constraints", "rewards"  # the parts of the suite
 OURS = "outlay"
 Row = Sequence[str]
 Table = tuple[Row, list[Row]]
@@ -30,16 +31,20 @@ Table = tuple[Row, list[Row]]
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    tables: dict[str, Table] = {}
+    if "values" in found:
+        tables |= {
+            "texts": texts(found),
+            "ratios": ratios(found),
+            "chains whose texts are enumerated": toy(found),
+            "calls of a checker, a token": checks(found),
+            "a token under a schema": pace(found),
+            "schemas": schemas(found),
+        }
+    if REWARDS in found:
+        tables |= {"a reward, at problems that are enumerated": rewards(found), "transfer_q over": gains(found)}
     parts = [heading(found)]
-    for title, (header, rows) in {
-        "texts": texts(found),
-        "ratios": ratios(found),
-        "chains whose texts are enumerated": toy(found),
-        "calls of a checker, a token": checks(found),
-        "a token under a schema": pace(found),
-        "schemas": schemas(found),
-    }.items():
-        parts.append(f"{title}\n{table(header, rows)}")
+    parts += [f"{title}\n{table(header, rows)}" for title, (header, rows) in tables.items()]
     missing = [f"{name}: not measured: {reason}" for name, reason in found["failures"].items()]
     return "\n\n".join([*parts, *missing])
 
@@ -47,6 +52,8 @@ def report(found: Mapping[str, Any]) -> str:
 def heading(found: Mapping[str, Any]) -> str:
     """What was measured, and where."""
     settings = found["settings"]
+    if "values" not in found:
+        return machine.heading(found["machine"], 1)
     said = (
         f"texts of up to {settings['max_tokens']} tokens at temperature 1, {settings['count']} a round; "
         f"processor time; medians of {settings['rounds']} rounds in turn, ratios within a round with their range"
@@ -142,6 +149,30 @@ def schemas(found: Mapping[str, Any]) -> Table:
     return ["", ""], rows
 
 
+def rewards(found: Mapping[str, Any]) -> Table:
+    """Each way's mean reward, its KL to the reference, and what a text costs it."""
+    header = ["", "reward", "KL, nats", "passes", "positions", "with exact values"]
+    exact = found[REWARDS]["exact"]
+    rows: list[Row] = [
+        [
+            each["name"],
+            f"{each['reward']:.3f}",
+            f"{each['kl']:.2f}",
+            f"{each['passes']:.1f}",
+            f"{each['positions']:.1f}",
+            f"{exact[each['name']]:.3f}" if each["name"] in exact else "",
+        ]
+        for each in found[REWARDS]["contenders"]
+    ]
+    return header, rows
+
+
+def gains(found: Mapping[str, Any]) -> Table:
+    """The reward of transfer_q, the last contender, over that of each other."""
+    *others, ours = found[REWARDS]["contenders"]
+    return ["reward over", ""], [[each["name"], f"{ours['reward'] / each['reward']:.2f}x"] for each in others]
+
+
 def _contender(found: Mapping[str, Any], each: Mapping[str, Any]) -> str:
     called = {method: name for name, method in found["settings"]["methods"].items()}
     return each["name"] if each["method"] == OWN else f"{each['name']}: {called[each['method']]}"
@@ -183,4 +214,6 @@ TABLES = {
     "checks": lambda found: _markdown(checks(found)),
     "pace": lambda found: _markdown(pace(found)),
     "schemas": lambda found: _markdown(schemas(found)),
+    "rewards": lambda found: _markdown(rewards(found)),
+    "gains": lambda found: _markdown(gains(found)),
 }

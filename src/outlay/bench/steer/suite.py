@@ -1,4 +1,4 @@
-"""`outlay bench steer`: what constraints cost and what they do to texts, by our methods and by other libraries."""
+"""`outlay bench steer`: what constraints cost and do to texts, beside other libraries, and what a reward costs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from outlay.bench.interleave import Participant, interleave
 from outlay.bench.options import names, refuse_below_one
-from outlay.bench.steer import toy
+from outlay.bench.steer import rewards, toy
 from outlay.bench.steer.official import graded
 from outlay.bench.steer.ours import Ours
 from outlay.bench.steer.peers import PEERS
-from outlay.bench.steer.report import AWRS, MASKS, report
+from outlay.bench.steer.report import AWRS, CONSTRAINTS, MASKS, REWARDS, report
 from outlay.bench.steer.tasks import (
     DATE,
     FORMS,
@@ -40,6 +40,7 @@ from outlay.lm import LM
 from outlay.models.load import load_model
 from outlay.progress import ShowProgress
 
+PARTS = (CONSTRAINTS, REWARDS)
 TASK_LIMIT = 1200.0  # seconds: masks by a checker ask it a million times
 
 
@@ -60,6 +61,13 @@ class SteerSettings:
     """Of AWRS on chains whose texts are enumerated."""
     peers: tuple[str, ...]
     rounds: int
+    parts: tuple[str, ...] = PARTS
+    problems: int = 12
+    """Problems on which a reward is decoded for."""
+    texts: int = 50
+    """Texts of a way to decode on each of them."""
+    rollouts: int = 4
+    """Of transfer_q, for each candidate."""
 
     @property
     def methods(self) -> dict[str, str]:
@@ -111,18 +119,33 @@ class SteerSuite(Suite[SteerSettings]):
         parser.add_argument("--runs", type=int, default=200, metavar="N", help=f"runs on enumerated chains {shown}")
         parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help=f"other libraries, or none {shown}")
         parser.add_argument("--rounds", type=int, default=2, metavar="N", help=f"rounds after the warm-up {shown}")
+        parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help=f"what is measured {shown}")
+        parser.add_argument("--problems", type=int, default=12, metavar="N", help=f"problems with a reward {shown}")
+        parser.add_argument("--texts", type=int, default=50, metavar="N", help=f"texts of each of them {shown}")
+        parser.add_argument("--rollouts", type=int, default=4, metavar="N", help=f"roll-outs of transfer_q {shown}")
 
     def settings(self, args: argparse.Namespace) -> SteerSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
-        refuse_below_one(args, "count", "draws", "particles", "max_tokens", "runs", "rounds")
+        numbers = ("count", "draws", "particles", "max_tokens", "runs", "rounds", "problems", "texts", "rollouts")
+        refuse_below_one(args, *numbers)
         if args.new < 8:
             raise UsageError(f"--new must be 8 or more, not {args.new}")
         peers = () if args.peers == "none" else names("peer", args.peers, tuple(PEERS))
         return SteerSettings(
-            args.count, args.draws, args.particles, args.max_tokens, args.new, args.runs, peers, args.rounds
-        )
+            args.count, args.draws, args.particles, args.max_tokens, args.new, args.runs, peers, args.rounds,
+            names("part", args.parts, PARTS), args.problems, args.texts, args.rollouts,
+        )  # fmt: skip
 
     def measure(self, settings: SteerSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
+        """Returns what each part gives, under its own keys."""
+        found: dict[str, Any] = {"settings": asdict(settings) | {"methods": settings.methods}, "failures": {}}
+        if CONSTRAINTS in settings.parts:
+            found |= self._constraints(settings, model, progress)
+        if REWARDS in settings.parts:
+            found[REWARDS] = rewards.measured(settings.problems, settings.texts, settings.rollouts, progress)
+        return found
+
+    def _constraints(self, settings: SteerSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns a series of each value, an entry a round, by participant and task, and the chains' distances."""
         tasks, everyone = settings.tasks(LM(load_model(model), Engine())), participants(settings, model)
         found = interleave(everyone, tasks, settings.rounds, task_limit=TASK_LIMIT, progress=progress)
@@ -134,7 +157,6 @@ class SteerSuite(Suite[SteerSettings]):
         ]
         progress("the JSON Schema suite, and enumerated chains", 0, 1)
         return {
-            "settings": asdict(settings) | {"methods": settings.methods},
             "values": values,
             "official": graded(),
             "toy": toy.measured(64, settings.runs),

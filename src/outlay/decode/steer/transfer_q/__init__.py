@@ -88,7 +88,7 @@ class TransferQ(Method):
         models=("baseline",),
         scorers=("baseline_reward",),
         texts=("step",),
-        counts={"rollouts": "roll-outs"},
+        counts={"rollouts": "rollouts"},
     )
 
     def __post_init__(self) -> None:
