@@ -77,9 +77,9 @@ def test_short_answers_refuse_look_ups_that_can_not_be(pairs):
 def test_each_minilist_program_fits_its_public_and_its_private_examples():
     for row in problems.make("minilist:count=200"):
         shown = minilist.examples_of(row["prompt"])
-        assert (len(shown), len(row["tests"])) == (minilist.PUBLIC, minilist.PRIVATE)
+        assert (len(shown), len(row["private"])) == (minilist.PUBLIC, minilist.PRIVATE)
         assert minilist.score(row["prompt"], [row["answer"]]) == [1.0]
-        assert minilist.pass_rate(row["answer"], row["tests"]) == 1
+        assert minilist.pass_rate(row["answer"], row["private"]) == 1
         assert 2 <= len(row["answer"].split(minilist.BAR)) <= 5
 
 

@@ -101,7 +101,7 @@ def test_samples_and_plans_are_rated_by_public_examples_alone():
     rows = problems.make("minilist:count=2")
     setting = Setting(CODER, "", temperature=1.0, max_tokens=32, max_steps=1)
     for search in program_searches(4):
-        blind = [{**row, "tests": [((1,), (99,))]} for row in rows]
+        blind = [{**row, "private": [((1,), (99,))]} for row in rows]
         if search.curve in (SAMPLES, PLANNED):
             seen = ProgramSearch(search.name, search.curve).answer(setting, rows)
             unseen = ProgramSearch(search.name, search.curve).answer(setting, blind)

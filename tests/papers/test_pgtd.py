@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from outlay import LM, PGTD, Budget, UsageError, problems
+from outlay import LM, PGTD, Budget, UsageError, load, problems
 from outlay.bench.search.contenders import Setting
 from outlay.bench.search.program_report import BEAM, GREEDY, PLANNED, SAMPLES
 from outlay.bench.search.programs import ProgramSearch
@@ -155,6 +155,15 @@ def test_a_cache_that_is_too_small_for_the_search_is_used_again():
     assert result.tokens == whole.tokens
     assert result.ledger.extras == whole.ledger.extras
     assert result.ledger.target_tokens > whole.ledger.target_tokens
+
+
+def test_the_prompt_is_read_once_and_a_completion_computes_only_what_is_new():
+    lm = LM(tiny_model(), Engine(prefix_cache=False))
+    prompt = "a prompt that is much longer than its programs " * 4
+    result = searched(lm, prompt, rollouts=60)
+    length, completions = len(lm.encode(prompt)), result.ledger.extras["completions"]
+    assert result.ledger.target_tokens <= length + 12 * completions
+    assert completions * length >= 5 * result.ledger.target_tokens  # what reading it for each completion would cost
 
 
 def test_visits_are_the_rollouts_through_a_state_and_q_is_the_best_return_below(planners):
@@ -304,13 +313,19 @@ def test_what_does_not_fit_the_model_or_the_options_is_refused():
 
 
 def test_private_examples_are_never_rated():
-    """What the search is given holds the public examples alone."""
-    rows = problems.make("minilist:count=5")
-    for row in rows:
-        shown = minilist.examples_of(row["prompt"])
-        assert len(shown) == minilist.PUBLIC
-        assert not {items for items, _ in row["tests"]} & {items for items, _ in shown}
-        assert "tests" not in row["prompt"]
+    """What the scorer is given holds the public examples alone, and the prompt shows no others."""
+    lm = load("outlay/tiny-coder")
+    for row in problems.make("minilist:count=5"):
+        shown, asked = minilist.examples_of(row["prompt"]), []
+
+        def scorer(prompt, texts, asked=asked):
+            asked.append(prompt)
+            return minilist.score(prompt, texts)
+
+        lm.generate(row["prompt"], method=PGTD(rollouts=4), scorer=scorer, max_tokens=24)
+        assert asked
+        assert {prompt.strip() for prompt in asked} == {row["prompt"]}
+        assert not {items for items, _ in row["private"]} & {items for items, _ in shown}
 
 
 def answers(count, *methods):

@@ -92,7 +92,7 @@ quick = True  # `score` takes microseconds
 
 
 def make(count: int, seed: int) -> list[dict[str, Any]]:
-    """Returns `count` rows with `prompt`, `answer`, a program that fits, and `tests`, the private examples."""
+    """Returns `count` rows with `prompt`, `answer` (a program that fits), and `private`, the examples not shown."""
     return [problem(random.Random(f"minilist/{seed}/{index}")) for index in range(count)]
 
 
@@ -104,7 +104,7 @@ def problem(draw: random.Random) -> dict[str, Any]:
         shown = [(items, run(program, items) or ()) for items in inputs]
         public = shown[:PUBLIC]
         if all(made and made != items for items, made in public) and len({made for _, made in public}) == PUBLIC:
-            return {"prompt": "\n".join(map(_line, public)), "answer": program, "tests": shown[PUBLIC:]}
+            return {"prompt": "\n".join(map(_line, public)), "answer": program, "private": shown[PUBLIC:]}
 
 
 def _input(draw: random.Random) -> List:

@@ -16,6 +16,7 @@ GREEDY, BEAM, SAMPLES, PLANNED, ABLATED = "greedy", "beam", "sampling + filterin
 """The curves on which contenders lie."""
 SPENT = ("programs", "scores", "passes", "positions")
 """What is counted of each."""
+COUNTED = 8  # problems on which something was counted, from which on there is a ratio: resamples of fewer have none
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -80,10 +81,11 @@ def beside_greedy(found: Mapping[str, Any]) -> str:
 def _compared(mine: Contender, other: Contender) -> list[str]:
     parts = [f"{mine['name']} over {other['name']}"]
     for what in ("solved", "private", "passes", "positions"):
-        found = ratio(mine[what], other[what]) if any(other[what]) else None
-        parts.append(
-            f"{what} none" if found is None else f"{what} {found.value:.2f}x ({found.low:.2f}-{found.high:.2f})"
-        )
+        if sum(map(bool, other[what])) >= COUNTED:
+            found = ratio(mine[what], other[what])
+            parts.append(f"{what} {found.value:.2f}x ({found.low:.2f}-{found.high:.2f})")
+        else:
+            parts.append(f"{what} {number(mean(mine[what]))} to {number(mean(other[what]))}")
     return parts
 
 

@@ -52,7 +52,7 @@ class ProgramSearch(SearchContender):
 
 
 def _counted(result: Result, row: Mapping[str, Any]) -> dict[str, float]:
-    private = minilist.pass_rate(result.text, row["tests"])
+    private = minilist.pass_rate(result.text, row["private"])
     (public,) = minilist.score(row["prompt"], [result.text])
     extras = result.ledger.extras
     return {

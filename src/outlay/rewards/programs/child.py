@@ -17,7 +17,6 @@ from typing import IO, Any, NoReturn
 PASSED = 77  # the status of a fork whose test passed; that of a program which ends itself before the test is 0 or 1
 OUTPUT_BYTES = 1 << 20  # that a program may write
 FILES = 64  # that a program may hold open
-WAITS = 5  # times the limit of CPU seconds that a test may take on the clock, as on a busy machine or in a sleep
 REFUSED = (
     "socket.", "subprocess.", "shutil.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill",
     "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
@@ -65,6 +64,7 @@ def _run(job: dict[str, Any], test: dict[str, str], given: IO[bytes], written: I
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - they last as long as the process
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        signal.alarm(job["alarm"])
         _take_limits(job["seconds"], job["memory"])
         _execute(job["program"], test)
         sys.stdout.flush()
@@ -85,7 +85,6 @@ def _take_limits(seconds: int, memory: int) -> None:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
-    signal.alarm(WAITS * seconds)
     sys.addaudithook(_refuse)
 
 

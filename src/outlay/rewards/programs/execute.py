@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outlay.errors import FailureError
-from outlay.rewards.programs import child
 from outlay.rewards.programs.tests import Test
 
+CHILD = Path(__file__).resolve().with_name("child.py")  # not imported: it needs what only some systems have
+WAITS = 5  # times the limit of CPU seconds that a test may take on the clock, as on a busy machine or in a sleep
 SECONDS_TO_START = 60.0  # that the process may take beside its tests, on a machine with much else to do
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """All that a program's environment holds: the same order of sets each time, and no thread for each processor."""
@@ -50,10 +51,11 @@ def run_tests(program: str, tests: Sequence[Test], limits: Limits) -> list[bool]
         "program": program,
         "tests": [test.as_job() for test in tests],
         "seconds": limits.seconds,
+        "alarm": WAITS * limits.seconds,
         "memory": limits.memory << 20,
     }
-    most = SECONDS_TO_START + len(tests) * child.WAITS * limits.seconds
-    command = [sys.executable, "-B", "-s", "-P", str(Path(child.__file__).resolve())]
+    most = SECONDS_TO_START + len(tests) * WAITS * limits.seconds
+    command = [sys.executable, "-B", "-s", "-P", str(CHILD)]
     with (
         tempfile.TemporaryDirectory(prefix="outlay-program-") as folder,
         subprocess.Popen(
@@ -68,7 +70,9 @@ def run_tests(program: str, tests: Sequence[Test], limits: Limits) -> list[bool]
         finally:
             with contextlib.suppress(ProcessLookupError):  # its group is empty
                 os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode < 0:  # killed, as by a system without memory
+        return [False] * len(tests)
     if process.returncode:
-        reason = (failed.decode(errors="replace").strip().splitlines() or ["it was killed"])[-1]
+        reason = (failed.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         raise FailureError(f"the process that tests programs failed: {reason}")
     return [bool(passed) for passed in json.loads(written)]
