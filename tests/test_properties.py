@@ -56,6 +56,8 @@ CASES = [
     Case("pgtd:rollouts=6,policy=ucb,width=2", None, {}, "model"),
     Case("transfer_q:alpha=0.1,topk=3,rollout_len=5", None, {}, "letters"),
     Case("transfer_q:alpha=0.1,topk=3,rollouts=2,rollout_len=4,block=2", None, SAMPLED, "model"),
+    Case("adadec:threshold=4.5"),
+    Case("adadec:threshold=-inf,candidates=2,lookahead=3,line=true,reuse=false"),
     Case("speculative", "model"),
     Case("speculative", "head", SAMPLED),
     Case("speculative", "lookup", SAMPLED),

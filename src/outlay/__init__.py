@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from outlay.decode.greedy import Greedy as Greedy
     from outlay.decode.hydragen import Hydragen as Hydragen
     from outlay.decode.sample import Sample as Sample
+    from outlay.decode.search.adadec import AdaDec as AdaDec
     from outlay.decode.search.astar import AStar as AStar
     from outlay.decode.search.best_of import BestOf as BestOf
     from outlay.decode.search.particles import Particles as Particles
@@ -81,6 +82,7 @@ _HOMES = {
     "Budget": "outlay.budget",
     "Ledger": "outlay.budget",
     "Beam": "outlay.decode.beam",
+    "AdaDec": "outlay.decode.search.adadec",
     "AStar": "outlay.decode.search.astar",
     "BestOf": "outlay.decode.search.best_of",
     "Particles": "outlay.decode.search.particles",

@@ -9,6 +9,7 @@ import pytest
 from outlay import UsageError, problems
 from outlay.bench import registry
 from outlay.bench.search.contenders import OurSearch, Setting, contenders
+from outlay.bench.search.lookahead import LookaheadSettings, RandomPauses, body, tasks_of
 from outlay.bench.search.program_report import PLANNED, SAMPLES
 from outlay.bench.search.programs import ProgramSearch, program_searches
 from outlay.bench.search.report import report
@@ -108,3 +109,59 @@ def test_samples_and_plans_are_rated_by_public_examples_alone():
             assert [row["public"] for row in seen] == [row["public"] for row in unseen]
             assert [row["positions"] for row in seen] == [row["positions"] for row in unseen]
             assert all(row["private"] == 0 for row in unseen)
+
+
+def test_a_body_is_cut_at_the_first_line_that_is_not_in_it():
+    assert body("    return 1\n\n\tx\nprint(f())\n    y") == "    return 1\n\n\tx\n"
+    assert body("") == "\n"
+
+
+def test_random_pauses_are_drawn_at_the_rate_whatever_the_entropy():
+    """Within 4 standard errors; the draws are the same each time."""
+    for size in (0.01, 5.0):
+        drawn = [RandomPauses(0.0, rate=0.2).uncertain(size + at / 999, 0.0, at % 50) for at in range(5000)]
+        assert abs(sum(drawn) / 5000 - 0.2) < 4 * (0.16 / 5000) ** 0.5
+
+
+def test_tasks_of_code_are_right_where_their_tests_pass_and_the_threshold_learns_from_others(tmp_path):
+    row = {"prompt": "def f():\n", "canonical_solution": "    return 1\n", "entry_point": "f",
+           "test": "def check(f):\n    assert f() == 1\n"}  # fmt: skip
+    file = tmp_path / "code.jsonl"
+    file.write_text("".join(json.dumps(row | {"prompt": f"# {number}\ndef f():\n"}) + "\n" for number in range(3)))
+    asked, others = tasks_of(LookaheadSettings(str(file), 2, 100, 8, 0))
+    assert [task.prompt[2] for task in (*asked, *others)] == ["0", "1", "2"]
+    assert asked[0].right("    return 1\nf() + None")
+    assert not asked[0].right("    return 2")
+    for tasks, count, message in ((str(file), 3, "has 3 tasks"), ("dates", 2, "takes minilist"), ("gone", 2, "takes")):
+        with pytest.raises(UsageError, match=message):
+            tasks_of(LookaheadSettings(tasks, count, 100, 8, 0))
+    file.write_text(json.dumps({"prompt": "x"}))
+    with pytest.raises(UsageError, match="in the form of HumanEval"):
+        tasks_of(LookaheadSettings(str(file), 1, 100, 8, 0))
+
+
+def test_programs_and_chains_are_tasks_too():
+    programs, references = tasks_of(LookaheadSettings("minilist", 2, 30, 8, 0))
+    assert (len(programs), len(references)) == (2, 30)
+    assert programs[0].right(programs[0].solution)
+    assert not programs[0].right("sort sort")
+    chains, _ = tasks_of(LookaheadSettings("chains", 2, 30, 8, 0))
+    assert chains[0].right(chains[0].solution)
+    assert chains[0].prompt.endswith("\n")
+
+
+def test_the_suite_measures_lookahead_in_place_of_scorers(tmp_path, capsys):
+    from argparse import ArgumentParser
+
+    suite, parser = registry.find("search"), ArgumentParser()
+    suite.add_arguments(parser)
+    words = ["--lookahead", "minilist", "--count", "3", "--references", "600", "--out", str(tmp_path / "search.json")]
+    assert suite.run(parser.parse_args(words)) == 0
+    found = json.loads((tmp_path / "search.json").read_text())
+    assert report(found).strip() == capsys.readouterr().out.strip()
+    spent = {row["name"]: sum(row["positions"]) / sum(row["tokens"]) for row in found["lookahead"]}
+    assert spent["greedy"] == 1
+    assert 1 <= spent["adadec"] <= spent["adadec, nothing reused"]
+    assert spent["adadec"] <= spent["adadec, at every step"] <= 16
+    assert suite.failure(found) is None
+    assert registry.tables("search")["lookahead"](found).startswith("```\n$ outlay bench search --lookahead minilist")

@@ -98,6 +98,42 @@ def test_prompt_tokens_that_were_trained_are_found_by_ppd(train, generated, refu
     assert generated("--method", "ppd")["text"] == generated()["text"]
 
 
+def test_a_threshold_that_was_learned_is_the_default_of_its_model_and_no_others(
+    outlay, generated, refusal, tiny, other, tmp_path
+):
+    status, line = refusal("run", "Hello", "--model", tiny, "--method", "adadec")
+    assert (status, "`outlay train threshold --model tiny` trains one" in line) == (2, True)
+    body = "".join(f"    {'abcdefghijklm'[at % 13] * 9}\n" for at in range(80))
+    (tmp_path / "code.py").write_text(f'def f():\n    """Does it."""\n{body}')
+    status, out, err = outlay("train", "threshold", tmp_path / "code.py", "--model", tiny, "--pause-rate", 0.2)
+    assert (status, out.startswith(str(tmp_path / "cache")), out.endswith(".threshold.json\n")) == (0, True, True)
+    assert "20.0% of 1120 reference steps pause" in err
+    learned = json.loads((tmp_path / out.strip()).read_text())
+    assert learned["threshold"] > 0
+    found = generated("--method", "adadec")
+    assert found["ledger"] | {"seconds": 0} == generated("--method", f"adadec:threshold={out.strip()}")["ledger"] | {
+        "seconds": 0
+    }
+    status, line = refusal("run", "Hello", "--model", other, "--method", f"adadec:threshold={out.strip()}")
+    assert (status, "was trained for tiny" in line) == (2, True)
+    status, line = refusal("train", "threshold", tmp_path / "code.py", "--model", tiny)
+    assert (status, "is there already" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--cut", "1.2"), "--cut must lie between 0 and 1, not 1.2"),
+        (("--pause-rate", "0"), "--pause-rate must lie between 0 and 1, not 0"),
+        (("--cut", "0.3", "--pause-rate", "0.1"), "give --cut or --pause-rate, not both"),
+        (("gone.py",), "can't read gone.py"),
+    ],
+)
+def test_a_threshold_that_cannot_be_learned_is_refused(refusal, tiny, words, message):
+    status, line = refusal("train", "threshold", "--model", tiny, *words)
+    assert (status, message in line) == (2, True)
+
+
 def test_what_is_put_elsewhere_is_found_only_by_its_name(train, generated, refusal, tiny, tmp_path):
     status, out, _ = train("draft", "--out", tmp_path / "mine.safetensors")
     assert (status, out) == (0, f"{tmp_path / 'mine.safetensors'}\n")

@@ -1,4 +1,4 @@
-"""Files of what was fitted to one model: draft heads and prompt tokens, as safetensors.
+"""Files of what was fitted to one model: draft heads and prompt tokens, as safetensors; thresholds, as JSON.
 
 A file records the fingerprint of its model, by which it is found, and is refused for another model. Files that come
 with the package lie in `shipped`; files that a user trains lie in the user's cache by default.
@@ -20,14 +20,18 @@ from outlay.errors import FailureError, UsageError
 from outlay.models import hub
 from outlay.models.load import Model
 
-COMMANDS = {"head": "outlay train draft", "ppd": "outlay train ppd"}
-"""The command that trains each kind: "head" is a draft head, "ppd" are prompt tokens."""
-_MISSING = {"head": "is no draft head", "ppd": "are no prompt tokens"}
+COMMANDS = {"head": "outlay train draft", "ppd": "outlay train ppd", "threshold": "outlay train threshold"}
+"""The command that trains each kind: "head" is a draft head, "ppd" are prompt tokens, "threshold" is one of entropy."""
+_MISSING = {
+    "head": "is no draft head", "ppd": "are no prompt tokens", "threshold": "is no entropy threshold",
+}  # fmt: skip
+_NUMBERS = {"threshold"}  # kinds without tensors, which are JSON
 
 
 def own_path(kind: str, model: Model) -> Path:
     """Returns where a file that a user trains for a model is kept by default."""
-    return hub.cache_folder().parent / "drafts" / f"{model.fingerprint[:16]}.{kind}.safetensors"
+    suffix = "json" if kind in _NUMBERS else "safetensors"
+    return hub.cache_folder().parent / "drafts" / f"{model.fingerprint[:16]}.{kind}.{suffix}"
 
 
 def find(kind: str, model: Model) -> Path | None:
@@ -44,7 +48,8 @@ def missing(kind: str, model: Model) -> UsageError:
 @cache
 def _shipped() -> dict[tuple[str, str], Path]:
     found = {}
-    for path in sorted(hub.SHIPPED.glob("*.*.safetensors")):  # MODEL.KIND: other files are fitted to data, not a model
+    # MODEL.KIND: other files are fitted to data, not a model
+    for path in sorted([*hub.SHIPPED.glob("*.*.safetensors"), *hub.SHIPPED.glob("*.*.json")]):
         about = describe(path)
         if about["kind"] != "ngrams":
             found[about["kind"], about["fingerprint"]] = path
@@ -58,15 +63,25 @@ def describe(path: Path) -> dict[str, Any]:
         UsageError: if the file can't be read, or `outlay` did not write it.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
+        about: dict[str, Any] = json.loads(_description(path))
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from None
-    if about.get("kind") != "ngrams" and not {"kind", "fingerprint"} <= set(about):  # a table is of a tokenizer
+    known = isinstance(about, dict) and (about.get("kind") == "ngrams" or {"kind", "fingerprint"} <= set(about))
+    if not known:  # a table is of a tokenizer
         raise UsageError(f"{path} holds nothing that outlay trained")
     return about
+
+
+def _description(path: Path) -> str:
+    """Returns what a file says of itself: a file of JSON is nothing else."""
+    with path.open("rb") as begun:
+        text = b"\0" not in begun.read(8)  # where safetensors have the length of a header as an integer
+    if text:
+        return path.read_text(encoding="utf-8")
+    with safe_open(path, framework="pt") as file:
+        return str((file.metadata() or {}).get("about", "{}"))
 
 
 def read(path: Path, kind: str, target: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -91,6 +106,8 @@ def read(path: Path, kind: str, target: Model) -> tuple[dict[str, Tensor], dict[
             f"{path} was trained for {about['model']}, whose weights are not those of {target.name}; "
             f"`{COMMANDS[kind]} --model {target.name}` trains one for it"
         )
+    if kind in _NUMBERS:
+        return {}, about
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - no dict
 
@@ -112,9 +129,11 @@ def write(path: Path, kind: str, model: Model, tensors: Mapping[str, Tensor], **
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"about": json.dumps(description)}
-        )
+        if kind in _NUMBERS:
+            part.write_text(json.dumps(description, indent=1) + "\n")
+        else:
+            plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(plain, part, {"about": json.dumps(description)})
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise FailureError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error

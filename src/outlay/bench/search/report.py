@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from outlay import machine
 from outlay.bench.search import program_report as programs
+from outlay.bench.search.lookahead import ALWAYS, BEAM, GREEDY, OURS, RANDOM, UNUSED
 from outlay.compare.statistics import Interval, difference, ratio
 from outlay.compare.statistics import mean as mean_of
 from outlay.tables import console, number, table
@@ -19,6 +21,8 @@ PEER = "its_hub particles"
 
 def report(found: Mapping[str, Any]) -> str:
     """Returns the whole report as text; `found` is what the suite writes as JSON."""
+    if "lookahead" in found:
+        return lookahead(found)
     if "scorers" not in found:
         return programs.report(found)
     return "\n\n".join([heading(found), overview(found), curves(found), ratios(found)])
@@ -84,6 +88,40 @@ def ratios(found: Mapping[str, Any]) -> str:
     return table(["ratios of means", "", ""], rows)
 
 
+def lookahead(found: Mapping[str, Any]) -> str:
+    """What AdaDec gives and spends beside greedy decoding, beam search and its controls."""
+    settings, fit = found["settings"], found["threshold"]
+    said = (
+        f"{settings['count']} tasks of {Path(settings['tasks']).name}, {settings['max_tokens']} tokens at most; means "
+        "with 95 % intervals, positions without those of prompts\n"
+        f"threshold {fit['threshold']:.3f} nats, learned from {fit['tokens']} tokens of other tasks' solutions: "
+        f"{fit['right']:.1%} are the first choice, {fit['pause_rate']:.1%} pause, AUC {fit['auc']:.3f}"
+    )
+    header = ["", "right %", "log-probability a token", "passes a token", "positions a token", "steps that pause"]
+    rows = []
+    for each in found["lookahead"]:
+        tokens = sum(each["tokens"])
+        spent = [number(sum(each[name]) / tokens) for name in ("passes", "positions")]
+        paused = f"{sum(each['pauses']) / tokens:.1%}" if sum(each["pauses"]) else ""
+        rows.append([each["name"], _share(mean_of(each["right"])), f"{mean(each['logprob']):.3f}", *spent, paused])
+    known = {each["name"]: each for each in found["lookahead"]}
+    pairs = [
+        (OURS, GREEDY, "passes"), (OURS, UNUSED, "passes"), (OURS, GREEDY, "positions"), (OURS, BEAM, "positions"),
+        (OURS, ALWAYS, "positions"), (UNUSED, RANDOM, "positions"),
+    ]  # fmt: skip
+    compared = [
+        [*_compared(known[mine], known[other], spent), f"log-probability {_logprob(known[mine], known[other])}"]
+        for mine, other, spent in pairs
+    ]
+    ratios = table(["ratios of means", "", "", ""], compared)
+    return "\n\n".join([f"{machine.heading(found['machine'], 1)}\n{said}", table(header, rows), ratios])
+
+
+def _logprob(mine: Contender, other: Contender) -> str:
+    value = difference(mine["logprob"], other["logprob"])
+    return f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f})"
+
+
 def _compared(mine: Contender, other: Contender, spent: str) -> list[str]:
     same = len(other["right"])  # its_hub answers the first problems only
     return [
@@ -114,7 +152,16 @@ def _points(value: Interval) -> str:
     return f"{100 * value.value:+.1f} ({100 * value.low:+.1f} to {100 * value.high:+.1f}) points"
 
 
+def _console(found: Mapping[str, Any]) -> str:
+    """The report of a lookahead below the command that made it."""
+    settings = found["settings"]
+    words = ["outlay bench search --lookahead", Path(settings["tasks"]).name]
+    words += [f"--{name.replace('_', '-')} {settings[name]}" for name in ("count", "references", "max_tokens")]
+    return console(" ".join(words), lookahead(found))
+
+
 TABLES = {
     "report": lambda found: console("outlay bench search", report(found)),
     "programs": lambda found: console("outlay bench search --problems minilist", report(found)),
+    "lookahead": _console,
 }

@@ -1,6 +1,7 @@
 """`outlay bench search`: accuracy against tokens and against scores, of our searches and of its_hub's.
 
 With `--problems minilist` programs are written: other searches take part, and examples of the prompt are the scorer.
+With `--lookahead` AdaDec is measured beside greedy decoding and beam search in place of all these.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from outlay.bench.options import refuse_below_one
 from outlay.bench.search import contenders as chains
 from outlay.bench.search import programs
 from outlay.bench.search.contenders import SearchContender, Setting
+from outlay.bench.search.lookahead import LookaheadSettings, measured, tasks_of
 from outlay.bench.search.report import report
 from outlay.bench.search.verifier import auc_within_depths
 from outlay.bench.suite import Suite
 from outlay.errors import FailureError, UsageError
+from outlay.lm import DEFAULT_MODEL
 from outlay.models import hub
 from outlay.progress import ShowProgress
 
@@ -49,6 +52,8 @@ class SearchSettings:
     texts: int
     """Texts of each problem by which the scorer is measured."""
     seed: int
+    lookahead: LookaheadSettings | None = None
+    """What is measured of AdaDec, in place of all that."""
 
 
 class SearchSuite(Suite[SearchSettings]):
@@ -77,10 +82,14 @@ class SearchSuite(Suite[SearchSettings]):
         parser.add_argument(
             "--beside", type=int, default=20, metavar="N", help=f"problems for its_hub too, or 0 {shown}"
         )
+        parser.add_argument("--lookahead", metavar="TASKS", help="adadec beside greedy and beam search in place of "
+                            "other searches: minilist, chains, or a file of HumanEval (.jsonl, .jsonl.gz)")  # fmt: skip
+        parser.add_argument("--references", type=int, default=4000, metavar="N",
+                            help=f"tokens of other tasks that its threshold is learned from {shown}")  # fmt: skip
 
     def settings(self, args: argparse.Namespace) -> SearchSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
-        refuse_below_one(args, "count", "max_tokens", "max_steps", "texts")
+        refuse_below_one(args, "count", "max_tokens", "max_steps", "texts", "references")
         if args.beside < 0:
             raise UsageError(f"--beside must be 0 or more, not {args.beside}")
         if args.limit < 4:
@@ -96,18 +105,25 @@ class SearchSuite(Suite[SearchSettings]):
             raise UsageError(f"the problems {PROGRAMS} are rated by the examples that they show; leave --scorer out")
         scorer = args.scorer if args.scorer != USUAL else programs.PUBLIC if writes_programs else SCORER
         beside = 0 if writes_programs else min(args.beside, args.count)
+        lookahead = None
+        if args.lookahead is not None:
+            lookahead = LookaheadSettings(args.lookahead, args.count, args.references, args.max_tokens, args.seed)
+            tasks_of(lookahead)
         return SearchSettings(
             args.problems, args.count, args.limit, beside, scorer, temperature, args.max_tokens, args.max_steps,
-            args.texts, args.seed,
+            args.texts, args.seed, lookahead,
         )  # fmt: skip
 
     def path(self, args: argparse.Namespace) -> Path:
         """Returns the folder of the model: that which was trained on the problems, unless another is named."""
-        usual = CODER if args.problems == PROGRAMS else MODEL
+        asked = args.problems if args.lookahead is None else args.lookahead
+        usual = CODER if asked == PROGRAMS else DEFAULT_MODEL if Path(asked).is_file() else MODEL
         return hub.resolve(usual if args.model == USUAL else args.model)
 
     def measure(self, settings: SearchSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
         """Returns a series of each count for each contender, an entry a problem, and how well the scorer does."""
+        if settings.lookahead is not None:
+            return measured(settings.lookahead, model, progress)
         setting = Setting(
             str(model), settings.scorer, settings.temperature, settings.max_tokens, settings.max_steps, settings.seed
         )
@@ -130,6 +146,8 @@ class SearchSuite(Suite[SearchSettings]):
 
     def failure(self, found: Mapping[str, Any]) -> str | None:
         """Returns why none of our own methods could be measured, None where one was."""
+        if "lookahead" in found:
+            return None
         return None if found["contenders"] else next(iter(found["failures"].values()))
 
 

@@ -15,6 +15,7 @@ WHAT = {
     "draft": "a draft head, distilled from text that the model writes itself",
     "ppd": "prompt tokens, at which the model guesses several tokens ahead",
     "table": "a table of n-grams, counted in texts and code",
+    "threshold": "the entropy from which adadec looks ahead, from reference code",
     "nm": "a model whose weights keep N of every M, such as 2:4",
     "circuit": "a circuit of integers: pictures of one size, tables of categories",
     "codec": "a learned picture codec, for `outlay compress --lossy`",
@@ -26,12 +27,13 @@ WHAT = {
     "crate": "a small CRATE over the bytes of a text, or its twin, a GPT-2 of the same shape",
 }
 DESCRIPTION = (
-    "Trains drafters for a model, which methods find by themselves; sparse models; circuits; small models that fill "
-    "masks; picture codecs; a tiny reasoner and its verifier; a tiny coder; a small vision-language model; CRATE."
+    "Trains drafters and thresholds for a model, which methods find by themselves; sparse models; circuits; small "
+    "models that fill masks; picture codecs; a tiny reasoner and its verifier; a tiny coder; a small vision-language "
+    "model; CRATE."
 )
 EXAMPLES = (
     "what can be trained:\n"
-    + "\n".join(f"  {name:<8} {what}" for name, what in WHAT.items())
+    + "\n".join(f"  {name:<9} {what}" for name, what in WHAT.items())
     + """
 
 examples:
@@ -41,6 +43,7 @@ examples:
   outlay train table --own                            # of what the default model writes, for auto
   outlay train table --out python.tri ~/project/*.py
   outlay run "..." --method aded:table=python.tri
+  outlay train threshold ~/project/*.py               # or HumanEval.jsonl.gz, for adadec
   outlay train nm --pattern 2:4 --out sparse          # the default model's feed-forward layers, hours
   outlay train nm --model M --data text.txt --pattern 1:16 --recipe mdgf-exp --steps 2000 --out sparse
   outlay train circuit digits.npy --latents 16 --out digits.safetensors
