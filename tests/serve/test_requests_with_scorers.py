@@ -110,6 +110,23 @@ def test_programs_are_run_where_the_operator_gave_tests_and_nowhere_else(checkpo
         server.stop()
 
 
+def test_an_option_that_holds_a_model_may_name_one_that_is_served(checkpoint):
+    server = start({"tiny": checkpoint, "aligned": checkpoint})
+    try:
+        body = {"model": "tiny", "messages": HELLO, "scorer": "letters", "max_tokens": 4, "temperature": 0}
+        method = "transfer_q:alpha=0.1,topk=3,rollout_len=2"
+        code, _, answer = ask(server, "/v1/chat/completions", body | {"method": f"{method},baseline=aligned"})
+        assert code == 200
+        hosted = server.service.models.find("tiny")
+        alone = hosted.lm.generate(HELLO, method=method, scorer=hosted.scorers["letters"], max_tokens=4)
+        assert answer["choices"][0]["message"]["content"] == alone.text
+        assert answer["outlay"]["ledger"]["side_passes"] > 0
+        code, _, answer = ask(server, "/v1/chat/completions", body | {"method": f"{method},baseline=/etc/passwd"})
+        assert (code, answer["error"]["code"]) == (403, "file_refused")
+    finally:
+        server.stop()
+
+
 def test_a_budget_of_scores_ends_a_search_with_the_best_so_far(server):
     body = {"model": "tiny", "messages": HELLO, "method": "astar:k=2,step_tokens=2", "scorer": "letters"} | HOT
     code, _, answer = ask(server, "/v1/chat/completions", body | {"budget": {"scores": 7}, "max_tokens": 60})

@@ -65,8 +65,12 @@ class TreeProperties(RuleBasedStateMachine):
     @rule(data=st.data())
     def keep(self, data):
         tree = self._tree(data)
-        tree.keep(data.draw(st.sampled_from(self._open(tree))))
-        assert not tree.tentative
+        node = data.draw(st.sampled_from(self._open(tree)))
+        below = [each for each in tree.tentative if each is not node and node in each.path()]
+        behind = data.draw(st.lists(st.sampled_from(below), max_size=2)) if below else []
+        tree.keep(node, behind)
+        assert tree.tip is node
+        assert set(tree.tentative) == {above for each in behind for above in each.path(node)}
 
     @rule(data=st.data())
     def prune(self, data):

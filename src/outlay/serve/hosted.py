@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from outlay.engine.method import Method
 from outlay.engine.submission import DraftSource
 from outlay.errors import OutlayError, UsageError, nearest
 from outlay.lm import LM
+from outlay.models.load import Model
 from outlay.serve.errors import ApiError
 from outlay.serve.thoughts import Tags, tags_of
 from outlay.serve.tools import Form, form_of
@@ -117,7 +118,7 @@ class Models:
 
     def method(self, text: str) -> Method:
         """Returns the method that a request names. Raises `ApiError` as `parse_method` does."""
-        return parse_method(text, self._allowed)
+        return parse_method(text, self._allowed, {name: hosted.lm.model for name, hosted in self._models.items()})
 
     def policy(self, text: str | None) -> CachePolicy | None:
         """Returns the cache policy that a request names, if it does. Raises `ApiError` as `parse_method` does."""
@@ -150,19 +151,20 @@ class Models:
             raise type(error)(f"{hosted.name} can't decode with the method {method.label!r}: {error}") from error
 
 
-def parse_method(text: str, allowed: Collection[str]) -> Method:
+def parse_method(text: str, allowed: Collection[str], served: Mapping[str, Model] | None = None) -> Method:
     """Returns the method that a request names.
 
     Args:
         text: its name, with options if need be.
         allowed: the methods that are off by default and turned on.
+        served: the models that options may name, by the names that requests use.
 
     Raises:
         ApiError: for one that is unknown or off, or whose options name a file.
     """
     try:
         _refuse_off("method", text, allowed)
-        method = catalog.parse(text)
+        method = _with_served(catalog.parse(text), served or {})
     except UsageError as error:
         raise ApiError(400, str(error), param="method", code="invalid_value") from None
     _refuse_files("method", method.cache_policy or method)
@@ -179,6 +181,13 @@ def parse_policy(text: str, allowed: Collection[str]) -> CachePolicy:
         raise ApiError(400, str(error), param="cache", code="invalid_value") from None
     _refuse_files("cache", policy)
     return policy
+
+
+def _with_served(method: Method, served: Mapping[str, Model]) -> Method:
+    """Returns a method whose options hold the served models that they name."""
+    named = {option: getattr(method, option) for option in method.about.models}
+    found = {option: served[name] for option, name in named.items() if isinstance(name, str) and name in served}
+    return replace(cast(Any, method), **found) if found else method
 
 
 def _refuse_off(param: str, text: str, allowed: Collection[str]) -> None:

@@ -103,6 +103,8 @@ class TransferQ(Method):
             raise UsageError(f"sure of transfer_q is a probability, 1 for never, not {self.sure:g}")
         if self.rollout not in ("auto", "greedy", "sample") or self.prior not in ("baseline", "target"):
             raise UsageError("rollout of transfer_q is auto, greedy or sample, and prior is baseline or target")
+        if self.value not in ("mean", "soft"):
+            raise UsageError(f"value of transfer_q is mean or soft, not {self.value!r}")
         if self.rollout == "greedy" and self.rollouts > 1:
             raise UsageError("greedy roll-outs of a token are all the same; take rollouts=1, or rollout=sample")
         if self.implicit and (self.baseline is None or self.baseline_reward is not None):
