@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from outlay.diffuse.factor import Factor as Factor
     from outlay.diffuse.first_hitting import FirstHitting as FirstHitting
     from outlay.diffuse.hierarchical import Hierarchical as Hierarchical
+    from outlay.diffuse.learn2pd import Learn2PD as Learn2PD
     from outlay.diffuse.llada import LLaDA as LLaDA
     from outlay.diffuse.localleap import LocalLeap as LocalLeap
     from outlay.diffuse.rule import CommitRule as CommitRule
@@ -112,6 +113,7 @@ _HOMES = {
     "Dynamic": "outlay.diffuse.dynamic",
     "EntropyBounded": "outlay.diffuse.entropy_bounded",
     "Hierarchical": "outlay.diffuse.hierarchical",
+    "Learn2PD": "outlay.diffuse.learn2pd",
     "LocalLeap": "outlay.diffuse.localleap",
     "BACD": "outlay.diffuse.bacd",
     "ETE": "outlay.diffuse.ete",

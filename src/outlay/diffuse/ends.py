@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from typing import Literal
 
@@ -41,7 +42,12 @@ def late_ends(tokens: Integers, masked: Chosen, in_block: Chosen, ends: Set[int]
 
 
 def end_of_canvas(
-    canvas: Canvas, filled: Sequence[int], positions: Sequence[int], logits: Tensor, ends: Set[int]
+    canvas: Canvas,
+    filled: Sequence[int],
+    positions: Sequence[int],
+    logits: Tensor,
+    ends: Set[int],
+    floor: float = 0.0,
 ) -> int | None:
     """Returns behind which position a canvas is cut (Bao et al. 2025, Learn2PD, end-of-text prediction).
 
@@ -54,6 +60,7 @@ def end_of_canvas(
         positions: Positions that the round's pass has computed, [n].
         logits: Their logits, [n, vocab].
         ends: The end tokens.
+        floor: The probability that an end has to have where the round has filled none.
 
     Returns:
         The first position that is dropped; None where nothing is.
@@ -67,6 +74,6 @@ def end_of_canvas(
     likely = [
         (logprob, -position)
         for position, token, logprob in zip(positions, tokens.tolist(), logprobs.tolist(), strict=True)
-        if token in ends and position < canvas.end and canvas.is_masked(position)
+        if token in ends and math.exp(logprob) >= floor and position < canvas.end and canvas.is_masked(position)
     ]
     return 1 - max(likely)[1] if likely else None

@@ -30,6 +30,8 @@ class BlockSoFar:
     """Tokens that a schedule of a fixed number of steps fills in each of its rounds; empty: one a round."""
     filled: list[float] = field(default_factory=list)
     """Confidences of the tokens that were filled in it so far, each when it was chosen."""
+    offset: int = 0
+    """How many of the block's positions the prompt holds (block-causal attention)."""
 
     @property
     def quota(self) -> int:

@@ -75,6 +75,11 @@ class CommitRule(Method):
         """Blocks behind the one that is filled whose positions may be filled as well."""
         return 0
 
+    @property
+    def end_floor(self) -> float:
+        """With `ends=cut`, the probability from which an end that no round has filled cuts the canvas."""
+        return 0.0
+
     def __post_init__(self) -> None:
         if isinstance(self.block, int) and self.block < 1:
             raise UsageError(f"block must be 1 or more, not {self.block}; or all, for the whole canvas")
@@ -120,13 +125,15 @@ class CommitRule(Method):
 
     def decode(self, run: CanvasRun) -> Work:
         yield from run.read_prompt()
-        blocks = run.blocks(self.block_size(run.submission))
+        size = self.block_size(run.submission)
+        blocks = run.blocks(size)
         found: Logits | None = None
         for number, (begin, end) in enumerate(blocks):
             if begin >= run.end:  # the canvas was cut
                 break
             ahead = blocks[min(number + self.lookahead, len(blocks) - 1)][1]
-            block = BlockSoFar(begin, end, quotas=self.quotas(run, begin, end))
+            offset = begin % size if size and run.canvas.block else 0
+            block = BlockSoFar(begin, end, quotas=self.quotas(run, begin, end), offset=offset)
             found = yield from self._fill_block(run, block, ahead, found)
             if self.ends == "block":
                 run.settle()
@@ -233,13 +240,12 @@ class CommitRule(Method):
         prompted, unprompted = yield asked
         return guided(prompted, unprompted, self.guidance)
 
-    @staticmethod
-    def _cut(run: CanvasRun, seen: Logits) -> None:
+    def _cut(self, run: CanvasRun, seen: Logits) -> None:
         """Cuts the canvas where the text is predicted to end."""
         positions, logits = seen
         rounds = run.facts["filled_in_round"]
         filled = [position for position in positions if rounds[position - run.begin] == run.ledger.rounds]
-        end = end_of_canvas(run.canvas, filled, positions, logits, run.eos_token_ids)
+        end = end_of_canvas(run.canvas, filled, positions, logits, run.eos_token_ids, self.end_floor)
         if run.finish_reason is None and end is not None and end < run.end:
             run.cut(end)
 

@@ -1,4 +1,4 @@
-"""Files of what was fitted to one model: draft heads and prompt tokens, as safetensors; thresholds, as JSON.
+"""Files of what was fitted to one model: draft heads, prompt tokens, commit filters, as safetensors; thresholds, as JSON.
 
 A file records the fingerprint of its model, by which it is found, and is refused for another model. Files that come
 with the package lie in `shipped`; files that a user trains lie in the user's cache by default.
@@ -20,10 +20,15 @@ from outlay.errors import FailureError, UsageError
 from outlay.models import hub
 from outlay.models.load import Model
 
-COMMANDS = {"head": "outlay train draft", "ppd": "outlay train ppd", "threshold": "outlay train threshold"}
-"""The command that trains each kind: "head" is a draft head, "ppd" are prompt tokens, "threshold" is one of entropy."""
+COMMANDS = {
+    "head": "outlay train draft", "ppd": "outlay train ppd", "threshold": "outlay train threshold",
+    "filter": "outlay train filter",
+}  # fmt: skip
+"""The command that trains each kind: "head" is a draft head, "ppd" are prompt tokens, "threshold" is one of entropy,
+"filter" a commit filter."""
 _MISSING = {
     "head": "is no draft head", "ppd": "are no prompt tokens", "threshold": "is no entropy threshold",
+    "filter": "is no commit filter",
 }  # fmt: skip
 _NUMBERS = {"threshold"}  # kinds without tensors, which are JSON
 

@@ -16,6 +16,7 @@ WHAT = {
     "ppd": "prompt tokens, at which the model guesses several tokens ahead",
     "table": "a table of n-grams, counted in texts and code",
     "threshold": "the entropy from which adadec looks ahead, from reference code",
+    "filter": "a commit filter for a model that fills masks, for learn2pd",
     "nm": "a model whose weights keep N of every M, such as 2:4",
     "circuit": "a circuit of integers: pictures of one size, tables of categories",
     "codec": "a learned picture codec, for `outlay compress --lossy`",
@@ -27,9 +28,9 @@ WHAT = {
     "crate": "a small CRATE over the bytes of a text, or its twin, a GPT-2 of the same shape",
 }
 DESCRIPTION = (
-    "Trains drafters and thresholds for a model, which methods find by themselves; sparse models; circuits; small "
-    "models that fill masks; picture codecs; a tiny reasoner and its verifier; a tiny coder; a small vision-language "
-    "model; CRATE."
+    "Trains drafters, thresholds and commit filters for a model, which methods find by themselves; sparse models; "
+    "circuits; small models that fill masks; picture codecs; a tiny reasoner and its verifier; a tiny coder; a small "
+    "vision-language model; CRATE."
 )
 EXAMPLES = (
     "what can be trained:\n"
@@ -44,6 +45,7 @@ examples:
   outlay train table --out python.tri ~/project/*.py
   outlay run "..." --method aded:table=python.tri
   outlay train threshold ~/project/*.py               # or HumanEval.jsonl.gz, for adadec
+  outlay train filter --model tiny-noisy --prompts noisy:count=1000 --length 24 --out filter.safetensors
   outlay train nm --pattern 2:4 --out sparse          # the default model's feed-forward layers, hours
   outlay train nm --model M --data text.txt --pattern 1:16 --recipe mdgf-exp --steps 2000 --out sparse
   outlay train circuit digits.npy --latents 16 --out digits.safetensors

@@ -5,6 +5,7 @@ Its cache holds the tokens that it read in place of keys and values, so it is st
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -139,7 +140,7 @@ def exact_model(denoiser: ExactDenoiser, name: str | None = None) -> Model:
         name,
         ExactDecoder(name),
         _tokenizer(),
-        f"exact {denoiser!r}",
+        hashlib.sha256(f"exact {denoiser!r}".encode()).hexdigest(),
         "float32",
         make_pass=lambda cache: ExactPass(denoiser, cache),
     )
