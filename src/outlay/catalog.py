@@ -205,7 +205,7 @@ def in_words(kind: Any, literal: Callable[[Any], str] = typed) -> str:
         Model: "a model",
         Scorer: "a scorer",
     }
-    return names.get(kind, str(kind))
+    return names.get(kind, f"a {kind.__name__}, made in Python" if isinstance(kind, type) else str(kind))
 
 
 def parse(text: str) -> Method:

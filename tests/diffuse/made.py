@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from outlay.diffuse.learn2pd import CommitFilter
 from outlay.diffuse.proposals import BlockSoFar, Chosen, Proposals
 
 
@@ -47,3 +48,10 @@ def random_case(rng: np.random.Generator, length: int = 12) -> Proposals:
     if len(filled) == length:
         filled = filled[1:]
     return proposals(confidence, filled, block=length)
+
+
+def threshold_filter(tau: float, block: int, **changes: object) -> CommitFilter:
+    """The commit filter that accepts what a threshold does: a score above a half is a confidence above `tau`."""
+    steep = 1e5
+    layer = steep * torch.eye(block), torch.full((block,), -steep * tau)
+    return CommitFilter(**({"layers": (layer,), "accept": 0.5} | changes))  # type: ignore[arg-type]

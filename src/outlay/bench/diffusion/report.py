@@ -29,7 +29,7 @@ DICTIONARIES = {
 def report(found: Mapping[str, Any]) -> str:
     """Returns the whole report as text; `found` is what the suite writes as JSON."""
     heading = machine.heading(found["machine"])
-    return "\n\n".join([heading, *_exact(found), *_trained(found), *_passes(found)])
+    return "\n\n".join([heading, *_exact(found), *_trained(found), *_learned(found), *_passes(found)])
 
 
 def _exact(found: Mapping[str, Any]) -> list[str]:
@@ -65,6 +65,35 @@ def _determinism(found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     header = ["positions to the nearest anchor", *curves]
     return f"{heading}, {found['samples']} questions\n{table(header, lines)}"
+
+
+def _learned(found: Mapping[str, Any]) -> list[str]:
+    """Returns Learn2PD's tables, one for each task."""
+    if "learned" not in found:
+        return []
+    return [_learned_task(each, found["learned"]["samples"]) for each in found["learned"]["tasks"]]
+
+
+def _learned_task(found: Mapping[str, Any], questions: int) -> str:
+    rows = {row["rule"]: row for row in found["rows"]}
+    base = rows[BASE]
+    lines = [
+        [rule, f"{row['passes']:.2f}", f"{row['passes'] / base['passes']:.2f}", number(row["positions"]),
+         f"{row['same']:.1%}", f"{row['right']:.1%}"] for rule, row in rows.items()
+    ]  # fmt: skip
+    header = ["", "passes", "over threshold", "positions", "same as one by one", "right"]
+    heading = f"{found['task']}: canvas {found['length']}, {questions} questions, a filter of {found['fitted']} others"
+    ours = next(row for rule, row in rows.items() if rule.startswith("learn2pd, "))
+    rivals = [row for rule, row in rows.items() if rule.startswith(BASE) and row["same"] >= ours["same"]]
+    best = min(rivals, key=lambda row: row["passes"], default=None)
+    if best is None:
+        told = "No threshold here writes as many of the same texts."
+    else:
+        ratio = ours["passes"] / best["passes"]
+        told = (
+            f"learn2pd takes {ratio:.2f} of the passes of the cheapest threshold that agrees as often ({best['rule']})."
+        )
+    return f"{heading}\n{table(header, lines)}\n{told}"
 
 
 def _passes(found: Mapping[str, Any]) -> list[str]:
@@ -143,9 +172,15 @@ def trained(found: Mapping[str, Any]) -> str:
     return console("outlay bench diffusion", "\n\n".join([machine.heading(found["machine"]), *_trained(found)]))
 
 
+def learned(found: Mapping[str, Any]) -> str:
+    """Learn2PD's tables as the documentation shows them."""
+    parts = [machine.heading(found["machine"]), *_learned(found)]
+    return console("outlay bench diffusion --parts learned", "\n\n".join(parts))
+
+
 def costs(found: Mapping[str, Any]) -> str:
     """What passes cost as the documentation shows it."""
     return console("outlay bench diffusion", "\n\n".join([machine.heading(found["machine"]), *_passes(found)]))
 
 
-TABLES = {"rules": rules, "trained": trained, "costs": costs}
+TABLES = {"rules": rules, "trained": trained, "learned": learned, "costs": costs}

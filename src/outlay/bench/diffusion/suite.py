@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from outlay.bench.diffusion import dictionaries, passes
+from outlay.bench.diffusion import dictionaries, learned, passes
 from outlay.bench.diffusion.plot import write_pareto
 from outlay.bench.diffusion.report import report
 from outlay.bench.options import check_folder_of, names, refuse_below_one
@@ -24,7 +24,7 @@ from outlay.lm import LM
 from outlay.progress import ShowProgress
 
 EXACT = ("independent", "dependent", "noisy", "pareto")
-PARTS = (*EXACT, *dictionaries.TASKS, "determinism", "passes")
+PARTS = (*EXACT, *dictionaries.TASKS, "determinism", "learned", "passes")
 NOISE = (0.05, 0.1, 0.15, 0.2)
 SOURCES = {"independent": Phrase(), "dependent": Phrase(alpha=0.3), "noisy": Phrase(noise=NOISE)}
 LETTERS = 128
@@ -54,7 +54,8 @@ class DiffusionSettings:
 
 class DiffusionSuite(Suite[DiffusionSettings]):
     """Texts of 128 letters in blocks of 32, at temperature 1 where phrases are clean, and greedy where they are noisy;
-    questions to the dictionary models that come with the package; and the passes of `--model` over a canvas.
+    questions to the dictionary models that come with the package; learn2pd, whose filter is fitted here; and the passes
+    of `--model` over a canvas.
 
     The sources of the first parts are models themselves.
     """
@@ -94,6 +95,8 @@ class DiffusionSuite(Suite[DiffusionSettings]):
                 found[part] = dictionaries.measured(dictionaries.TASKS[part], settings.questions, progress)
             elif part == "determinism":
                 found[part] = dictionaries.determinism(settings.questions, progress)
+            elif part == "learned":
+                found[part] = learned.measured(settings.questions, progress)
             elif part == "passes":
                 found[part] = passes.measured(model, progress)
         for part in (part for part in settings.parts if part in EXACT):

@@ -15,6 +15,7 @@ from outlay.progress import ShowProgress
 from outlay.train.commit_filter.recipe import FilterRecipe
 from outlay.train.commit_filter.traces import Traces
 
+LEAST_FALL = 1e-4  # of the held-out loss in nats a position: less is no progress
 HELD_OUT = 0.2  # share of the prompts that are kept apart, to stop by and to calibrate on
 
 
@@ -57,7 +58,7 @@ def fit(train: Traces, held: Traces, recipe: FilterRecipe, progress: ShowProgres
     found = CommitFilter(tuple((linear.weight, linear.bias) for linear in linears))
     optimizer = torch.optim.AdamW([weight for layer in found.layers for weight in layer], lr=recipe.lr)
     draw = torch.Generator().manual_seed(recipe.seed)
-    best, kept, since = float("inf"), found, 0
+    best, mark, kept, since = float("inf"), float("inf"), found, 0
     for epoch in range(recipe.epochs):
         order = torch.randperm(len(train), generator=draw)
         for places in order.split(recipe.batch or len(order)):
@@ -67,8 +68,10 @@ def fit(train: Traces, held: Traces, recipe: FilterRecipe, progress: ShowProgres
         with torch.no_grad():
             now = loss(found, held, recipe).item()
         since += 1
+        if now < mark - LEAST_FALL:
+            mark, since = now, 0
         if now < best:
-            best, since = now, 0
+            best = now
             kept = replace(found, layers=tuple((w.detach().clone(), b.detach().clone()) for w, b in found.layers))
         progress(f"fitting, {now:.4f} nats a position", epoch + 1, recipe.epochs)
         if since >= recipe.patience:
