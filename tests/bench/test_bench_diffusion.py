@@ -6,13 +6,23 @@ import json
 
 import pytest
 
-from outlay.bench.diffusion import dictionaries, passes
+from outlay.bench.diffusion import dictionaries, learned, passes
 from outlay.bench.diffusion.report import break_even, report
 from outlay.bench.diffusion.suite import SUITE
 from outlay.lm import load
 from outlay.problems import ambiguous
+from outlay.train.commit_filter import FilterRecipe
 
 SECONDS = {"one": 1.0, "whole": 20.0, "side": 150.0} | {f"block {n}": n / 4 for n in passes.BLOCKS}
+
+LEARNED = [
+    {"rule": rule, "passes": passes, "positions": 40.0, "same": same, "right": 0.9}
+    for rule, passes, same in (
+        ("threshold", 10.0, 1.0),
+        ("threshold 0.5", 3.0, 0.8),
+        ("learn2pd, accept 0.9", 4.0, 0.9),
+    )
+]
 
 
 def quiet(*told):
@@ -45,6 +55,24 @@ def test_the_aims_hold_at_small_scale():
     assert without[1] > 3 * ete[1]
 
 
+def test_learn2pd_is_measured_beside_its_oracle():
+    task = next(task for task in learned.TASKS if "tiny-noisy" in task.name)
+    few = {"length": 24, "epochs": 5}
+    found = learned.of_task(task, 8, FilterRecipe(**few), FilterRecipe.published(**few), quiet)
+    rows = {row["rule"].partition(",")[0]: row for row in found["rows"]}
+    assert rows["one by one"]["passes"] == 24
+    assert rows["one by one"]["same"] == rows["oracle"]["same"] == 1
+    assert rows["oracle"]["passes"] == min(row["passes"] for row in found["rows"] if row["same"] == 1)
+    assert {*rows} >= {"threshold", "llada", "learn2pd", "learn2pd as published"}
+
+
+@pytest.mark.parametrize("task", learned.TASKS, ids=lambda task: task.name)
+def test_questions_of_learn2pd_are_answered_right_by_right_answers(task):
+    first, again = (task.question(3, "bench") for _ in range(2))
+    assert first.prompt == again.prompt != task.question(3, "filter").prompt
+    assert not first.right("z" * task.length)
+
+
 def test_letters_off_are_those_unlike_the_nearest_phrase():
     phrases = ambiguous.DICTIONARY.phrases
     assert dictionaries.letters_off(ambiguous.DICTIONARY, "AB", phrases["A"][2] + phrases["B"][0]) == 0
@@ -69,11 +97,13 @@ def test_the_report_holds_every_part():
         "machine": {"processor": "p", "cores": 2, "model": "m", "date": "d", "seconds": 1, "versions": {"outlay": "0"}},
         "ambiguous": {"samples": 4, "model": "outlay/tiny-ambiguous", "rows": rows},
         "determinism": {"samples": 4, "curves": {"a": [{"distance": "1", "cases": 3, "final": 1}], "b": []}},
+        "learned": {"samples": 4, "tasks": [{"task": "t", "length": 8, "fitted": 8, "rows": LEARNED}]},
         "passes": {"prompt": 64, "canvas": 256, "format": "int4", "seconds": SECONDS},
     }
     text = report(json.loads(json.dumps(found)))
     assert "over threshold" in text
     assert "100.0% of 3" in text
+    assert "learn2pd takes 0.40 of the passes of the cheapest threshold that agrees as often (threshold)." in text
     assert "the whole canvas" in text
 
 

@@ -90,7 +90,7 @@ class Learn2PD(CommitRule):
 
     about: ClassVar[About] = About(
         name="learn2pd",
-        summary="what a trained filter takes for final, on a canvas cut behind the predicted end",
+        summary="what a trained filter takes for final, on a canvas cut behind its end",
         paper="Bao et al. 2025, Learn2PD",
         family="diffusion",
         spends="a pass a round; once, minutes to fit the filter",
@@ -194,8 +194,11 @@ def open_filter(name: str, model: Model) -> CommitFilter:
     if path is None:
         raise fitted.missing(KIND, model)
     tensors, about = fitted.read(path, KIND, model)
-    layers = tuple((tensors[f"{n}.weight"].float(), tensors[f"{n}.bias"].float()) for n in range(len(tensors) // 2))
-    return CommitFilter(layers, float(about["accept"]), path.name)
+    try:
+        layers = tuple((tensors[f"{n}.weight"].float(), tensors[f"{n}.bias"].float()) for n in range(len(tensors) // 2))
+        return CommitFilter(layers, float(about["accept"]), path.name)
+    except KeyError:
+        raise UsageError(f"{path} is damaged; `outlay train filter --model {model.name}` makes another") from None
 
 
 def save_filter(path: Path, commit_filter: CommitFilter, model: Model, **about: object) -> None:

@@ -83,16 +83,22 @@ TASKS = (
 
 def measured(questions: int, progress: ShowProgress) -> dict[str, Any]:
     """Returns rows for each task; each filter is fitted to twice as many other questions."""
-    return {"samples": questions, "tasks": [_measured(task, questions, progress) for task in TASKS]}
+    tasks = []
+    for task in TASKS:
+        ours, published = FilterRecipe(length=task.length), FilterRecipe.published(length=task.length)
+        tasks.append(of_task(task, questions, ours, published, progress))
+    return {"samples": questions, "tasks": tasks}
 
 
-def _measured(task: Task, count: int, progress: ShowProgress) -> dict[str, Any]:
+def of_task(
+    task: Task, count: int, recipe: FilterRecipe, as_published: FilterRecipe, progress: ShowProgress
+) -> dict[str, Any]:
+    """Returns a row for each rule on `count` questions of a task, with filters of both recipes."""
     lm = task.lm()
-    recipe = FilterRecipe(length=task.length)
     fitting = [lm.encode(task.question(number, "filter").prompt) for number in range(2 * count)]
     traces = collect(lm, fitting, recipe, None, lambda phase, done, total: progress(task.name, done, total))
     ours, report = fit_filter(lm, fitting, traces, recipe, progress)
-    published, _ = fit_filter(lm, fitting, traces, FilterRecipe.published(length=task.length), progress)
+    published, _ = fit_filter(lm, fitting, traces, as_published, progress)
 
     asked = [task.question(number, "bench") for number in range(count)]
     prompts, block = [lm.encode(each.prompt) for each in asked], block_of(lm, recipe)
