@@ -97,7 +97,7 @@ def test_the_report_holds_every_part():
         "machine": {"processor": "p", "cores": 2, "model": "m", "date": "d", "seconds": 1, "versions": {"outlay": "0"}},
         "ambiguous": {"samples": 4, "model": "outlay/tiny-ambiguous", "rows": rows},
         "determinism": {"samples": 4, "curves": {"a": [{"distance": "1", "cases": 3, "final": 1}], "b": []}},
-        "learned": {"samples": 4, "tasks": [{"task": "t", "length": 8, "fitted": 8, "rows": LEARNED}]},
+        "learned": {"tasks": [{"task": "t", "length": 8, "samples": 4, "fitted": 8, "rows": LEARNED}]},
         "passes": {"prompt": 64, "canvas": 256, "format": "int4", "seconds": SECONDS},
     }
     text = report(json.loads(json.dumps(found)))

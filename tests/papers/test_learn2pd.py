@@ -21,6 +21,7 @@ from outlay.diffuse.threshold import Threshold
 from outlay.engine.engine import Engine
 from outlay.errors import OutlayWarning
 from outlay.lm import LM
+from outlay.problems import noisy
 from outlay.progress import silent
 from outlay.testing import tiny_diffusion_model, tiny_lm
 from outlay.train.commit_filter import FilterRecipe, fit_filter, train_filter
@@ -58,12 +59,22 @@ def source():
     return LM(exact_model(SOURCE), Engine())
 
 
+def keys(count, seed):
+    """Questions to the dictionary whose phrases are written with noise."""
+    return [noisy.DICTIONARY.row(number, seed)["prompt"] for number in range(count)]
+
+
 @pytest.fixture(scope="module")
-def small(source):
-    """A filter that is fitted to a few prompts, with the traces."""
-    prompts, recipe = asked(60, 0), FilterRecipe(length=LETTERS, epochs=100)
-    traces = collect(source, prompts, recipe, None, silent)
-    return prompts, traces, *fit_filter(source, prompts, traces, recipe, silent)
+def dictionary():
+    return outlay.load("tiny-noisy", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def small(dictionary):
+    """A filter that is fitted to a few prompts of the dictionary, with the traces."""
+    prompts, recipe = [dictionary.encode(prompt) for prompt in keys(30, "filter")], FilterRecipe(length=24, epochs=60)
+    traces = collect(dictionary, prompts, recipe, None, silent)
+    return prompts, traces, *fit_filter(dictionary, prompts, traces, recipe, silent)
 
 
 # The rule.
@@ -176,7 +187,7 @@ def test_a_filter_of_two_thousand_weights_is_fitted_and_calibrated(small):
     assert sum(weight.numel() for layer in fitted.layers for weight in layer) == 2112
     assert report.oracle_passes <= 0.25 * report.reference_passes
     assert report.agreement >= 0.99
-    assert report.passes < 0.5 * report.reference_passes
+    assert report.oracle_passes < report.passes <= report.reference_passes
     assert report.records == int((~torch.isin(traces.prompt, held_out(traces))).sum())
     assert (report.accept, report.cut_agreement, report.cut_positions) == (fitted.accept, report.agreement, 1.0)
 
@@ -189,7 +200,7 @@ def held_out(traces):
 def test_held_out_prompts_have_no_record_among_those_learned_from(small):
     _, traces, *_ = small
     train, held, apart = split(traces, FilterRecipe())
-    assert len(apart) == 12
+    assert len(apart) == 6
     assert {*held.prompt.tolist()} == {*apart}
     assert not {*train.prompt.tolist()} & {*apart}
     train, held, apart = split(traces, FilterRecipe.published())
@@ -249,23 +260,22 @@ def test_what_was_stopped_goes_on_from_its_shards(tmp_path, source):
 # The filter's file.
 
 
-def test_a_file_gives_the_same_filter_and_is_refused_for_another_model_or_block(tmp_path, small, source):
+def test_a_file_gives_the_same_filter_and_is_refused_for_another_model_or_block(tmp_path, small, dictionary):
     fitted, path = small[2], tmp_path / "folder" / "one.filter.safetensors"
-    save_filter(path, fitted, source.model)
-    read = open_filter(str(path), source.model)
+    save_filter(path, fitted, dictionary.model)
+    read = open_filter(str(path), dictionary.model)
     assert read.accept == fitted.accept
     for mine, theirs in zip(fitted.layers, read.layers, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-    prompt = asked(1, 9)[0]
-    ours, named = (source.generate(prompt, method=method, max_tokens=LETTERS).facts["filled_in_round"]
+    ours, named = (dictionary.generate("KBAC", method=method, max_tokens=24).facts["filled_in_round"]
                    for method in (Learn2PD(filter=fitted), f"learn2pd:filter={path}"))  # fmt: skip
     assert ours == named
     with pytest.raises(UsageError, match="whose weights are not those of exact-copy"):
         outlay.load("exact-copy").generate("abc=", method=f"learn2pd:filter={path}", max_tokens=4)
     with pytest.raises(UsageError, match="fitted to blocks of 32, not to blocks of 16; take block=32"):
-        source.generate(prompt, method=f"learn2pd:filter={path},block=16", max_tokens=4)
+        dictionary.generate("KBAC", method=f"learn2pd:filter={path},block=16", max_tokens=4)
     with pytest.raises(UsageError, match="not to the whole canvas"):
-        source.generate(prompt, method=f"learn2pd:filter={path},block=all", max_tokens=4)
+        dictionary.generate("KBAC", method=f"learn2pd:filter={path},block=all", max_tokens=4)
 
 
 def test_a_model_without_a_filter_is_told_the_command():
@@ -354,10 +364,16 @@ def test_a_predicted_end_cuts_from_a_confidence_on_and_a_filled_one_always():
 # The headline at small scale.
 
 
-def test_the_oracle_the_filter_and_one_by_one_stand_in_that_order(small, source):
-    fitted, prompts = small[2], asked(20, 1)
-    traces = traced(source, prompts, 0, FilterRecipe(length=LETTERS))
-    passes, agreement = Agreement(source, prompts, traces.answers.tolist(), FilterRecipe(length=LETTERS)).of(fitted)
+def test_it_takes_fewer_passes_than_any_threshold_that_agrees_as_often(dictionary):
+    """The acceptance experiment, on the noisy dictionary and the filter that comes with it: 0.85 of their passes."""
+    asked, recipe = [dictionary.encode(prompt) for prompt in keys(60, "test")], FilterRecipe(length=24)
+    traces = collect(dictionary, asked, recipe, None, silent)
+    check = Agreement(dictionary, asked, traces.answers.tolist(), recipe)
+    passes, agreement = check.of(open_filter("default", dictionary.model))
     one, oracle = traces.passes.double().mean(0).tolist()
-    assert oracle < passes < 0.5 * one
-    assert agreement >= 0.9
+    assert agreement >= 0.95
+    assert oracle < passes < one / 4
+    for tau in (0.7, 0.6):
+        results = decoded(dictionary, asked, [Threshold(tau=tau)] * len(asked), 24)
+        same = mean(result.tokens == answer for result, answer in zip(results, traces.answers.tolist(), strict=True))
+        assert same < agreement or passes <= 0.85 * mean(result.ledger.rounds for result in results)

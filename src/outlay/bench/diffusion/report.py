@@ -71,10 +71,10 @@ def _learned(found: Mapping[str, Any]) -> list[str]:
     """Returns Learn2PD's tables, one for each task."""
     if "learned" not in found:
         return []
-    return [_learned_task(each, found["learned"]["samples"]) for each in found["learned"]["tasks"]]
+    return [_learned_task(each) for each in found["learned"]["tasks"]]
 
 
-def _learned_task(found: Mapping[str, Any], questions: int) -> str:
+def _learned_task(found: Mapping[str, Any]) -> str:
     rows = {row["rule"]: row for row in found["rows"]}
     base = rows[BASE]
     lines = [
@@ -82,7 +82,9 @@ def _learned_task(found: Mapping[str, Any], questions: int) -> str:
          f"{row['same']:.1%}", f"{row['right']:.1%}"] for rule, row in rows.items()
     ]  # fmt: skip
     header = ["", "passes", "over threshold", "positions", "same as one by one", "right"]
-    heading = f"{found['task']}: canvas {found['length']}, {questions} questions, a filter of {found['fitted']} others"
+    heading = (
+        f"{found['task']}: canvas {found['length']}, {found['samples']} questions, filters of {found['fitted']} others"
+    )
     ours = next(row for rule, row in rows.items() if rule.startswith("learn2pd, "))
     rivals = [row for rule, row in rows.items() if rule.startswith(BASE) and row["same"] >= ours["same"]]
     best = min(rivals, key=lambda row: row["passes"], default=None)
