@@ -366,7 +366,7 @@ def test_a_predicted_end_cuts_from_a_confidence_on_and_a_filled_one_always():
 
 def test_it_takes_fewer_passes_than_any_threshold_that_agrees_as_often(dictionary):
     """The acceptance experiment, on the noisy dictionary and the filter that comes with it: 0.85 of their passes."""
-    asked, recipe = [dictionary.encode(prompt) for prompt in keys(60, "test")], FilterRecipe(length=24)
+    asked, recipe = [dictionary.encode(prompt) for prompt in keys(50, "test")], FilterRecipe(length=24)
     traces = collect(dictionary, asked, recipe, None, silent)
     check = Agreement(dictionary, asked, traces.answers.tolist(), recipe)
     passes, agreement = check.of(open_filter("default", dictionary.model))

@@ -15,7 +15,7 @@ from outlay.progress import ShowProgress
 from outlay.train.commit_filter.recipe import FilterRecipe
 from outlay.train.commit_filter.traces import block_of, decoded
 
-ACCEPTS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)  # that are tried, in turn
+ACCEPTS = (0.9999, 0.9995, 0.999, 0.998, 0.995, 0.99, 0.98, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5)  # that are tried, in turn
 NEVER = 1.0  # a score above which there is none
 
 
@@ -37,13 +37,17 @@ class Agreement:
         self._texts = [self._text(answer) for answer in answers]
 
     def calibrated(self, found: CommitFilter, agreement: float, progress: ShowProgress) -> CommitFilter:
-        """Returns a filter with the lowest score from which at least this share of texts is the reference's."""
+        """Returns a filter with the lowest score from which at least this share of texts is the reference's.
+
+        All higher scores do as well: a lower one that happens to agree on these prompts would not on others.
+        """
+        best = NEVER
         for number, accept in enumerate(ACCEPTS):
             progress(f"calibrating, accept {accept}", number, len(ACCEPTS))
-            tried = replace(found, accept=accept)
-            if self.of(tried)[1] >= agreement:
-                return tried
-        return replace(found, accept=NEVER)
+            if self.of(replace(found, accept=accept))[1] < agreement:
+                break
+            best = accept
+        return replace(found, accept=best)
 
     def of(self, found: CommitFilter) -> tuple[float, float]:
         """Returns the mean passes over whole canvases, and the share of texts that are the reference's."""
