@@ -65,8 +65,10 @@ def told(report: FilterReport) -> str:
     assert report.agreement is not None, "it is measured with the passes"
     assert report.cut_agreement is not None, "as well"
     lines[0] += f", {report.passes:.1f} by the filter, accept {report.accept:g}"
+    asked = report.asked_agreement
+    short = "" if asked is None or report.agreement >= asked else f" (not the {asked:.1%} that were asked for)"
     lines.append(
-        f"held-out texts that stay the same: {report.agreement:.1%}; with ends=cut {report.cut_agreement:.1%}, "
+        f"held-out texts that stay the same: {report.agreement:.1%}{short}; with ends=cut {report.cut_agreement:.1%}, "
         f"{report.cut_positions:.2f} of the positions"
     )
     return "\n".join(lines)

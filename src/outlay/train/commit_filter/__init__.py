@@ -43,6 +43,8 @@ class FilterReport:
     """Its passes on held-out prompts; None where none were held out."""
     agreement: float | None = None
     """Share of these prompts whose text is the reference's up to its end."""
+    asked_agreement: float | None = None
+    """The share that the recipe asks for."""
     cut_agreement: float | None = None
     """The same with end-of-text prediction (`ends=cut`)."""
     cut_positions: float | None = None
@@ -90,6 +92,6 @@ def fit_filter(
     passes, agreement = check.of(found)
     cut_agreement, cut_positions = check.of_cutting(found)
     return found, replace(
-        report, accept=found.accept, passes=passes, agreement=agreement,
+        report, accept=found.accept, passes=passes, agreement=agreement, asked_agreement=recipe.agreement,
         cut_agreement=cut_agreement, cut_positions=cut_positions,
     )  # fmt: skip

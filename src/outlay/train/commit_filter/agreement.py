@@ -39,15 +39,19 @@ class Agreement:
     def calibrated(self, found: CommitFilter, agreement: float, progress: ShowProgress) -> CommitFilter:
         """Returns a filter with the lowest score from which at least this share of texts is the reference's.
 
-        All higher scores do as well: a lower one that happens to agree on these prompts would not on others.
+        The next higher scores do as well: a lower one that happens to agree on these prompts would not on others. Where
+        no score is that good, it is the one of the highest share; where no text is right, the filter accepts nothing.
         """
-        best = NEVER
+        shares: dict[float, float] = {}
         for number, accept in enumerate(ACCEPTS):
             progress(f"calibrating, accept {accept}", number, len(ACCEPTS))
-            if self.of(replace(found, accept=accept))[1] < agreement:
+            enough = max(shares.values(), default=0.0) >= agreement
+            shares[accept] = self.of(replace(found, accept=accept))[1]
+            if enough and shares[accept] < agreement:
                 break
-            best = accept
-        return replace(found, accept=best)
+        least = min(agreement, max(shares.values()))
+        good = [accept for accept, share in shares.items() if share >= least > 0]
+        return replace(found, accept=min(good, default=NEVER))
 
     def of(self, found: CommitFilter) -> tuple[float, float]:
         """Returns the mean passes over whole canvases, and the share of texts that are the reference's."""
