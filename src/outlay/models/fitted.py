@@ -1,4 +1,4 @@
-"""Files of what was fitted to one model: draft heads, prompt tokens, commit filters, as safetensors; thresholds, as JSON.
+"""Files of what was fitted to one model: draft heads, prompt tokens and filters, as safetensors; thresholds, as JSON.
 
 A file records the fingerprint of its model, by which it is found, and is refused for another model. Files that come
 with the package lie in `shipped`; files that a user trains lie in the user's cache by default.
