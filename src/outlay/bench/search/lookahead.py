@@ -65,8 +65,8 @@ class Task:
         """Tells whether a text has the right answer, its function passes the tests, or its program all examples."""
         if "test" in self.row:
             return passes_tests(self.prompt, body(text), self.row["test"], self.row["entry_point"])
-        if "tests" in self.row:
-            return minilist.pass_rate(text, self.row["tests"]) == 1
+        if "private" in self.row:
+            return minilist.pass_rate(text, self.row["private"]) == 1
         return answer_of(text) == self.row["answer"]
 
 
@@ -154,7 +154,7 @@ def tasks_of(settings: LookaheadSettings) -> tuple[list[Task], list[Task]]:
         problems.make(f"{settings.tasks}:count={count},seed={settings.seed + at}") for at, count in enumerate(counts)
     )
     rows = [each or [] for each in made]
-    if not all({"steps", "tests"} & row.keys() for each in rows for row in each) or not rows[0]:
+    if not all({"steps", "private"} & row.keys() for each in rows for row in each) or not rows[0]:
         raise UsageError(f"--lookahead takes minilist, chains, or a file of HumanEval, not {settings.tasks!r}")
     asked, others = ([Task(row["prompt"] + "\n", _solution(row), row) for row in each] for each in rows)
     return asked, others
