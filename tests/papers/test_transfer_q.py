@@ -499,6 +499,8 @@ def test_it_needs_a_scorer_of_texts_and_a_baseline_of_the_same_tokens():
         ran("transfer_q", scorer="self")
     with pytest.raises(UsageError, match="needs the same vocabulary"):
         ran(TransferQ(baseline=markov_model(random_chain(4, 0))))
+    with pytest.raises(UsageError, match="take block=1 for log-probabilities"):
+        ran(TransferQ(baseline=tiny_model(1), block=2), logprobs=1)
     with pytest.raises(UsageError, match="reads at most 16 tokens"):
         ran(TransferQ(baseline=tiny_model(1, context=16)))
 

@@ -140,6 +140,8 @@ class TransferQ(Method):
             raise UsageError(f"{baseline.name} can't roll out texts of {model.name}: it needs the same vocabulary")
         if placed_in(submission.prompt):
             raise UsageError("a baseline reads text alone; leave baseline= out for prompts with images")
+        if self.block > 1 and (submission.options.logprobs is not None or submission.options.receipt):
+            raise UsageError("a target beside a baseline reads blocks whole; take block=1 for log-probabilities")
         needed = len(submission.prompt) + submission.max_tokens
         if needed > baseline.decoder.config.max_positions:
             raise UsageError(
@@ -161,14 +163,13 @@ class TransferQ(Method):
             if len(candidates) > 1:
                 yield from rollouts.grow([each for of_candidate in branches for each in of_candidate])
                 q, best = yield from values.of(branches, rollouts, found)
+                for branch, value in zip(branches, q.tolist(), strict=True):
+                    run.mark(branch[0].texts[0], score=value)
             probs = distribution(prior.logits[candidates] + q / self.alpha, run.options.sampling)
             place = invert(probs, run.random.uniform(run.tip.position, 0))
             found.kl += kl(probs, target_logprobs[candidates])
             run.facts.update(found.facts())
-            chosen = branches[place][best[place]]
-            for branch, value in zip(branches, q.tolist(), strict=True):
-                run.mark(branch[0].texts[0], score=value)
-            rollouts.commit(chosen, self.block)
+            rollouts.commit(branches[place][best[place]], self.block)
 
     def _rollouts(self, run: TreeRun) -> RollOuts:
         seat = run.target
@@ -195,7 +196,7 @@ class Findings:
     """What a run finds out: in `facts` of its result."""
 
     kl: float = 0.0
-    """The sum over tokens of KL(what they were drawn from || the target), in nats."""
+    """The sum over choices of KL(what the token was drawn from || the target), in nats."""
     rolled: int = 0
     """Roll-outs."""
     finished: int = 0
