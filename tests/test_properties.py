@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -29,6 +29,7 @@ class Case:
     draft: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     scorer: str | None = None
+    safe: bool = False  # whether the method is given a safe model
 
     def __str__(self) -> str:
         given = [each for each in (self.draft, self.scorer) if each]
@@ -72,6 +73,8 @@ CASES = [
     Case("aded:search=mcts"),
     Case("ppd:rows=8,prompts={prompts}"),
     Case("ppd:rows=8,prompts={prompts}", options=SAMPLED),
+    Case("anchored:k=0.4", options={"temperature": 1.0}, safe=True),
+    Case("anchored:k=0.4,level=byte", options={"temperature": 0.9}, safe=True),
     Case("vasparse:strict=false,keep=0.5,window=4", options=SAMPLED),
     Case("auto"),
     Case("auto", "model", SAMPLED),
@@ -119,6 +122,8 @@ def _each_constrained(request, prompts):
 def _set(test, case, prompts):
     drafts = {"model": lambda: tiny_model(1), "head": lambda: untrained_draft_head(tiny_model(), 1, 128)}
     test.method = case.method.format(prompts=prompts)
+    if case.safe:
+        test.method = replace(catalog.parse(test.method), safe=tiny_model(1))
     test.options = case.options
     test.draft = drafts[case.draft]() if case.draft in drafts else case.draft
     test.scorer = SCORERS.get(case.scorer, case.scorer)

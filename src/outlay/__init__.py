@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from outlay.decode.search.particles import Particles as Particles
     from outlay.decode.search.pgtd import PGTD as PGTD
     from outlay.decode.search.step_beam import StepBeam as StepBeam
+    from outlay.decode.steer.anchored import Anchored as Anchored
     from outlay.decode.steer.awrs import AWRS as AWRS
     from outlay.decode.steer.rejection import Rejection as Rejection
     from outlay.decode.steer.transfer_q import TransferQ as TransferQ
@@ -89,6 +90,7 @@ _HOMES = {
     "Particles": "outlay.decode.search.particles",
     "PGTD": "outlay.decode.search.pgtd",
     "StepBeam": "outlay.decode.search.step_beam",
+    "Anchored": "outlay.decode.steer.anchored",
     "AWRS": "outlay.decode.steer.awrs",
     "TransferQ": "outlay.decode.steer.transfer_q",
     "ADED": "outlay.decode.draft.aded",

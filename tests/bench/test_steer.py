@@ -11,9 +11,10 @@ import torch
 from papers.distributions import FALSE_ALARM, p_value
 
 from outlay import Sample, machine
-from outlay.bench.steer import policies, rewards, toy
+from outlay.bench.steer import copying, policies, rewards, toy
 from outlay.bench.steer.ours import Ours
 from outlay.bench.steer.peers import gbnf
+from outlay.bench.steer.report import copying as copying_table
 from outlay.bench.steer.report import report
 from outlay.bench.steer.tasks import (
     DATE,
@@ -30,6 +31,7 @@ from outlay.bench.steer.tasks import (
 )
 from outlay.constrain import Grammar, JsonSchema, Regex
 from outlay.constrain.describe import example
+from outlay.models.load import load_model
 from outlay.testing import tiny_lm
 
 
@@ -141,3 +143,58 @@ def test_the_distribution_of_the_best_of_n_is_that_of_its_draws():
     best = each.reward.argmax()
     missed = (1 - float(each.reference.flatten()[best])) ** 5
     assert float(policies.best_of(each.reference, each.reward, 5).flatten()[best]) == pytest.approx(1 - missed)
+
+
+def test_copies_are_told_by_their_longest_common_substring_and_by_words_in_order():
+    assert copying.common_substring("xx abcd yy", "__abcd__") == pytest.approx(0.4)
+    assert copying.common_substring("", "abc") == 0
+    assert copying.rouge_l("the cat sat down", "the dog and the cat sat") == pytest.approx(0.75)
+    assert copying.rouge_l("sat cat the", "the cat sat") == pytest.approx(1 / 3)
+    assert copying.rouge_l("", "a") == 0
+
+
+def test_the_judge_finds_its_own_domain_probable_and_its_chances_add_up_to_one():
+    judge = copying.Judge("for each in range(10):\n    print(each)\n" * 20)
+    assert judge.nats("for each ", "in range(10)") < 2 < judge.nats("for each ", "QZ\u00e9 went up")
+    assert sum(judge._chance("for ", chr(code)) for code in range(256)) == pytest.approx(1)
+
+
+def test_the_corpus_keeps_passages_prompts_and_the_judges_code_apart():
+    texts = copying.corpus()
+    assert len(texts.passages) == copying.PASSAGES
+    assert len(texts.prompts) == copying.USEFUL
+    assert all(len(passage) == copying.PASSAGE for passage in texts.passages)
+    for begin in (*texts.passages, *texts.prompts):
+        assert begin not in texts.code
+        assert begin not in texts.judged
+    assert copying.corpus() == texts
+
+
+def test_every_contender_writes_and_the_anchored_ones_keep_their_budget(monkeypatch, tmp_path):
+    for name, value in {"BUDGETS": (0.5,), "SHARES": (0.5,), "NEW": 8, "LENGTH": 40}.items():
+        monkeypatch.setattr(copying, name, value)
+    whole = copying.corpus()
+    texts = copying.Corpus(whole.novel[:20_000], whole.code[:20_000], whole.passages[:2], whole.prompts[:2], "ab" * 50)
+    tokenizer = copying.trained_tokenizer(texts)
+    for name, again in (("safe", ()), ("risky", texts.passages)):
+        net = copying.trained(tokenizer, (texts.novel,), again, 2, lambda done: None)
+        copying.save(tmp_path / name, net, tokenizer)
+    safe, risky = (load_model(tmp_path / name, dtype="float32") for name in ("safe", "risky"))
+    rows = copying.contenders(safe, risky, texts, copying.Judge(texts.judged), lambda *_: None)
+    names = (copying.SAFE, copying.RISKY, copying.ANCHORED, copying.UNBANKED, copying.MIXED)
+    assert tuple(row["name"] for row in rows) == names
+    assert 0 < rows[2]["spent"] <= 1
+    assert all(0 <= row["copied"] <= 1 and row["nats"] > 0 for row in rows)
+
+
+def test_the_table_of_copies_tells_how_far_each_is_from_both_models():
+    rows = [(copying.SAFE, 0.0, 0.1, 3.0), (copying.RISKY, 0.0, 0.5, 2.0), (copying.ANCHORED, 0.5, 0.2, 2.25)]
+    found = {
+        "copying": [
+            {"name": name, "value": value, "copied": copied, "nats": nats, "spent": 0.5 * (name == copying.ANCHORED)}
+            for name, value, copied, nats in rows
+        ]
+    }
+    assert copying_table(found)[1][2] == ["anchored", "0.5", "20", "75", "2.25", "75", "50"]
+    described = {"machine": machine.describe(("outlay",)) | {"model": "tiny"}, "settings": {}, "failures": {}}
+    assert "copies of memorised passages" in report(found | described)

@@ -41,6 +41,7 @@ def ask(server, path, body=None, verb=None, **headers):
         ("method", "auto:table=/dev/zero", 403, "may not name a file"),
         ("method", "superposed:ngram=/etc/passwd", 403, "may not name a file"),
         ("method", "awrs:proposal=/etc/passwd", 403, "may not name a file"),
+        ("method", "anchored:safe=/etc/passwd", 403, "may not name a file"),
         ("method", "ppd:prompts=/etc/passwd", 403, "may not name a file"),
         ("method", "lokup", 400, "did you mean 'lookup'"),
         ("budget", {"target_pases": 3}, 400, "did you mean 'target_passes'"),
@@ -210,3 +211,16 @@ def test_what_is_loopback():
 )
 def test_options_that_hold_a_text_or_a_choice_name_no_file(text):
     assert parse_method(text, ()).about.name == text.partition(":")[0]
+
+
+def test_the_servers_own_method_may_name_a_model_which_no_request_may(checkpoint, other_checkpoint):
+    server = start({"tiny": checkpoint}, method=f"anchored:k=0.5,safe={other_checkpoint}", warm_up=True)
+    try:
+        code, _, answer = ask(server, "/v1/chat/completions", {"model": "tiny", "messages": HELLO, "max_tokens": 5})
+        assert code == 200
+        assert answer["outlay"]["ledger"]["side_passes"] >= 5
+        assert "kl_nats" in answer["outlay"]["ledger"]["extras"]
+        body = {"model": "tiny", "messages": HELLO, "method": f"anchored:safe={other_checkpoint}"}
+        assert ask(server, "/v1/chat/completions", body)[0] == 403
+    finally:
+        server.stop()

@@ -237,7 +237,7 @@ def _common(request: Sampled, hosted: Hosted, models: Models, settings: Settings
         plain = hosted.lm.usual_method
     policy = models.policy(request.cache)
     usual = settings.method if policy is None else None  # which may run under none
-    method = models.method(request.method or usual or plain)
+    method = models.method(request.method or usual or plain, own=not request.method)
     try:
         budget = Budget(**(request.budget or {}))
     except UsageError as error:

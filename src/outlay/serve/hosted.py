@@ -116,9 +116,10 @@ class Models:
     def _usable(self, entries: Mapping[str, type[Entry]]) -> list[str]:
         return [name for name, entry in entries.items() if _may_be_used(name, entry, self._allowed)]
 
-    def method(self, text: str) -> Method:
-        """Returns the method that a request names. Raises `ApiError` as `parse_method` does."""
-        return parse_method(text, self._allowed, {name: hosted.lm.model for name, hosted in self._models.items()})
+    def method(self, text: str, *, own: bool = False) -> Method:
+        """Returns the method that a request names, or, its `own`, the server. Raises `ApiError` as `parse_method`."""
+        served = {name: hosted.lm.model for name, hosted in self._models.items()}
+        return parse_method(text, self._allowed, served, files=own)
 
     def policy(self, text: str | None) -> CachePolicy | None:
         """Returns the cache policy that a request names, if it does. Raises `ApiError` as `parse_method` does."""
@@ -126,7 +127,7 @@ class Models:
 
     def warm_up(self, method: str | None) -> None:
         """Measures the passes of models and drafts, and has each decode a few tokens, before requests come."""
-        chosen = self.method(method or "greedy")
+        chosen = self.method(method or "greedy", own=True)
         for hosted in self:
             known_of(hosted.lm.model).complete(hosted.lm.model)
             hosted.lm.engine.worker(hosted.lm.model).measure_sharing()
@@ -146,18 +147,29 @@ class Models:
                 tone = [0.1 * math.sin(0.17 * place) for place in range(speech.rate)]
                 hosted.lm.transcribe(tone, method=method, max_tokens=WARM_UP_TOKENS)
                 return
-            hosted.lm.generate(tokens, method=method, draft=hosted.draft(None, method), max_tokens=WARM_UP_TOKENS)
+            given: dict[str, Any] = {
+                "method": method,
+                "draft": hosted.draft(None, method),
+                "max_tokens": WARM_UP_TOKENS,
+            }
+            try:
+                hosted.lm.generate(tokens, **given)
+            except UsageError:  # a method that draws alone
+                hosted.lm.generate(tokens, temperature=1.0, **given)
         except OutlayError as error:
             raise type(error)(f"{hosted.name} can't decode with the method {method.label!r}: {error}") from error
 
 
-def parse_method(text: str, allowed: Collection[str], served: Mapping[str, Model] | None = None) -> Method:
+def parse_method(
+    text: str, allowed: Collection[str], served: Mapping[str, Model] | None = None, *, files: bool = False
+) -> Method:
     """Returns the method that a request names.
 
     Args:
         text: its name, with options if need be.
         allowed: the methods that are off by default and turned on.
         served: the models that options may name, by the names that requests use.
+        files: whether options may name files, which those of a request may not.
 
     Raises:
         ApiError: for one that is unknown or off, or whose options name a file.
@@ -167,7 +179,8 @@ def parse_method(text: str, allowed: Collection[str], served: Mapping[str, Model
         method = _with_served(catalog.parse(text), served or {})
     except UsageError as error:
         raise ApiError(400, str(error), param="method", code="invalid_value") from None
-    _refuse_files("method", method.cache_policy or method)
+    if not files:
+        _refuse_files("method", method.cache_policy or method)
     return method
 
 

@@ -112,9 +112,9 @@ def _asked(form: FormData, data: bytes, task: str, models: Models, settings: Set
         raise ApiError(400, "timestamp_granularities: segments alone have times here", param="timestamp_granularities")
     temperature, seed = _number(said, "temperature", 0.0), _number(said, "seed", 0.0)
     plain = settings.method or ("greedy" if temperature == 0 else "sample")
+    method = models.method(said.get("method", plain), own="method" not in said)
     return SpeechAsked(
-        hosted, data, _wanted(said, task, format, speech), format, models.method(said.get("method", plain)),
-        temperature, int(seed),
+        hosted, data, _wanted(said, task, format, speech), format, method, temperature, int(seed),
     )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""What constraints cost and what they do to texts: masks, rejection and AWRS, beside other libraries."""
+"""What constraints cost and do to texts, by masks, rejection and AWRS; what is copied, by anchored decoding."""

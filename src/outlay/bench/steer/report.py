@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from outlay import machine
+from outlay.bench.steer.copying import RISKY, SAFE
 from outlay.bench.steer.tasks import (
     DATE,
     FORMS,
@@ -23,7 +24,7 @@ from outlay.spread import middle, paired_ratio
 from outlay.tables import console, markdown, number, table, times
 
 MASKS, AWRS = "masks", "awrs"
-CONSTRAINTS, REWARDS = "constraints", "rewards"  # the parts of the suite
+CONSTRAINTS, REWARDS, COPYING = "constraints", "rewards", "copying"  # the parts of the suite
 OURS = "outlay"
 Row = Sequence[str]
 Table = tuple[Row, list[Row]]
@@ -43,6 +44,8 @@ def report(found: Mapping[str, Any]) -> str:
         }
     if REWARDS in found:
         tables |= {"a reward, at problems that are enumerated": rewards(found), "transfer_q over": gains(found)}
+    if COPYING in found:
+        tables["copies of memorised passages"] = copying(found)
     parts = [heading(found)]
     parts += [f"{title}\n{table(header, rows)}" for title, (header, rows) in tables.items()]
     missing = [f"{name}: not measured: {reason}" for name, reason in found["failures"].items()]
@@ -173,6 +176,26 @@ def gains(found: Mapping[str, Any]) -> Table:
     return ["reward over", ""], [[each["name"], f"{ours['reward'] / each['reward']:.2f}x"] for each in others]
 
 
+def copying(found: Mapping[str, Any]) -> Table:
+    """Of each contender what it copies, and the share of the gap between both models that it closes, in both respects.
+
+    The reduction of copies is 100% where it copies as little as the safe model, the gain in usefulness where the judge
+    finds its other texts as probable as the risky model's.
+    """
+    header = ["", "k, or share", "copied %", "copies avoided %", "judge's nats", "gap closed %", "budget spent %"]
+    measured: Sequence[Mapping[str, Any]] = found.get(COPYING, ())
+    ends, rows = {each["name"]: each for each in measured}, list[Row]()
+    for each in measured:
+        safe, risky = ends[SAFE], ends[RISKY]
+        value = "-" if each["name"] in (SAFE, RISKY) else f"{each['value']:g}"
+        avoided = (risky["copied"] - each["copied"]) / (risky["copied"] - safe["copied"])
+        closed = (safe["nats"] - each["nats"]) / (safe["nats"] - risky["nats"])
+        spent = f"{100 * each['spent']:.0f}" if each["spent"] else "-"
+        shares = [f"{100 * share:.0f}" for share in (each["copied"], avoided, closed)]
+        rows.append([each["name"], value, shares[0], shares[1], f"{each['nats']:.2f}", shares[2], spent])
+    return header, rows
+
+
 def _contender(found: Mapping[str, Any], each: Mapping[str, Any]) -> str:
     called = {method: name for name, method in found["settings"]["methods"].items()}
     return each["name"] if each["method"] == OWN else f"{each['name']}: {called[each['method']]}"
@@ -216,4 +239,5 @@ TABLES = {
     "schemas": lambda found: _markdown(schemas(found)),
     "rewards": lambda found: _markdown(rewards(found)),
     "gains": lambda found: _markdown(gains(found)),
+    "copying": lambda found: _markdown(copying(found)),
 }

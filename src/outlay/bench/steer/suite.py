@@ -1,4 +1,4 @@
-"""`outlay bench steer`: what constraints cost and do to texts, beside other libraries, and what a reward costs."""
+"""`outlay bench steer`: what constraints cost and do to texts, what a reward costs, and what models copy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from outlay.bench.interleave import Participant, interleave
 from outlay.bench.options import names, refuse_below_one
-from outlay.bench.steer import rewards, toy
+from outlay.bench.steer import copying, rewards, toy
 from outlay.bench.steer.official import graded
 from outlay.bench.steer.ours import Ours
 from outlay.bench.steer.peers import PEERS
-from outlay.bench.steer.report import AWRS, CONSTRAINTS, MASKS, REWARDS, report
+from outlay.bench.steer.report import AWRS, CONSTRAINTS, COPYING, MASKS, REWARDS, report
 from outlay.bench.steer.tasks import (
     DATE,
     FORMS,
@@ -40,7 +40,7 @@ from outlay.lm import LM
 from outlay.models.load import load_model
 from outlay.progress import ShowProgress
 
-PARTS = (CONSTRAINTS, REWARDS)
+PARTS = (CONSTRAINTS, REWARDS, COPYING)
 TASK_LIMIT = 1200.0  # seconds: masks by a checker ask it a million times
 
 
@@ -68,6 +68,8 @@ class SteerSettings:
     """Texts of a way to decode on each of them."""
     rollouts: int = 4
     """Of transfer_q, for each candidate."""
+    steps: int = 400
+    """Training steps of each of the models that copy."""
 
     @property
     def methods(self) -> dict[str, str]:
@@ -118,6 +120,7 @@ class SteerSuite(Suite[SteerSettings]):
         parser.add_argument("--new", type=int, default=64, metavar="N", help=f"tokens by which pace is told {shown}")
         parser.add_argument("--runs", type=int, default=200, metavar="N", help=f"runs on enumerated chains {shown}")
         parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help=f"other libraries, or none {shown}")
+        parser.add_argument("--steps", type=int, default=400, metavar="N", help=f"of training models that copy {shown}")
         parser.add_argument("--rounds", type=int, default=2, metavar="N", help=f"rounds after the warm-up {shown}")
         parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help=f"what is measured {shown}")
         parser.add_argument("--problems", type=int, default=12, metavar="N", help=f"problems with a reward {shown}")
@@ -126,14 +129,25 @@ class SteerSuite(Suite[SteerSettings]):
 
     def settings(self, args: argparse.Namespace) -> SteerSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
-        numbers = ("count", "draws", "particles", "max_tokens", "runs", "rounds", "problems", "texts", "rollouts")
+        numbers = (
+            "count",
+            "draws",
+            "particles",
+            "max_tokens",
+            "runs",
+            "rounds",
+            "problems",
+            "texts",
+            "rollouts",
+            "steps",
+        )
         refuse_below_one(args, *numbers)
         if args.new < 8:
             raise UsageError(f"--new must be 8 or more, not {args.new}")
         peers = () if args.peers == "none" else names("peer", args.peers, tuple(PEERS))
         return SteerSettings(
             args.count, args.draws, args.particles, args.max_tokens, args.new, args.runs, peers, args.rounds,
-            names("part", args.parts, PARTS), args.problems, args.texts, args.rollouts,
+            names("part", args.parts, PARTS), args.problems, args.texts, args.rollouts, args.steps,
         )  # fmt: skip
 
     def measure(self, settings: SteerSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
@@ -143,6 +157,8 @@ class SteerSuite(Suite[SteerSettings]):
             found |= self._constraints(settings, model, progress)
         if REWARDS in settings.parts:
             found[REWARDS] = rewards.measured(settings.problems, settings.texts, settings.rollouts, progress)
+        if COPYING in settings.parts:
+            found[COPYING] = copying.measured(settings.steps, progress)
         return found
 
     def _constraints(self, settings: SteerSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
