@@ -76,6 +76,7 @@ CASES = [
     Case("anchored:k=0.4", options={"temperature": 1.0}, safe=True),
     Case("anchored:k=0.4,level=byte", options={"temperature": 0.9}, safe=True),
     Case("vasparse:strict=false,keep=0.5,window=4", options=SAMPLED),
+    Case("mecb:message=hi,key=k", options={"temperature": 1.0}),
     Case("auto"),
     Case("auto", "model", SAMPLED),
     Case("auto", "head"),
