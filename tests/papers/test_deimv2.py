@@ -229,6 +229,7 @@ def test_leaving_at_the_last_layer_is_the_whole_detector_and_earlier_layers_are_
 def test_deploying_changes_no_answer_and_drops_parameters(atto):
     pixels = torch.rand(1, 3, 320, 320)
     deployed = atto.deploy()
+    assert not any(part.training for part in atto.modules())
     with torch.no_grad():
         maps = [each.maps(pixels) for each in (atto, deployed)]
         assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(*maps, strict=True))

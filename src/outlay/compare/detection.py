@@ -166,7 +166,7 @@ def _contender(text: str, loaded: dict[str, Loaded]) -> Contender:
     if given.get("dtype", "float32") not in DTYPES:
         raise UsageError(f"dtype of {METHOD} must be one of {', '.join(DTYPES)}, not {given['dtype']!r}")
     if given["model"] not in loaded:
-        loaded[given["model"]] = load(given["model"])
+        loaded[given["model"]] = load(given["model"]).deployed()
     own = loaded[given["model"]]
     if "size" in numbers:
         own, _ = at_side(own, numbers["size"])

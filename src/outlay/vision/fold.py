@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from outlay.errors import FailureError
@@ -20,33 +20,34 @@ def fold(module: nn.Module, *inputs: Any) -> nn.Module:
     """Returns a copy for inference, in which no batch normalisation is left behind a convolution.
 
     A convolution is folded if it is called once and a normalisation is all that reads what it writes; which ones these
-    are is found by one call on fake tensors. The new weights are computed in double precision.
+    are is found by one call. The new weights are computed in double precision.
 
     Args:
         module: the network, which is not changed.
-        inputs: what it may be called with; they decide nothing but the shapes of that call.
+        inputs: what it may be called with; they decide nothing but the shapes of the calls.
 
     Raises:
         FailureError: if the copy answers otherwise, since a convolution does more than its class says.
     """
     copied = copy.deepcopy(module).eval()
-    for conv, norm in _pairs(copied, inputs):
+    pairs = _pairs(copied, inputs)
+    for conv, norm in pairs:
         _fold_into(conv, norm)
-        _replace(copied, norm)
+    _drop(copied, [norm for _, norm in pairs])
     _check(module, copied, inputs)
     return copied
 
 
-class _Readers(TorchDispatchMode):
-    """Counts how many operations read each tensor."""
+class _Readers(TorchFunctionMode):
+    """Counts how many functions read each tensor; attributes such as its shape are no reading."""
 
     def __init__(self) -> None:
         super().__init__()
         self.of: dict[int, int] = {}
         self._held: list[Tensor] = []  # so that no identity is used twice
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace != "prim":
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ not in ("__get__", "size", "dim"):
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, Tensor):
                     self.of[id(value)] = self.of.get(id(value), 0) + 1
@@ -65,13 +66,8 @@ def _pairs(module: nn.Module, inputs: Any) -> list[tuple[nn.Conv2d, nn.BatchNorm
         elif type(part) is nn.BatchNorm2d and part.track_running_stats:
             hooks.append(part.register_forward_pre_hook(lambda part, given: read.append((part, given[0]))))
     readers = _Readers()
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
-        given = tree_map(
-            lambda value: torch.empty_like(value, device=device) if isinstance(value, Tensor) else value, inputs
-        )
-        with fake, readers:
-            module(*given)
+    with torch.no_grad(), readers:
+        module(*inputs)
     for hook in hooks:
         hook.remove()
     writers = {id(out): conv for conv, out in wrote}
@@ -101,10 +97,10 @@ def _fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
 
 
-def _replace(module: nn.Module, norm: nn.Module) -> None:
-    for parent in module.modules():
+def _drop(module: nn.Module, norms: Sequence[nn.Module]) -> None:
+    for parent in [*module.modules()]:
         for name, child in parent.named_children():
-            if child is norm:
+            if any(child is norm for norm in norms):
                 setattr(parent, name, nn.Identity())
 
 

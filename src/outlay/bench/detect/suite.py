@@ -71,7 +71,7 @@ class DetectSuite(Suite[DetectSettings]):
 
 
 def _measured(name: str, source: str, limit: int | None, progress: ShowProgress) -> dict[str, Any]:
-    loaded, data = load(name), read_dataset(source)
+    loaded, data = load(name).deployed(), read_dataset(source)
     if limit is not None:
         data = replace(data, examples=list(data.examples[:limit]))
     queries = loaded.detector.size.queries

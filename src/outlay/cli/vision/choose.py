@@ -93,7 +93,7 @@ def _measured(args: argparse.Namespace, budget: Budget, progress: Callable[[str,
     strange = next((name for name in dtypes if name not in DTYPES), None)
     if strange is not None or not dtypes:
         raise UsageError(f"--dtypes must be some of {', '.join(DTYPES)}, not {args.dtypes!r}")
-    models = {name: detect.load(name) for name in args.models}
+    models = {name: detect.load(name).deployed() for name in args.models}
     data = read_dataset(args.data, args.bad_boxes)
     for line in data.remarks:
         print(f"outlay: {line}", file=sys.stderr)

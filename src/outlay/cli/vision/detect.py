@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     budget = Budget.parse(args.budget) if args.budget else None
-    loaded = detect.load(args.model, lines_of(args.names) if args.names else None)
+    loaded = detect.load(args.model, lines_of(args.names) if args.names else None).deployed()
     if args.size is not None:
         loaded, remark = at_side(loaded, args.size)
         if remark:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from outlay.vision.detect.evaluate import evaluate
 
     set_threads(args.threads)
-    loaded = detect.load(args.model, lines_of(args.names) if args.names else None)
+    loaded = detect.load(args.model, lines_of(args.names) if args.names else None).deployed()
     if args.size is not None:
         loaded, remark = at_side(loaded, args.size)
         _tell(remark)

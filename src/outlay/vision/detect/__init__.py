@@ -2,7 +2,7 @@
 
 from outlay.vision import detect
 
-model = detect.load("deimv2_hgnetv2_n_coco.pth")
+model = detect.load("deimv2_hgnetv2_n_coco.pth").deployed()
 for found in detect.detect(model, ["street.jpg"], threshold=0.4, layers=2):
     print(found.as_rows())
 """

@@ -45,6 +45,10 @@ class Loaded:
     side: int
     """Pixels a side that pictures are resized to."""
 
+    def deployed(self) -> Loaded:
+        """Returns it for inference; see `Detector.deploy`. Training and files take it as it was loaded."""
+        return replace(self, detector=self.detector.deploy())
+
 
 def load(path: str | Path, labels: Sequence[str] | None = None) -> Loaded:
     """Returns a detector of a file or folder, in evaluation mode.

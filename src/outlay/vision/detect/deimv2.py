@@ -6,7 +6,6 @@ and queries are a budget: fewer of either cost less and still answer. Eight size
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -137,16 +136,16 @@ class Detector(nn.Module):
         """Returns a copy for inference: branches added up, normalisation folded, what only training reads dropped."""
         from outlay.vision.fold import fold
 
-        made = copy.deepcopy(self).eval()
+        side = 2 * self.size.strides[-1] * MULTIPLE // 8
+        folded = fold(_Maps(self).train(self.training), torch.zeros(1, 3, side, side))
+        assert isinstance(folded, _Maps)
+        made = folded.detector
         for part in made.modules():
             if isinstance(part, VGGBlock):
-                part.deploy()
+                part.add_up()
         made.decoder.denoising_class_embed = None
-        side = 2 * self.size.strides[-1] * MULTIPLE // 8
-        folded = fold(_Maps(made), torch.zeros(1, 3, side, side))
-        assert isinstance(folded, _Maps)
-        channels_last(folded.detector)
-        return folded.detector
+        channels_last(made)
+        return made
 
 
 class _Features(nn.Module):

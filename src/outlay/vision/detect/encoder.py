@@ -44,28 +44,20 @@ class VGGBlock(nn.Module):
         found: Tensor = self.act(mixed)
         return found
 
-    def deploy(self) -> None:
-        """Adds both branches up to one convolution."""
+    def add_up(self) -> None:
+        """Makes one convolution of both branches, whose normalisation is folded already."""
         if self.conv2 is None:
             return
         assert isinstance(self.conv1, ConvNorm)
         assert isinstance(self.conv2, ConvNorm)
-        (wide, shift), (narrow, other) = folded(self.conv1), folded(self.conv2)
-        made = nn.Conv2d(wide.shape[1], wide.shape[0], 3, padding=1)
-        made.weight = nn.Parameter(wide + F.pad(narrow, (1, 1, 1, 1)))
-        made.bias = nn.Parameter(shift + other)
+        wide, narrow = self.conv1.conv, self.conv2.conv
+        assert wide.bias is not None
+        assert narrow.bias is not None
+        made = nn.Conv2d(wide.in_channels, wide.out_channels, 3, padding=1)
+        with torch.no_grad():
+            made.weight.copy_(wide.weight + F.pad(narrow.weight, (1, 1, 1, 1)))
+            made.bias.copy_(wide.bias + narrow.bias)  # type: ignore[union-attr]
         self.conv1, self.conv2 = made, None
-
-
-def folded(part: ConvNorm) -> tuple[Tensor, Tensor]:
-    """Returns weight and bias of the convolution that a convolution and its normalisation are."""
-    norm = part.norm
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
-    scale = (norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()).detach()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
-    return (part.conv.weight.double() * scale[:, None, None, None]).float().detach(), shift.float().detach()
 
 
 class CSPLayer(nn.Module):
