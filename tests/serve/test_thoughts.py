@@ -6,7 +6,8 @@ import openai
 import pytest
 from serve.running import SCRIPTS
 
-from outlay.serve.thoughts import TAGS, Thoughts
+from outlay.models.reasoning import TAGS
+from outlay.serve.thoughts import Thoughts
 
 HELLO = [{"role": "user", "content": "Why?"}]
 TEXT = "<think>\nHm, because </thin> it is.\n</think>\n\nBecause."

@@ -12,6 +12,7 @@ from outlay.constrain import Constraint
 from outlay.errors import UsageError
 from outlay.lm import LM, question_of
 from outlay.messages import conversation
+from outlay.models.reasoning import thinks_already
 from outlay.pictures import read_picture
 from outlay.serve.asked import Asked
 from outlay.serve.errors import ApiError
@@ -28,7 +29,6 @@ from outlay.serve.generation import SEEDS
 from outlay.serve.guided import answer_constraint, call_constraint
 from outlay.serve.hosted import Hosted, Models
 from outlay.serve.settings import Settings
-from outlay.serve.thoughts import thinks_already
 from outlay.serve.tools import FORMS
 
 COMPLETION_TOKENS = 16  # new tokens of `/v1/completions` where the request doesn't say, as at OpenAI

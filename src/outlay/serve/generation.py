@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from outlay.budget import Budget, Ledger
 from outlay.engine.handle import Handle
 from outlay.engine.session import TextChunk
+from outlay.models.reasoning import thinks_already
 from outlay.serve.answers import Answer, AnswerReader
 from outlay.serve.asked import Asked
 from outlay.serve.errors import ApiError
 from outlay.serve.settings import Limits
 from outlay.serve.text_run import TextRun
-from outlay.serve.thoughts import Thoughts, thinks_already
+from outlay.serve.thoughts import Thoughts
 from outlay.serve.tools import CallParser
 
 SEEDS = 1 << 63

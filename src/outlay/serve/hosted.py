@@ -20,8 +20,8 @@ from outlay.engine.submission import DraftSource
 from outlay.errors import OutlayError, UsageError, nearest
 from outlay.lm import LM
 from outlay.models.load import Model
+from outlay.models.reasoning import Tags, tags_of
 from outlay.serve.errors import ApiError
-from outlay.serve.thoughts import Tags, tags_of
 from outlay.serve.tools import Form, form_of
 from outlay.speculation.costs import known_of
 

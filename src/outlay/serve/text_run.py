@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from outlay.budget import Ledger
 from outlay.engine.handle import Handle
 from outlay.engine.session import TextChunk
+from outlay.models.reasoning import written
 from outlay.serve.answers import Answer
 from outlay.serve.asked import Asked
-from outlay.serve.thoughts import Thoughts, written
+from outlay.serve.thoughts import Thoughts
 
 Submit = Callable[[Sequence[int], int, int, Ledger | None], Awaitable[Handle]]
 FORCED = "forced"  # the origin of the closing words

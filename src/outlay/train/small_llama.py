@@ -150,6 +150,7 @@ def write_small_llama(
     positions: int,
     recorded: Mapping[str, str],
     changes: Mapping[str, Any],
+    template: str = TEMPLATE,
 ) -> None:
     """Writes a trained decoder in bfloat16, as a folder in the hub's layout.
 
@@ -162,6 +163,7 @@ def write_small_llama(
         positions: Tokens of the longest text.
         recorded: What the weights' file says of them.
         changes: What `config.json` says beside the shape.
+        template: Its chat template.
 
     Raises:
         FailureError: The folder can't be written.
@@ -174,7 +176,7 @@ def write_small_llama(
         "eos_token_id": tokenizer.token_to_id(end), "bos_token_id": None, "hidden_act": "silu",
         "torch_dtype": "bfloat16", **changes,
     }  # fmt: skip
-    options = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "chat_template": TEMPLATE}
+    options = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "chat_template": template}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
