@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from outlay import catalog
 from outlay.constrain import Predicate
 from outlay.decode.draft.ppd.prompt_tokens import KIND
+from outlay.decode.steer.budget_guidance.predictor import LengthPredictor, PredictorShape
 from outlay.engine.canvas_run import CanvasRun
 from outlay.models import fitted
 from outlay.models.draft_head import untrained_draft_head
@@ -75,6 +76,8 @@ CASES = [
     Case("ppd:rows=8,prompts={prompts}", options=SAMPLED),
     Case("anchored:k=0.4", options={"temperature": 1.0}, safe=True),
     Case("anchored:k=0.4,level=byte", options={"temperature": 0.9}, safe=True),
+    Case("budget_guidance:tokens=9,closing=~~,predictor={length}"),
+    Case("budget_guidance:tokens=30,cadence=every,closing=~~,predictor={length}", options=SAMPLED),
     Case("vasparse:strict=false,keep=0.5,window=4", options=SAMPLED),
     Case("mecb:message=hi,key=k", options={"temperature": 1.0}),
     Case("auto"),
@@ -110,19 +113,29 @@ def prompts(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def length(tmp_path_factory):
+    """A length predictor that knows nothing, which no property minds."""
+    path, model, shape = tmp_path_factory.mktemp("length") / "tiny.length.safetensors", tiny_model(), PredictorShape()
+    net = LengthPredictor(model.decoder.config.hidden_size, model.decoder.config.vocab_size, shape)
+    torch.nn.init.normal_(net.shape_head, generator=torch.Generator().manual_seed(0))
+    fitted.write(path, "length", model, net.state_dict(), shape=asdict(shape), tags=["", "~~"], min_rate=0.1)
+    return path
+
+
 @pytest.fixture(params=CASES, ids=str)
-def _each_case(request, prompts):
-    _set(TestEveryMethod, request.param, prompts)
+def _each_case(request, prompts, length):
+    _set(TestEveryMethod, request.param, prompts=prompts, length=length)
 
 
 @pytest.fixture(params=CONSTRAINED, ids=str)
 def _each_constrained(request, prompts):
-    _set(TestEveryMethodUnderAConstraint, request.param, prompts)
+    _set(TestEveryMethodUnderAConstraint, request.param, prompts=prompts)
 
 
-def _set(test, case, prompts):
+def _set(test, case, **files):
     drafts = {"model": lambda: tiny_model(1), "head": lambda: untrained_draft_head(tiny_model(), 1, 128)}
-    test.method = case.method.format(prompts=prompts)
+    test.method = case.method.format(**files)
     if case.safe:
         test.method = replace(catalog.parse(test.method), safe=tiny_model(1))
     test.options = case.options
@@ -145,8 +158,8 @@ class TestEveryMethod(MethodProperties):
 
 
 @pytest.fixture(params=FREE, ids=str)
-def _each_free(request, prompts):
-    _set(TestEveryMethodOfWholeTexts, request.param, prompts)
+def _each_free(request):
+    _set(TestEveryMethodOfWholeTexts, request.param)
 
 
 @pytest.mark.usefixtures("_each_constrained")

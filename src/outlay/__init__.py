@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outlay.decode.search.step_beam import StepBeam as StepBeam
     from outlay.decode.steer.anchored import Anchored as Anchored
     from outlay.decode.steer.awrs import AWRS as AWRS
+    from outlay.decode.steer.budget_guidance import BudgetGuidance as BudgetGuidance
     from outlay.decode.steer.mecb import MECB as MECB
     from outlay.decode.steer.rejection import Rejection as Rejection
     from outlay.decode.steer.transfer_q import TransferQ as TransferQ
@@ -95,6 +96,7 @@ _HOMES = {
     "AWRS": "outlay.decode.steer.awrs",
     "TransferQ": "outlay.decode.steer.transfer_q",
     "MECB": "outlay.decode.steer.mecb",
+    "BudgetGuidance": "outlay.decode.steer.budget_guidance",
     "ADED": "outlay.decode.draft.aded",
     "Auto": "outlay.decode.draft.auto",
     "Lookup": "outlay.decode.draft.lookup",

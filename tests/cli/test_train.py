@@ -16,6 +16,7 @@ from outlay.train import corpus, draft_head, prompt_tokens
 WORDS = {
     "draft": ("--tokens", 300, "--vocabulary", 60, "--epochs", 4),
     "ppd": ("--tokens", 300, "--m", 2, "--steps", 12),
+    "length": ("--texts", 24, "--max-tokens", 60, "--closing", "e", "--width", 16, "--layers", 1, "--heads", 2),
 }
 
 pytestmark = pytest.mark.usefixtures("little_text")
@@ -199,6 +200,39 @@ def test_the_same_seed_gives_the_same_file_and_another_one_another(train, tmp_pa
     assert files[0] == files[1] != files[2]
 
 
+def test_a_length_predictor_that_was_trained_is_found_by_budget_guidance(train, generated, refusal, tiny, tmp_path):
+    guided = ("--method", "budget_guidance:tokens=9", "--temperature", 1, "--seed", 4)
+    status, line = refusal("run", "Hello", "--model", tiny, *guided)
+    assert status == 2
+    assert "no length predictor for tiny; `outlay train length --model tiny` trains one" in line
+    status, out, err = train("length")
+    assert (status, out.count("\n")) == (0, 1)
+    assert out.endswith(".length.safetensors\n")
+    assert err.startswith("rank correlation with the true remaining length on held-out texts: ")
+    found = generated(*guided)
+    assert "e" in found["text"][:9]
+    assert found["ledger"]["extras"]["predictor_calls"] == 1
+    assert found["ledger"]["extras"]["thinking_tokens"] <= 9
+    capped = generated("--method", "budget_guidance", "--budget", "thinking_tokens=9", *guided[2:])
+    assert capped["text"] == found["text"]
+
+
+def test_a_length_predictor_learns_from_texts_of_the_user(train, refusal, tiny, tmp_path):
+    rows = [{"prompt": "Q", "answer": f"<t>{'a' * size}</t> {size}"} for size in range(2, 20)]
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--traces", tmp_path / "traces.jsonl", "--out", tmp_path / "p")
+    status, out, _ = train("length", "--opening", "<t>", "--closing", "</t>", *words)
+    assert (status, out) == (0, f"{tmp_path / 'p'}\n")
+    refused = ("train", "length", "--model", tiny, "--traces", tmp_path / "traces.jsonl", "--out", tmp_path / "q")
+    assert "say what ends it: --closing TEXT" in refusal(*refused)[1]
+    assert "an opening needs what closes" in refusal(*refused, "--opening", "<t>")[1]
+    assert "can't be split among 4 heads" in refusal(*refused, "--closing", "</t>", "--width", 10)[1]
+    status, line = refusal(*refused, "--opening", "<x>", "--closing", "</x>")
+    assert (status, line) == (1, "outlay: 0 texts think up to '</x>' and end, of which 2 or more are needed\n")
+    (tmp_path / "traces.jsonl").write_text('{"prompt": "Q"}\n')
+    assert 'needs an "answer", with the thinking' in refusal(*refused, "--closing", "</t>")[1]
+
+
 @pytest.mark.parametrize(("what", "step"), [("draft", 3), ("ppd", 11)])
 def test_a_training_that_was_stopped_goes_on_where_it_was_and_ends_the_same(
     train, watch, tmp_path, monkeypatch, what, step
@@ -265,7 +299,11 @@ def test_what_is_there_is_not_trained_again(train, refusal, tiny, tmp_path, what
 
 
 def test_what_was_trained_for_another_model_is_refused(train, refusal, other, tmp_path):
-    for what, words in (("draft", "--method speculative --draft {}"), ("ppd", "--method ppd:prompts={}")):
+    for what, words in (
+        ("draft", "--method speculative --draft {}"),
+        ("ppd", "--method ppd:prompts={}"),
+        ("length", "--method budget_guidance:tokens=9,predictor={}"),
+    ):
         path = tmp_path / f"{what}.safetensors"
         train(what, "--out", path)
         status, line = refusal("run", "Hello", "--model", other, *words.format(path).split())

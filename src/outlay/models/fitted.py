@@ -22,13 +22,13 @@ from outlay.models.load import Model
 
 COMMANDS = {
     "head": "outlay train draft", "ppd": "outlay train ppd", "threshold": "outlay train threshold",
-    "filter": "outlay train filter",
+    "filter": "outlay train filter", "length": "outlay train length",
 }  # fmt: skip
 """The command that trains each kind: "head" is a draft head, "ppd" are prompt tokens, "threshold" is one of entropy,
-"filter" a commit filter."""
+"filter" a commit filter, "length" predicts lengths."""
 _MISSING = {
     "head": "is no draft head", "ppd": "are no prompt tokens", "threshold": "is no entropy threshold",
-    "filter": "is no commit filter",
+    "filter": "is no commit filter", "length": "is no length predictor",
 }  # fmt: skip
 _NUMBERS = {"threshold"}  # kinds without tensors, which are JSON
 
@@ -89,6 +89,19 @@ def _description(path: Path) -> str:
         return str((file.metadata() or {}).get("about", "{}"))
 
 
+def description(path: Path, kind: str, target: Model) -> dict[str, Any]:
+    """Returns the description of what was fitted to a model; its arguments and errors are those of `read`."""
+    found = describe(path)
+    if found["kind"] != kind:
+        raise UsageError(f"{path} holds a {found['kind']!r}, not a {kind!r}")
+    if found["fingerprint"] != target.fingerprint:
+        raise UsageError(
+            f"{path} was trained for {found['model']}, whose weights are not those of {target.name}; "
+            f"`{COMMANDS[kind]} --model {target.name}` trains one for it"
+        )
+    return found
+
+
 def read(path: Path, kind: str, target: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what was fitted to a model.
 
@@ -103,18 +116,11 @@ def read(path: Path, kind: str, target: Model) -> tuple[dict[str, Tensor], dict[
     Raises:
         UsageError: if the file can't be read, is of another kind, or belongs to another model.
     """
-    about = describe(path)
-    if about["kind"] != kind:
-        raise UsageError(f"{path} holds a {about['kind']!r}, not a {kind!r}")
-    if about["fingerprint"] != target.fingerprint:
-        raise UsageError(
-            f"{path} was trained for {about['model']}, whose weights are not those of {target.name}; "
-            f"`{COMMANDS[kind]} --model {target.name}` trains one for it"
-        )
+    described = description(path, kind, target)
     if kind in _NUMBERS:
-        return {}, about
+        return {}, described
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - no dict
+        return {name: file.get_tensor(name) for name in file.keys()}, described  # noqa: SIM118 - no dict
 
 
 def write(path: Path, kind: str, model: Model, tensors: Mapping[str, Tensor], **about: Any) -> None:

@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from outlay import machine
+from outlay.bench.steer.budgets import FORCING
 from outlay.bench.steer.copying import RISKY, SAFE
 from outlay.bench.steer.tasks import (
     DATE,
@@ -24,7 +25,7 @@ from outlay.spread import middle, paired_ratio
 from outlay.tables import console, markdown, number, table, times
 
 MASKS, AWRS = "masks", "awrs"
-CONSTRAINTS, REWARDS, COPYING = "constraints", "rewards", "copying"  # the parts of the suite
+CONSTRAINTS, REWARDS, COPYING, THINKING = "constraints", "rewards", "copying", "thinking"  # the parts of the suite
 OURS = "outlay"
 Row = Sequence[str]
 Table = tuple[Row, list[Row]]
@@ -46,6 +47,8 @@ def report(found: Mapping[str, Any]) -> str:
         tables |= {"a reward, at problems that are enumerated": rewards(found), "transfer_q over": gains(found)}
     if COPYING in found:
         tables["copies of memorised passages"] = copying(found)
+    if THINKING in found:
+        tables["thinking within a budget"] = thinking(found)
     parts = [heading(found)]
     parts += [f"{title}\n{table(header, rows)}" for title, (header, rows) in tables.items()]
     missing = [f"{name}: not measured: {reason}" for name, reason in found["failures"].items()]
@@ -196,6 +199,22 @@ def copying(found: Mapping[str, Any]) -> Table:
     return header, rows
 
 
+def thinking(found: Mapping[str, Any]) -> Table:
+    """Of each budget what guidance and cutting off give: right answers, and thinking tokens against the budget."""
+    header = ["thinking", "budget", "right %", "over cut off", "tokens", "of the budget", "forced %", "calls a text"]
+    rows, cut = list[Row](), 0.0
+    for each in found[THINKING]["rows"]:
+        cut = each["right"] if each["method"] == FORCING else cut
+        gained = f"{each['right'] / cut:.2f}x" if cut and each["method"] != FORCING else ""
+        budget = f"{each['tokens']} ({100 * each['share']:.0f} %)" if each["tokens"] else "none"
+        of_budget = f"{each['thinking'] / each['tokens']:.2f}" if each["tokens"] else ""
+        rows.append(
+            [each["method"], budget, f"{100 * each['right']:.1f}", gained, f"{each['thinking']:.1f}", of_budget,
+             f"{100 * each['forced_stops']:.1f}", f"{each['predictor_calls']:.1f}"]
+        )  # fmt: skip
+    return header, rows
+
+
 def _contender(found: Mapping[str, Any], each: Mapping[str, Any]) -> str:
     called = {method: name for name, method in found["settings"]["methods"].items()}
     return each["name"] if each["method"] == OWN else f"{each['name']}: {called[each['method']]}"
@@ -240,4 +259,5 @@ TABLES = {
     "rewards": lambda found: _markdown(rewards(found)),
     "gains": lambda found: _markdown(gains(found)),
     "copying": lambda found: _markdown(copying(found)),
+    "thinking": lambda found: _markdown(thinking(found)),
 }

@@ -1,20 +1,23 @@
-"""`outlay bench steer`: what constraints cost and do to texts, what a reward costs, and what models copy."""
+"""`outlay bench steer`: what constraints cost and do to texts, what a reward costs, what models copy, and thinking
+within a budget.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from outlay.bench.interleave import Participant, interleave
 from outlay.bench.options import names, refuse_below_one
-from outlay.bench.steer import copying, rewards, toy
+from outlay.bench.steer import budgets, copying, rewards, toy
+from outlay.bench.steer.budgets import ThinkingSettings
 from outlay.bench.steer.official import graded
 from outlay.bench.steer.ours import Ours
 from outlay.bench.steer.peers import PEERS
-from outlay.bench.steer.report import AWRS, CONSTRAINTS, COPYING, MASKS, REWARDS, report
+from outlay.bench.steer.report import AWRS, CONSTRAINTS, COPYING, MASKS, REWARDS, THINKING, report
 from outlay.bench.steer.tasks import (
     DATE,
     FORMS,
@@ -33,6 +36,7 @@ from outlay.bench.steer.tasks import (
     SteerTask,
     Texts,
 )
+from outlay.bench.steer.thinker import ThinkerRecipe
 from outlay.bench.suite import Suite
 from outlay.engine.engine import Engine
 from outlay.errors import UsageError
@@ -40,7 +44,7 @@ from outlay.lm import LM
 from outlay.models.load import load_model
 from outlay.progress import ShowProgress
 
-PARTS = (CONSTRAINTS, REWARDS, COPYING)
+PARTS = (CONSTRAINTS, REWARDS, COPYING, THINKING)
 TASK_LIMIT = 1200.0  # seconds: masks by a checker ask it a million times
 
 
@@ -70,6 +74,7 @@ class SteerSettings:
     """Of transfer_q, for each candidate."""
     steps: int = 400
     """Training steps of each of the models that copy."""
+    thinking: ThinkingSettings = field(default_factory=ThinkingSettings)
 
     @property
     def methods(self) -> dict[str, str]:
@@ -126,6 +131,10 @@ class SteerSuite(Suite[SteerSettings]):
         parser.add_argument("--problems", type=int, default=12, metavar="N", help=f"problems with a reward {shown}")
         parser.add_argument("--texts", type=int, default=50, metavar="N", help=f"texts of each of them {shown}")
         parser.add_argument("--rollouts", type=int, default=4, metavar="N", help=f"roll-outs of transfer_q {shown}")
+        parser.add_argument("--chains", type=int, default=300, metavar="N", help=f"problems to think about {shown}")
+        parser.add_argument("--learned", type=int, default=800, metavar="N",
+                            help=f"texts that a predictor of thinking learns from {shown}")  # fmt: skip
+        parser.add_argument("--folder", metavar="DIR", help="keep a model that thinks here, and go on with it")
 
     def settings(self, args: argparse.Namespace) -> SteerSettings:
         """Returns what the options ask for. Raises `UsageError` for what can't be used."""
@@ -140,6 +149,8 @@ class SteerSuite(Suite[SteerSettings]):
             "texts",
             "rollouts",
             "steps",
+            "chains",
+            "learned",
         )
         refuse_below_one(args, *numbers)
         if args.new < 8:
@@ -148,6 +159,7 @@ class SteerSuite(Suite[SteerSettings]):
         return SteerSettings(
             args.count, args.draws, args.particles, args.max_tokens, args.new, args.runs, peers, args.rounds,
             names("part", args.parts, PARTS), args.problems, args.texts, args.rollouts, args.steps,
+            ThinkingSettings(args.chains, args.learned, args.folder),
         )  # fmt: skip
 
     def measure(self, settings: SteerSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:
@@ -159,6 +171,8 @@ class SteerSuite(Suite[SteerSettings]):
             found[REWARDS] = rewards.measured(settings.problems, settings.texts, settings.rollouts, progress)
         if COPYING in settings.parts:
             found[COPYING] = copying.measured(settings.steps, progress)
+        if THINKING in settings.parts:
+            found[THINKING] = budgets.measured(settings.thinking, ThinkerRecipe(), progress)
         return found
 
     def _constraints(self, settings: SteerSettings, model: Path, progress: ShowProgress) -> dict[str, Any]:

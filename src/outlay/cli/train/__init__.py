@@ -17,6 +17,7 @@ WHAT = {
     "table": "a table of n-grams, counted in texts and code",
     "threshold": "the entropy from which adadec looks ahead, from reference code",
     "filter": "a commit filter for a model that fills masks, for learn2pd",
+    "length": "a length predictor, by which budget_guidance steers how long a model thinks",
     "nm": "a model whose weights keep N of every M, such as 2:4",
     "circuit": "a circuit of integers: pictures of one size, tables of categories",
     "codec": "a learned picture codec, for `outlay compress --lossy`",
@@ -28,9 +29,9 @@ WHAT = {
     "crate": "a small CRATE over the bytes of a text, or its twin, a GPT-2 of the same shape",
 }
 DESCRIPTION = (
-    "Trains drafters, thresholds and commit filters for a model, which methods find by themselves; sparse models; "
-    "circuits; small models that fill masks; picture codecs; a tiny reasoner and its verifier; a tiny coder; a small "
-    "vision-language model; CRATE."
+    "Trains drafters, thresholds, commit filters and length predictors, which methods find by themselves; sparse "
+    "models; circuits; small models that fill masks; picture codecs; a tiny reasoner and its verifier; a tiny coder; a "
+    "small vision-language model; CRATE."
 )
 EXAMPLES = (
     "what can be trained:\n"
@@ -41,6 +42,7 @@ examples:
   outlay train draft                                  # on what the default model writes, an hour or two
   outlay train draft --tokens 200000 --layers 2 --out draft.safetensors
   outlay train ppd --m 3 --steps 300
+  outlay train length --model M --prompts questions.txt    # for a model that thinks; --traces: on texts of yours
   outlay train table --own                            # of what the default model writes, for auto
   outlay train table --out python.tri ~/project/*.py
   outlay run "..." --method aded:table=python.tri
