@@ -61,9 +61,9 @@ USAGE = {
     "suite": (["bench", "sped"], "no suite 'sped' (did you mean 'speed' or 'sparse'?)"),
     "no suite": (
         ["bench"],
-        "say which suite to run: accuracy, arch, batching, bits, cache, codec, detect, diffusion, docs, drafts, "
-        "encoders, harness, hydragen, parallel, pictures, search, serve, shrink, sparse, speculation, speed, steer, "
-        "vision",
+        "say which suite to run: accuracy, arch, batching, bits, cache, codec, coupling, detect, diffusion, docs, "
+        "drafts, encoders, harness, hydragen, parallel, pictures, search, serve, shrink, sparse, speculation, speed, "
+        "steer, vision",
     ),
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from outlay.scaling import report as plan
 SUMMARY = "Renews the tables of the documentation from the results in benchmarks/results"
 COMMANDS = {"compare": compare.TABLES, "plan": plan.TABLES}
 """Tables of results that a command wrote which is no suite."""
-MARK = re.compile(r"(<!-- table (?P<result>[\w-]+) (?P<table>\w+) -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table (?P<result>[\w-]+) (?P<table>[\w-]+) -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 MADE = re.compile(r"<!-- table .*?<!-- end of table -->", re.DOTALL)
 FIGURE = re.compile(r"\W*-?\d+(\.\d+)?\s?(x|%|ms|s|MB|GB|GB/s|tok/s)?\W*")
 REPORTS = ("$ outlay bench", "$ outlay compare")
