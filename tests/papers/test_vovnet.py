@@ -342,23 +342,14 @@ def test_densenets_have_the_published_parameters():
 
 @pytest.mark.slow
 def test_osa_takes_less_time_than_dense_blocks_and_profile_ranks_them_by_it():
-    """The paper's ratios are asked for wherever the library's convolutions can give them.
-
-    Where its 3x3 convolutions run near the processor's limit at any width, as on processors with AVX2 alone, no block
-    can be 1.3 times as efficient. That is so if OSA's convolutions alone, all else free, would miss the ratio.
-    """
+    """The paper's ratios, which depend on the processor: docs/vision.md says on which they fail, and why."""
     x = torch.rand(1, 64, 40, 40)
     found = {p.name: p for p in profiles({name: (block, (x,)) for name, block in blocks().items()}, rounds=15)}
     osa = found["osa"]
-    convolutions = sum(osa.layer_seconds[name] for name, kind in osa.cost.kinds.items() if kind == "Conv2d")
     assert ranked([*found.values()])[0] is osa
     for name in ("dense", "bottleneck"):
-        other = found[name]
-        ratios = other.cpu_seconds / osa.cpu_seconds, osa.flops_per_second / other.flops_per_second
-        print(f"{name}: time {ratios[0]:.2f}, FLOP/s {ratios[1]:.2f}, {other.share_of_peak:.2f} of peak")
-        if osa.cost.total.flops / convolutions >= 1.3 * other.flops_per_second:
-            assert ratios[0] >= 1.4
-            assert ratios[1] >= 1.3
+        assert found[name].cpu_seconds / osa.cpu_seconds >= 1.4
+        assert osa.flops_per_second / found[name].flops_per_second >= 1.3
 
 
 @pytest.mark.slow
