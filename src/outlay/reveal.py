@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outlay.decode.steer.mecb import MECB, Belief, read_tokens
+from outlay.decode.steer.mecb import MECB, Belief, float64
 from outlay.engine.method import Method, Work
 from outlay.engine.tree_run import TreeRun
 from outlay.lm import LM, Prompt
+
+WIDE = 64  # tokens whose logits are asked for at once
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,15 @@ class _Reader(Method):
 
     def decode(self, run: TreeRun) -> Work:
         belief = self.belief = self._method.belief(run.text_prompt)
-        nodes = run.tree.extend(range(-1, len(self._tokens) - 1), self._tokens)
-        self.taken = yield from read_tokens(run, belief, [run.prompt_end, *nodes])
+        path = [run.tip, *run.tree.extend(range(-1, len(self._tokens) - 1), self._tokens)]
+        for start in range(0, len(self._tokens), WIDE):
+            nodes = path[start : min(start + WIDE, len(self._tokens))]
+            logits = yield run.target.forward(nodes)
+            for node, row, token in zip(nodes, logits, self._tokens[start:], strict=False):
+                if belief.certain:
+                    return
+                belief.update(belief.step(float64(run.sampler.probs(row, node))), token)
+                self.taken += 1
 
 
 def reveal(lm: LM, prompt: Prompt, tokens: Sequence[int], method: MECB | None = None, **options: Any) -> Revealed:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from papers.distributions import FALSE_ALARM, exact_probs, markov_lm, p_value
 
-from outlay import FailureError, UsageError, cli
+from outlay import LM, FailureError, UsageError, cli
 from outlay.coupling import (
     bottleneck,
     distribution,
@@ -24,9 +24,10 @@ from outlay.coupling import (
 from outlay.coupling.bottleneck import _deterministic, _lowered, _raised
 from outlay.coupling.markov_game import grid, play, rate_of, read_process, soft_policy
 from outlay.decode.steer.mecb import ALONE, MECB, columns_of
+from outlay.engine.engine import Engine
 from outlay.engine.sampling import Sampling
 from outlay.reveal import reveal
-from outlay.testing import tiny_lm
+from outlay.testing import tiny_lm, tiny_model
 
 
 def drawn(random, most=40):
@@ -306,6 +307,17 @@ def test_a_message_is_read_from_the_text_alone_and_in_company(options):
         assert (found.message, found.certain) == ("hi Ω", True)
         assert found.tokens < 80
         assert found.target_passes < found.tokens
+
+
+def test_a_run_that_is_put_back_writes_the_same_text():
+    lm, alone = LM(tiny_model(), Engine(cache_tokens=300)), tiny_lm()
+    asked = {"method": MECB("some words", "k"), "temperature": 1.0, "max_tokens": 280, "ignore_eos": True}
+    handles = [lm.submit(f"number {seed}", seed=seed, **asked) for seed in range(4)]
+    results = [handle.result(60) for handle in handles]
+    assert any(result.ledger.extras.get("restarts") for result in results)
+    for seed, result in enumerate(results):
+        one = alone.generate(f"number {seed}", seed=seed, **asked)
+        assert (result.tokens, result.facts["message"]) == (one.tokens, {"bits": 80, "told": True})
 
 
 def test_another_key_or_prompt_reads_no_message():

@@ -15,9 +15,9 @@ computed in float64 by numpy: on one kind of processor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,12 @@ from torch import Tensor
 from outlay.coupling import Bottleneck, bottleneck, entropy
 from outlay.coupling.entropy import Probs
 from outlay.engine.method import About, Method, Work
-from outlay.engine.request import Request
 from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
 from outlay.errors import FailureError, UsageError
-from outlay.tree.token_tree import Node
 
 MOST = 255  # bytes of a message: its length is a byte
 CERTAIN = 1e-6  # bits of entropy below which a block is known: its most probable value has 1 - 1e-7 or more
-WIDE = 64  # tokens whose logits are asked for at once where they are known already
 # The most probable tokens that have a column each; all others make as many columns of about equal mass. To couple
 # 49,152 tokens one by one took about half a second each time, many times a pass of the default model.
 ALONE = 1024
@@ -85,11 +82,10 @@ class MECB(Method):
         if self.message is not None:
             belief = self.belief(run.text_prompt)
             blocks = self.blocks(run.text_prompt)
-            written = [run.prompt_end, *node.path(run.prompt_end)]
-            yield from read_tokens(run, belief, written)  # of a run that was put back
             run.facts["message"] = {"bits": 8 * len(self.message.encode()), "told": belief.certain}
             while not belief.certain:
-                step = belief.step((yield from _probs(run, node)))
+                logits = yield run.target.forward([node])
+                step = belief.step(float64(run.sampler.probs(logits[0], node)))
                 value = blocks[step.place] if step.place < len(blocks) else 0
                 token = step.draw(value, [run.random.uniform(node.position, stream) for stream in range(3)])
                 run.count(message_bits=belief.update(step, token))
@@ -215,31 +211,8 @@ class Belief:
         self._unknown += [float(self._bits)] * blocks
 
 
-def read_tokens(run: TreeRun, belief: Belief, path: Sequence[Node]) -> Generator[Request, Any, int]:
-    """Takes in tokens that are known already, in wide passes; returns how many it took until the message was known.
-
-    Args:
-        run: The run.
-        belief: Changed.
-        path: The prompt's end and the tokens' nodes.
-    """
-    for start in range(0, len(path) - 1, WIDE):
-        nodes = path[start : min(start + WIDE, len(path) - 1)]
-        logits = yield run.target.forward(nodes)
-        for place, (node, row) in enumerate(zip(nodes, logits, strict=True), start):
-            if belief.certain:
-                return place
-            belief.update(belief.step(_float64(run.sampler.probs(row, node))), path[place + 1].token)
-    return len(path) - 1
-
-
-def _probs(run: TreeRun, node: Node) -> Generator[Request, Any, Probs]:
-    """Asks for the distribution of the token after a node, float64 [vocab]."""
-    logits = yield run.target.forward([node])
-    return _float64(run.sampler.probs(logits[0], node))
-
-
-def _float64(probs: Tensor) -> Probs:
+def float64(probs: Tensor) -> Probs:
+    """Returns a distribution in float64 [vocab], so that its masses sum to 1 there."""
     found: Probs = probs.double().cpu().numpy()
     return found / found.sum()
 
