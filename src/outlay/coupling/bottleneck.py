@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from outlay.coupling.entropy import Probs, entropy, information
+from outlay.coupling.entropy import Probs, drawn, entropy, information
 from outlay.coupling.minimum import Coupling, min_entropy
 from outlay.errors import UsageError
 
@@ -83,8 +83,7 @@ class Bottleneck:
     def draw(self, outcome: int, numbers: tuple[float, float]) -> int:
         """Returns a y drawn for an outcome of X; the numbers are from [0, 1)."""
         columns, masses = self.coupling.row(self.encoder.draw(outcome, self.p, numbers[0]))
-        sums = np.cumsum(masses)
-        return int(columns[min(np.searchsorted(sums, numbers[1] * sums[-1], side="right"), len(columns) - 1)])
+        return int(columns[drawn(masses, numbers[1])])
 
     def posterior(self, y: int) -> Probs | None:
         """Returns P(X | y), float64 [n]; None where y never occurs."""

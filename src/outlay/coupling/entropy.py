@@ -53,3 +53,9 @@ def meet(p: Probs, q: Probs) -> Probs:
     size = max(len(p), len(q))
     sums = [np.cumsum(np.sort(np.pad(each, (0, size - len(each))))[::-1]) for each in (p, q)]
     return np.maximum(0.0, np.diff(np.minimum(*sums), prepend=0.0))
+
+
+def drawn(masses: Probs, number: float) -> int:
+    """Returns an outcome drawn by its mass; `number` is from [0, 1), and the masses need not sum to 1."""
+    sums = np.cumsum(masses)
+    return min(int(np.searchsorted(sums, number * sums[-1], side="right")), len(masses) - 1)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from outlay.coupling.bottleneck import Quantizer, bottleneck
-from outlay.coupling.entropy import Probs, entropy
+from outlay.coupling.entropy import Probs, drawn, entropy
 from outlay.errors import UsageError
 
 SWEEPS = 100  # of soft Q-iteration
@@ -155,14 +155,14 @@ def play(
     state, belief, reward, steps = process.start, prior, 0.0, 0
     while not process.terminal[state] and steps < STEPS:
         if message is None:
-            action = _drawn(policy[state], random)
+            action = drawn(policy[state], random.random())
         else:
             step = bottleneck(belief, policy[state], rate, quantizer)
             action = step.draw(message, (random.random(), random.random()))
             found = step.posterior(action)
             assert found is not None, "an action that was drawn has a probability"
             belief = found
-        state = _drawn(process.transitions[state, action], random)
+        state = drawn(process.transitions[state, action], random.random())
         steps += 1
         reward += process.gamma**steps * process.rewards[state]
     best = np.flatnonzero(belief >= belief.max() * (1 - 1e-9))
@@ -173,7 +173,3 @@ def play(
 def rate_of(share: float, prior: Probs) -> float:
     """Returns R in bits: a share of the prior's entropy."""
     return share * entropy(prior)
-
-
-def _drawn(probs: Probs, random: np.random.Generator) -> int:
-    return min(int(np.searchsorted(np.cumsum(probs), random.random(), side="right")), len(probs) - 1)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from outlay.coupling import Bottleneck, bottleneck, entropy
-from outlay.coupling.entropy import Probs
+from outlay.coupling.entropy import Probs, drawn
 from outlay.engine.method import About, Method, Work
 from outlay.engine.submission import Submission
 from outlay.engine.tree_run import TreeRun
@@ -120,8 +120,7 @@ class Columns(NamedTuple):
     def draw(self, column: int, number: float) -> int:
         """Returns a token of a column; `number` is from [0, 1)."""
         tokens = np.flatnonzero(self.of == column)
-        sums = np.cumsum(self.probs[tokens])
-        return int(tokens[min(np.searchsorted(sums, number * sums[-1], side="right"), len(tokens) - 1)])
+        return int(tokens[drawn(self.probs[tokens], number)])
 
 
 def columns_of(probs: Probs) -> Columns:
